@@ -1,0 +1,31 @@
+# make demo: set up, then train and attack a small network on real digits, in a few minutes on a CPU.
+# make test: set up, then run all tests.
+
+FASTPEER := .venv/bin/fastpeer
+PY := .venv/bin/python
+
+.PHONY: demo test lint format clean
+
+demo: .venv/ready
+	$(FASTPEER) prep --dataset digits --force
+	$(FASTPEER) train demo --force
+	$(FASTPEER) train demo --method natural --out runs/demo-natural --force
+	$(FASTPEER) eval runs/demo runs/demo-natural --attacks clean,fgsm,pgd20
+
+test: .venv/ready
+	$(PY) -m pytest
+
+lint: .venv/ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) tools/typecheck.py
+
+format: .venv/ready
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/ready: pyproject.toml constraints.txt tools/setup.sh
+	tools/setup.sh

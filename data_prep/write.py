@@ -1,0 +1,190 @@
+"""Runs the writer in a process group of its own, and ends the whole group when anything goes wrong.
+
+FFCV waits for ever once one of its workers has died. So a process apart (`write_process.py`) does the
+writing; its reports come through a pipe as lines of JSON, and this side can end it at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fastpeer.data_prep.destination import undisturbed
+from fastpeer.data_prep.options import Progress
+from fastpeer.errors import UserError
+
+MODULE = "fastpeer.data_prep.write_process"
+READ_SIZE = 1 << 16
+STDERR_KEPT = 4000
+PATIENCE_S = 10
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the writer process has to do.
+
+    Attributes:
+        dataset: one of `options.DATASETS`.
+        source: absolute path, or None for a bundled data set.
+        kind: what `dataset.json` says of the source where its own kind would not tell ("download").
+        size: side in pixels or None.
+        workers: decoding processes; 0 for one for each core.
+        folder: an empty folder to write into.
+    """
+
+    dataset: str
+    source: Path | None
+    kind: str | None
+    size: int | None
+    workers: int
+    folder: Path = Path()
+
+
+def run_writer(job: Job, progress: Progress) -> dict[str, Any]:
+    """Write the data set and return the content of its `dataset.json`.
+
+    Raises:
+        UserError: the writer found the source, the disk or the memory at fault.
+        RuntimeError: the writer process ended unexpectedly; carries what it had to say.
+    """
+    process = _start(job)
+    listener = _Listener(process, progress)
+    try:
+        listener.listen()
+    finally:
+        with undisturbed():
+            _end_group(process)
+    if listener.manifest is None:
+        raise _failure(listener, process.returncode)
+    return listener.manifest
+
+
+def _start(job: Job) -> subprocess.Popen[bytes]:
+    """Start the writer; its folder is empty, so that nothing there can stand in for a module."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", MODULE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=job.folder,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+        start_new_session=True,
+    )
+    stdin = _stream(process.stdin)
+    with suppress(BrokenPipeError), stdin:
+        stdin.write(pickle.dumps(job))
+    return process
+
+
+class _Listener:
+    """Reads both pipes until every process that holds them is gone."""
+
+    def __init__(self, process: subprocess.Popen[bytes], progress: Progress) -> None:
+        self.process = process
+        self.progress = progress
+        self.manifest: dict[str, Any] | None = None
+        self.error: str | None = None
+        self.stderr = b""
+        self._done: Counter[str] = Counter()
+        self._rest = b""
+        self._reports = _stream(process.stdout)
+        self._messages = _stream(process.stderr)
+
+    def listen(self) -> None:
+        """Return at the first error, once both pipes are closed, or when the workers outlive the writer."""
+        with selectors.DefaultSelector() as selector:
+            for stream in (self._reports, self._messages):
+                selector.register(stream, selectors.EVENT_READ)
+            while selector.get_map() and self.error is None:
+                ready = selector.select(POLL_S)
+                if not ready and _has_ended(self.process):
+                    return
+                for key, _ in ready:
+                    data = os.read(key.fd, READ_SIZE)
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is self._reports:
+                        self._take_reports(data)
+                    else:
+                        self.stderr = (self.stderr + data)[-STDERR_KEPT:]
+
+    def _take_reports(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            if "error" in report:
+                self.error = self.error or report["error"]
+            elif "manifest" in report:
+                self.manifest = report["manifest"]
+            else:
+                stage = report["stage"]
+                self._done[stage] += report["done"]
+                self.progress(stage, self._done[stage], report["total"])
+
+
+def _failure(listener: _Listener, code: int) -> Exception:
+    if listener.error is not None:
+        return UserError(listener.error)
+    if code == -signal.SIGKILL:
+        return UserError("the writer was killed, most likely for lack of memory: give it fewer --workers")
+    said = listener.stderr.decode("utf-8", "replace").strip()
+    return RuntimeError(f"the writer ended with exit status {code}: {said or 'it said nothing'}")
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether the writer has ended; it stays a zombie, so that its group's number is not given anew."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End all processes of the writer, and return once they are gone with their shared memory.
+
+    Python's resource tracker ignores SIGTERM; it removes the shared memory when all others are gone, and
+    being the last to hold the pipe of error messages, it closes that then.
+    """
+    streams = [_stream(process.stdout), _stream(process.stderr)]
+    _signal_group(process, signal.SIGTERM)
+    if not _drain(streams):
+        _signal_group(process, signal.SIGKILL)
+    process.wait()
+    for stream in streams:
+        stream.close()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _drain(streams: list[IO[bytes]]) -> bool:
+    """Read until all writers have closed the pipes; False if they have not in time."""
+    deadline = time.monotonic() + PATIENCE_S
+    with selectors.DefaultSelector() as selector:
+        for stream in streams:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return False
+            for key, _ in ready:
+                if not os.read(key.fd, READ_SIZE):
+                    selector.unregister(key.fileobj)
+    return True
+
+
+def _stream(pipe: IO[bytes] | None) -> IO[bytes]:
+    """Return a pipe that was asked for, and so is there."""
+    assert pipe is not None
+    return pipe

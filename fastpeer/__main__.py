@@ -1,0 +1,5 @@
+"""`python -m fastpeer` is the `fastpeer` command."""
+
+from fastpeer.cli import run
+
+run()

@@ -1,0 +1,173 @@
+"""What may stand behind `fastpeer prep`, `train` and `eval` on the command line."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, is_dataclass
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
+
+import tyro
+from tyro.conf import Positional, arg
+
+from fastpeer.config import Config, PixelDistance
+from fastpeer.errors import UserError, one_line
+from fastpeer.recipe import nearest
+
+DatasetName = Literal["digits", "cifar10", "cifar100", "tiny", "folder"]
+Arguments = TypeVar("Arguments")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepArguments:
+    """Turn a data set into .beton files that training reads."""
+
+    dataset: DatasetName
+    """digits needs no source; cifar10, cifar100 and tiny are downloaded where none is given."""
+    source: Path | None = None
+    """An official archive, its extracted folder, or a folder train/CLASS/..., test/CLASS/..."""
+    out: Path | None = None
+    """Folder to write; default: data/DATASET."""
+    size: int | None = None
+    """Height and width of the images; needed where the source holds several sizes."""
+    workers: int = 0
+    """Processes that decode; 0: one per core."""
+    force: bool = False
+    """Replace a data set that already stands there."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Train a robust student. Every setting of the recipe is also a flag."""
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")] = ""
+    """Name of a shipped recipe (fastpeer recipes lists them), or a TOML file; default: tiny-resnet18."""
+    folder: Annotated[Path | None, arg(name="data", metavar="DIR")] = None
+    """A prepared data set; default: data/NAME, as the recipe names it."""
+    out: Annotated[Path | None, arg(metavar="DIR")] = None
+    """The run folder; default: runs/RECIPE."""
+    amp: bool = False
+    """Autocast: bf16 where the device has it, else fp16."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with the run in --out, from its last checkpoint, with the settings it was started with."""
+    force: bool = False
+    """Delete the run that --out already holds."""
+    init_student: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Initial student: .safetensors, or a released .pth.tar."""
+    init_peer: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Initial peer, likewise."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Attack finished networks, and hold the accuracies against the paper's."""
+
+    runs: Positional[tuple[Path, ...]] = ()
+    """Run folders, or weight files beside their run's config; default: the newest run in runs/."""
+    attacks: str = "clean,fgsm,pgd20"
+    """Comma-separated: clean, fgsm, pgdN (N steps), aa (AutoAttack standard)."""
+    examples: int = 0
+    """Use only this many test images, evenly spread, and print a 95 % interval; 0: all."""
+    epsilon: PixelDistance = 8 / 255
+    """Radius of the L-infinity ball."""
+    step_size: PixelDistance = 2 / 255
+    """Step of PGD."""
+    checkpoints: str = "all"
+    """Comma-separated: last, swa, best, best-swa; all: those that the run holds."""
+    folder: Annotated[Path | None, arg(name="data", metavar="DIR")] = None
+    """A prepared data set; default: the one the run was trained on."""
+    model: str = ""
+    """Network of a weight file that lies outside a run folder."""
+    batch_size: int = 256
+    """Images attacked at once."""
+    seed: int = 0
+    """Of the random starts."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    quiet: bool = False
+    """Print nothing but the table and errors."""
+
+
+def parse(kind: type[Arguments], words: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
+    """Read the words behind a command.
+
+    Raises:
+        UserError: an unknown flag (the nearest are named), or a value that does not fit.
+        SystemExit: after --help.
+    """
+    flags = _flags(kind)
+    words = _spell_out_booleans(words, flags)
+    _refuse_unknown(words, flags)
+    complaint = io.StringIO()
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, prog=prog, args=words, **extra)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_unbox(complaint.getvalue())) from None
+
+
+def _flags(kind: type, prefix: str = "") -> dict[str, bool]:
+    """All flags below a dataclass, spelt with hyphens; True where it is a switch."""
+    flags: dict[str, bool] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        plain, marks = (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
+        if tyro.conf.Suppress in marks or tyro.conf.Positional in marks:
+            continue
+        renamed = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), name)
+        dotted = (prefix + renamed).replace("_", "-")
+        if is_dataclass(plain):
+            flags |= _flags(cast(type, plain), f"{dotted}." if dotted else "")
+        else:
+            flags[f"--{dotted}"] = plain is bool
+    return flags
+
+
+def _spell_out_booleans(words: Sequence[str], flags: dict[str, bool]) -> list[str]:
+    """Turn `--data.augment false` and `--data.augment=false` into `--data.no-augment`."""
+    spelt: list[str] = []
+    for word in chain.from_iterable(_at_equals(word) for word in words):
+        value = word.lower()
+        if value in ("true", "false") and spelt and flags.get(_hyphens(spelt[-1])):
+            spelt[-1] = spelt[-1] if value == "true" else _negated(_hyphens(spelt[-1]))
+        else:
+            spelt.append(word)
+    return spelt
+
+
+def _at_equals(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--") else [word]
+
+
+def _hyphens(flag: str) -> str:
+    return flag.replace("_", "-")
+
+
+def _negated(flag: str) -> str:
+    section, _, name = flag.removeprefix("--").rpartition(".")
+    return f"--{section}.no-{name}" if section else f"--no-{name}"
+
+
+def _refuse_unknown(words: Sequence[str], flags: dict[str, bool]) -> None:
+    known = {*flags, *(_negated(flag) for flag, switch in flags.items() if switch), "--help"}
+    for word in words:
+        if word.startswith("--") and _hyphens(word) not in known:
+            raise UserError(f"unknown flag {word}; did you mean {nearest(_hyphens(word), known)}?")
+
+
+def _unbox(complaint: str) -> str:
+    """The first paragraph of tyro's framed error, as one line."""
+    lines = [line.strip("│ \n") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraph = takewhile(lambda line: not line.startswith("──"), lines)
+    text = one_line(" ".join(paragraph)).removeprefix("Error parsing ").removeprefix("config.")
+    return text.replace("invalid literal for int() with base 10:", "needs a whole number, not")

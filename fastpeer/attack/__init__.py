@@ -1,0 +1,1 @@
+"""How to attack: projected gradient ascent in the L-infinity ball, and accuracy under it."""

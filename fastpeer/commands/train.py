@@ -1,0 +1,152 @@
+"""`fastpeer train`: begin a run, or go on with one."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastpeer.arguments import TrainArguments, parse
+from fastpeer.config import Config
+from fastpeer.errors import UserError
+from fastpeer.recipe import DEFAULT_RECIPE, load_recipe
+from fastpeer.runfolder import RunFolder
+
+PROG = "fastpeer train"
+CHANGEABLE = ("train.epochs", "train.max_steps", "log.every", "log.tensorboard")
+"""Settings that a run may be resumed with other values of."""
+
+
+def train_command(words: Sequence[str]) -> None:
+    """Train as the words behind `fastpeer train` say, and print the accuracies reached.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    given = parse(TrainArguments, words, PROG)
+    run = RunFolder(given.out or Path("runs") / Path(given.recipe or DEFAULT_RECIPE).stem)
+    console = Console(quiet=given.quiet)
+    if given.resume:
+        base = _resumed_base(run, given, console)
+    else:
+        base = load_recipe(given.recipe or DEFAULT_RECIPE)
+    arguments = parse(TrainArguments, words, PROG, default=replace(TrainArguments(), config=base))
+    _train(arguments, run, console)
+
+
+def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
+    # Imported here: torch takes a second that --help and errors in the words need not wait for.
+    from fastpeer.data.dataset import open_dataset
+    from fastpeer.engine.interrupt import stopping_on_signals
+    from fastpeer.engine.parts import build_parts, describe
+    from fastpeer.engine.precision import amp_precision, choose_device
+    from fastpeer.engine.progress import choose_reporter
+    from fastpeer.engine.trainer import Trainer
+
+    device = choose_device(arguments.device)
+    config = arguments.config
+    if arguments.amp:
+        config = replace(config, precision=amp_precision(device))
+    if arguments.resume:
+        _refuse_other_settings(config, run.read_config())
+    dataset = open_dataset(_data_folder(arguments, run, config))
+    initial = {"student": arguments.init_student, "peer": arguments.init_peer}
+    parts = build_parts(config, dataset, device, initial)
+    reporter = choose_reporter(arguments.quiet, console)
+    with stopping_on_signals() as stop:
+        if not arguments.resume:
+            run.create(config, describe(parts), arguments.force)
+        trainer = Trainer(run, config, parts, reporter, stop)
+        if arguments.resume:
+            _refuse_other_data(run, describe(parts))
+            trainer.resume()
+        reporter.message(_opening(run, config, describe(parts)))
+        trainer.train()
+    console.print(_summary(trainer.summary, config, parts.selection.indices.size))
+
+
+def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Config:
+    """The run's own settings; those that may change come from the recipe, if one was named."""
+    if given.force or given.init_student or given.init_peer:
+        raise UserError("--resume goes on from a checkpoint: --force, --init-student and --init-peer do not fit")
+    saved = run.read_config()
+    if not given.recipe:
+        return saved
+    recipe = load_recipe(given.recipe)
+    train, log = recipe.train, recipe.log
+    kept = replace(
+        saved, train=replace(saved.train, epochs=train.epochs, max_steps=train.max_steps), log=log
+    )
+    ignored = sorted(_differences(recipe, kept))
+    if ignored:
+        console.print(f"note: the run keeps its own {', '.join(ignored)}, not the recipe's", soft_wrap=True)
+    return kept
+
+
+def _refuse_other_settings(config: Config, saved: Config) -> None:
+    for name, (new, old) in _differences(config, saved).items():
+        if name not in CHANGEABLE:
+            raise UserError(f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run")
+
+
+def _refuse_other_data(run: RunFolder, facts: dict[str, Any]) -> None:
+    if run.read_facts()["data"]["train_sha256"] != facts["data"]["train_sha256"]:
+        raise UserError(f"--resume: {facts['data']['folder']} is not the data that {run.path} was trained on")
+
+
+def _differences(config: Config, other: Config) -> dict[str, tuple[object, object]]:
+    ours, theirs = _flat(asdict(config)), _flat(asdict(other))
+    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if name == "paper":
+            continue
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> Path:
+    if arguments.folder is not None:
+        return arguments.folder
+    if arguments.resume:
+        return Path(run.read_facts()["data"]["folder"])
+    if not config.data.dataset:
+        raise UserError("which data? name a prepared data set with --data DIR (the recipe names none)")
+    return Path("data") / config.data.dataset
+
+
+def _opening(run: RunFolder, config: Config, facts: dict[str, Any]) -> str:
+    networks = f"student {config.model.student}"
+    if config.method == "peeraid":
+        networks += f", peer {config.model.peer}"
+    data = facts["data"]
+    return (
+        f"{run.path}: {config.method}, {networks}, {data['name']} ({data['classes']} classes,"
+        f" {data['size'][0]}x{data['size'][1]}), {config.precision} on {facts['device']}, seed {config.seed}"
+    )
+
+
+def _summary(summary: dict[str, dict[str, Any]], config: Config, images: int) -> Table | str:
+    """Last and best, plain and averaged, side by side."""
+    if not summary:
+        return "no epoch was completed, so nothing was evaluated"
+    names = {"last": "last", "best": "best", "swa": "last, averaged (SWA)", "best-swa": "best, averaged (SWA)"}
+    metrics = [name for name in summary["last"] if name != "epoch"]
+    split = "held-out training images (val)" if config.selection.split == "val" else "test images"
+    table = Table(title=f"student, accuracy in % on {images} {split}; best by {_metric(config, metrics)} on the same")
+    for heading in ("student", "epoch", *metrics):
+        table.add_column(heading, justify="left" if heading == "student" else "right")
+    for key, name in names.items():
+        if key in summary:
+            entry = summary[key]
+            table.add_row(name, str(entry["epoch"]), *(f"{entry[metric]:.2f}" for metric in metrics))
+    return table
+
+
+def _metric(config: Config, metrics: list[str]) -> str:
+    return "clean" if config.method == "natural" else metrics[-1]

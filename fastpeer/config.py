@@ -1,0 +1,273 @@
+"""Every setting of a training run, as frozen dataclasses.
+
+The same names are TOML keys (`[attack] steps = 10`) and flags (`--attack.steps 10`).
+Unless a docstring says otherwise, a default is the released PeerAiD value for ResNet-18 on CIFAR-10.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+import tyro.conf
+from tyro.constructors import PrimitiveConstructorSpec
+
+from fastpeer.models import check_model_name
+
+Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
+MethodName = Literal["peeraid", "natural"]
+Reduction = Literal["mean", "batchmean"]
+Split = Literal["val", "test"]
+
+
+def parse_fraction(value: object) -> float:
+    """Read a number or a fraction: 0.03, "0.03" or "8/255" (exact to the last bit of a double)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"needs a number or a fraction such as 8/255, not {value!r}")
+    try:
+        return float(Fraction(value)) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"needs a number or a fraction such as 8/255, not {value!r}") from None
+
+
+def format_fraction(value: float) -> str:
+    """Write a multiple of 1/255 as such, any other number as Python does; `parse_fraction` reads it back."""
+    numerator = round(value * 255)
+    return f"{numerator}/255" if numerator and numerator / 255 == value else repr(value)
+
+
+PixelDistance = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N/255",
+        instance_from_str=lambda words: parse_fraction(words[0]),
+        is_instance=lambda value: isinstance(value, float),
+        str_from_instance=lambda value: [format_fraction(value)],
+    ),
+]
+"""A distance between images whose pixels lie in [0, 1]; may be written as 8/255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which networks learn."""
+
+    student: str = "resnet18"
+    """The network that is to become robust."""
+    peer: str = "resnet18"
+    """The tutor that learns beside it."""
+
+    def __post_init__(self) -> None:
+        check_model_name(self.student)
+        check_model_name(self.peer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and how."""
+
+    dataset: str = ""
+    """Name of a prepared data set: its folder is data/NAME unless --data says otherwise."""
+    augment: bool = True
+    """Random crop (4 zero pixels of padding) and horizontal flip of the training images."""
+    shuffle: bool = True
+    """New order of the training images each epoch."""
+    drop_last: bool = False
+    """Leave out the last, partial batch of an epoch (the released code keeps it)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """The PGD attack on the student during training, in the L-infinity ball."""
+
+    epsilon: PixelDistance = 8 / 255
+    """Radius of the ball."""
+    step_size: PixelDistance = 2 / 255
+    """How far one step moves each pixel."""
+    steps: int = 10
+    """Number of steps."""
+    start_std: float = 0.001
+    """Standard deviation of the Gaussian noise the attack starts from; 0 starts at the image itself."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "epsilon", "step_size", "steps", "start_std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The weights of PeerAiD's loss (eq. 3 and 4 of the paper, as the released code computes them)."""
+
+    temperature: float = 5.0
+    """Temperature τ of the student's distillation terms."""
+    peer_temperature: float = 1.0
+    """Temperature τ_p of the peer's distillation term."""
+    lambda1: float = 0.0
+    """Student: cross-entropy with the labels."""
+    lambda2: float = 1.0
+    """Student: divergence from the peer on the adversarial images."""
+    lambda3: float = 1.0
+    """Student: divergence of its adversarial from its clean prediction."""
+    gamma1: float = 1.0
+    """Peer: cross-entropy with the labels."""
+    gamma2: float = 0.1
+    """Peer: divergence from the student."""
+    reduction: Reduction = "mean"
+    """Divergences divided by batch x classes (mean, as released) or by the batch alone (batchmean, as in the
+    paper's formulas)."""
+    peer_target_grad: bool = True
+    """The student, target of the peer's divergence, receives that term's gradient too (as released)."""
+    clean_target_grad: bool = True
+    """The student's clean prediction, target of lambda3's term, receives its gradient too (as released)."""
+
+    def __post_init__(self) -> None:
+        _above(0, self, "temperature", "peer_temperature")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """SGD, the same for all trained networks."""
+
+    lr: float = 0.1
+    """Learning rate of the first epochs."""
+    momentum: float = 0.9
+    """Momentum."""
+    weight_decay: float = 2e-4
+    """Weight decay, on all parameters."""
+    milestones: tuple[int, ...] = (214, 259, 284)
+    """Epochs, counted from 0, from which on the learning rate is a tenth of what it was."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "lr", "momentum", "weight_decay")
+        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=0) < 0:
+            raise ValueError(f"milestones needs increasing epochs, not {list(self.milestones)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwaConfig:
+    """Stochastic weight averaging of the student, one model an epoch."""
+
+    enabled: bool = True
+    """Keep an averaged student beside the trained one."""
+    start: int = -1
+    """First epoch (from 0) whose end is averaged; -1: the first of optim.milestones."""
+
+    def __post_init__(self) -> None:
+        _at_least(-1, self, "start")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, and how many images at once."""
+
+    batch_size: int = 128
+    """Images in a step."""
+    epochs: int = 300
+    """Passes over the training images."""
+    max_steps: int = 0
+    """Stop after this many steps in all, wherever the epoch is; 0: no limit."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "batch_size", "epochs")
+        _at_least(0, self, "max_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """How the best epoch is chosen: highest PGD accuracy of the student at an epoch's end."""
+
+    split: Split = "val"
+    """On a held-out part of the training images (val), or on the test images as the paper does (test)."""
+    fraction: float = 0.1
+    """How much of each class is held out for val: the last images of the class, in the data set's order."""
+    examples: int = 0
+    """Use only this many images of the split, evenly spread; 0: all."""
+    steps: int = 10
+    """PGD steps; epsilon and step size are the attack's."""
+    every: int = 1
+    """Evaluate at the end of every so many epochs, and of the last one."""
+    batch_size: int = 256
+    """Images evaluated at once."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "every", "batch_size", "steps")
+        _at_least(0, self, "examples")
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction needs a number between 0 and 1, not {self.fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training."""
+
+    every: int = 50
+    """Steps between two lines of metrics.jsonl."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder too."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperConfig:
+    """What the paper reports for a recipe's row, in per cent; the evaluation prints it beside its own."""
+
+    row: str
+    """Table and row, for people."""
+    dataset: str
+    """Name of the data set the figures hold for."""
+    clean: float
+    """Accuracy on clean images."""
+    fgsm: float
+    """Accuracy under FGSM."""
+    pgd20: float
+    """Accuracy under PGD-20."""
+    aa: float
+    """Accuracy under AutoAttack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything needed to run a training again."""
+
+    method: MethodName = "peeraid"
+    """What is learnt: PeerAiD, or plain training without an attack."""
+    seed: int = 0
+    """Of the initial weights, the order, the augmentation and the attack's noise."""
+    precision: Precision = "fp32"
+    """fp64 and fp32 compute in that format, tf32 allows it in matrix products, bf16 and fp16 autocast."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    swa: SwaConfig = field(default_factory=SwaConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    paper: Annotated[PaperConfig | None, tyro.conf.Suppress, tyro.conf.Fixed] = None
+    """The paper's figures for this recipe; not a flag."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "seed")
+
+    @property
+    def swa_start(self) -> int | None:
+        """First epoch whose student is averaged; None where none is."""
+        if not self.swa.enabled:
+            return None
+        if self.swa.start >= 0:
+            return self.swa.start
+        return self.optim.milestones[0] if self.optim.milestones else None
+
+
+def _at_least(low: float, config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= low:
+            raise ValueError(f"{name} needs {low} or more, not {getattr(config, name)}")
+
+
+def _above(low: float, config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > low:
+            raise ValueError(f"{name} needs more than {low}, not {getattr(config, name)}")

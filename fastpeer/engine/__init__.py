@@ -1,0 +1,1 @@
+"""How training runs: one step, epochs of them, averaging, checkpoints."""

@@ -1,0 +1,61 @@
+"""Stochastic weight averaging (Izmailov et al. 2018), as PeerAiD's released code does it."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fastpeer.data.stream import Batch
+from fastpeer.engine.batchnorm import batchnorms
+from fastpeer.engine.precision import NumberFormat
+
+
+class AveragedStudent:
+    """The equal-weight mean of the student's parameters at the ends of epochs.
+
+    Args:
+        student: copied for its shape; its values enter with the first `collect`.
+
+    Attributes:
+        network: the averaged network.
+        count: how many models it is the mean of.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        self.network = copy.deepcopy(student)
+        self.count = 0
+
+    @torch.no_grad()
+    def collect(self, student: nn.Module) -> None:
+        """Take one more model into the mean; buffers are left to `reestimate`."""
+        self.count += 1
+        for mean, parameter in zip(self.network.parameters(), student.parameters(), strict=True):
+            mean.lerp_(parameter, 1 / self.count)
+
+    @torch.no_grad()
+    def reestimate(self, batches: Iterable[Batch], number_format: NumberFormat) -> None:
+        """Measure the BatchNorm statistics anew, in one train-mode pass over clean training images.
+
+        Each batch enters with the momentum that makes the result the mean over all samples so far.
+        """
+        norms = batchnorms(self.network)
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            _reset(norm.running_mean, norm.running_var)
+        seen = 0
+        self.network.train()
+        for batch in batches:
+            seen += len(batch.images)
+            for norm in norms:
+                norm.momentum = len(batch.images) / seen
+            with number_format.autocasting(batch.images.device):
+                self.network(batch.images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _reset(mean: Tensor | None, variance: Tensor | None) -> None:
+    if mean is not None and variance is not None:
+        mean.zero_()
+        variance.fill_(1)

@@ -1,0 +1,34 @@
+"""Handling of BatchNorm's running statistics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def batchnorms(network: nn.Module) -> list[_BatchNorm]:
+    """Return all BatchNorm layers of a network."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def counted(network: nn.Module, times: int) -> Iterator[None]:
+    """Let one train-mode pass move the running statistics as `times` passes over the same batch would.
+
+    r ← (1 − m)·r + m·a, repeated with the same a, equals one update with momentum 1 − (1 − m)^times.
+    """
+    if times == 1:
+        yield
+        return
+    norms = batchnorms(network)
+    momenta = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = 1 - (1 - momentum) ** times
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(times - 1)

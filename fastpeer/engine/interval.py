@@ -1,0 +1,64 @@
+"""What the log says of the steps between two of its lines."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fastpeer.engine.step import StepResult
+
+
+class Interval:
+    """Sums of what steps found since the last line of the log; stays on the device until it is read.
+
+    Args:
+        terms: names of the loss terms.
+        forwards: names of the forwards.
+        device: where the steps' results lie.
+    """
+
+    def __init__(self, terms: list[str], forwards: list[str], device: torch.device) -> None:
+        self.terms = terms
+        self.forwards = forwards
+        self.device = device
+        self._clear()
+
+    def add(self, result: StepResult, images: int) -> None:
+        """Take in a step's result."""
+        self._losses = self._losses + result.losses.double() * images
+        self._correct = self._correct + result.correct
+        self._images += images
+        self._seen += images
+
+    def record(self) -> dict[str, Any]:
+        """Return means since the last call, and begin anew."""
+        seconds = time.perf_counter() - self._since
+        record = {
+            "losses": dict(zip(self.terms, (self._losses / self._images).tolist(), strict=True)),
+            "accuracy": dict(zip(self.forwards, (100 * self._correct / self._images).tolist(), strict=True)),
+            "images_per_second": self._seen / seconds,
+        }
+        self._clear()
+        return record
+
+    def state(self) -> dict[str, Any]:
+        """Return what is summed up so far, for a checkpoint."""
+        return {"losses": self._losses.cpu(), "correct": self._correct.cpu(), "images": self._images}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's sums."""
+        self._losses = state["losses"].to(self.device)
+        self._correct = state["correct"].to(self.device)
+        self._images = state["images"]
+
+    def restart_clock(self) -> None:
+        """Leave out of images per second what went on before, such as an evaluation."""
+        self._seen = 0
+        self._since = time.perf_counter()
+
+    def _clear(self) -> None:
+        self._losses = torch.zeros(len(self.terms), dtype=torch.float64, device=self.device)
+        self._correct = torch.zeros(len(self.forwards), dtype=torch.int64, device=self.device)
+        self._images = 0
+        self.restart_clock()

@@ -1,0 +1,119 @@
+"""Builds what a training needs from its settings: images, networks, device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastpeer.config import Config
+from fastpeer.data.beton import BetonLoader
+from fastpeer.data.counter import counter_key
+from fastpeer.data.dataset import PreparedDataset
+from fastpeer.data.stream import EvaluationStream, TrainingStream, hold_out, spread
+from fastpeer.engine.precision import NumberFormat, number_format
+from fastpeer.errors import UserError
+from fastpeer.methods import Method, build_method
+from fastpeer.models import build_model
+from fastpeer.models.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pieces that a trainer puts together."""
+
+    method: Method
+    networks: dict[str, nn.Module]
+    training: TrainingStream
+    selection: EvaluationStream
+    number_format: NumberFormat
+    device: torch.device
+    dataset: PreparedDataset
+
+    @property
+    def classes(self) -> int:
+        """How many the data set has."""
+        return len(self.dataset.classes)
+
+
+def build_parts(
+    config: Config, dataset: PreparedDataset, device: torch.device, initial: Mapping[str, Path | None]
+) -> Parts:
+    """Open the data and build the networks.
+
+    Args:
+        config: the settings.
+        dataset: what to train on.
+        device: where to compute.
+        initial: files with initial weights, by network; the others start at random from the seed.
+
+    Raises:
+        UserError: data or weights do not fit.
+    """
+    numbers = number_format(config.precision)
+    numbers.allow_tf32()
+    method = build_method(config)
+    unused = [name for name, file in initial.items() if file is not None and name not in method.trained]
+    if unused:
+        raise UserError(f"--init-{unused[0]}: the method {config.method} has no {unused[0]}")
+    training, selection = _streams(config, dataset, device, numbers)
+    networks = {
+        name: _network(config, name, initial.get(name), len(dataset.classes)).to(
+            device, numbers.weights, memory_format=torch.channels_last
+        )
+        for name in method.trained
+    }
+    return Parts(method, networks, training, selection, numbers, device, dataset)
+
+
+def _network(config: Config, name: str, weights: Path | None, classes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(counter_key(config.seed, f"initial {name}") >> 1)
+        network = build_model(getattr(config.model, name), classes)
+    if weights is not None:
+        # In double, so that weights of any precision arrive as they are.
+        network.double()
+        load_weights(network, weights)
+    return network
+
+
+def _streams(
+    config: Config, dataset: PreparedDataset, device: torch.device, numbers: NumberFormat
+) -> tuple[TrainingStream, EvaluationStream]:
+    loader = BetonLoader(dataset.beton("train"), config.train.batch_size)
+    used, held_out = np.arange(len(loader.labels)), None
+    if config.selection.split == "val":
+        used, held_out = hold_out(loader.labels, config.selection.fraction)
+    training = TrainingStream(
+        loader, used, device, numbers.weights, config.seed, config.data.augment, config.data.shuffle,
+        config.data.drop_last,
+    )  # fmt: skip
+    if training.steps_per_epoch == 0:
+        raise UserError(
+            f"{len(used)} training images make no batch of {config.train.batch_size} with data.drop_last:"
+            " lower --train.batch_size"
+        )
+    split = "test" if held_out is None else "train"
+    images = BetonLoader(dataset.beton(split), config.selection.batch_size)
+    chosen = spread(np.arange(len(images.labels)) if held_out is None else held_out, config.selection.examples)
+    return training, EvaluationStream(images, chosen, device, numbers.weights)
+
+
+def describe(parts: Parts) -> dict[str, Any]:
+    """Return what a run should remember of its surroundings beside the settings."""
+    device = torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else "cpu"
+    return {
+        "data": {
+            "folder": str(parts.dataset.folder),
+            "name": parts.dataset.name,
+            "classes": len(parts.dataset.classes),
+            "size": list(parts.dataset.size),
+            "train_sha256": parts.dataset.splits["train"]["sha256"],
+            "test_sha256": parts.dataset.splits["test"]["sha256"],
+        },
+        "device": device,
+        "torch": torch.__version__,
+    }

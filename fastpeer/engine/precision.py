@@ -1,0 +1,73 @@
+"""In which number format a run computes, and on which device."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from fastpeer.config import Precision
+from fastpeer.errors import UserError, one_line
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """What the settings' `precision` means.
+
+    Attributes:
+        weights: dtype of weights, images and the attack's iterate.
+        autocast: lower dtype of convolutions and matrix products, if any.
+        tf32: CUDA may round the inputs of float32 products to TF32.
+    """
+
+    weights: torch.dtype
+    autocast: torch.dtype | None
+    tf32: bool
+
+    def autocasting(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context in which networks are run."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, self.autocast)
+
+    def allow_tf32(self) -> None:
+        """Tell CUDA, for the whole process, whether float32 products may use TF32."""
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        torch.backends.cudnn.allow_tf32 = self.tf32
+
+
+def number_format(precision: Precision) -> NumberFormat:
+    """Return what a `precision` setting stands for."""
+    formats = {
+        "fp64": NumberFormat(torch.float64, None, tf32=False),
+        "fp32": NumberFormat(torch.float32, None, tf32=False),
+        "tf32": NumberFormat(torch.float32, None, tf32=True),
+        "bf16": NumberFormat(torch.float32, torch.bfloat16, tf32=True),
+        "fp16": NumberFormat(torch.float32, torch.float16, tf32=True),
+    }
+    return formats[precision]
+
+
+def amp_precision(device: torch.device) -> Precision:
+    """Return what `--amp` picks: bf16, or fp16 on CUDA devices that lack it."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "fp16"
+    return "bf16"
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device a flag names; auto is CUDA where there is one.
+
+    Raises:
+        UserError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = one_line(error).split(". ")[0]
+        raise UserError(f"--device {name}: cannot be used here ({reason}); try auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    return device

@@ -1,0 +1,110 @@
+"""What a person sees of a run: bars on a terminal, lines in a file, or nothing."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Shows nothing; the base of those that show something."""
+
+    @contextmanager
+    def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
+        """Enclose a training that has come to `step` of `total`."""
+        yield
+
+    def step(self, step: int) -> None:
+        """A step ended; it is number `step` of the run."""
+
+    def interval(self, record: Mapping[str, Any]) -> None:
+        """A line went into the log."""
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """An epoch was evaluated."""
+
+    def message(self, text: str) -> None:
+        """Something that a person should know."""
+
+
+class PlainReporter(Reporter):
+    """Lines: one for each interval of the log and each evaluated epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._total = 0
+
+    @contextmanager
+    def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
+        """Remember how many steps there are."""
+        self._total = total
+        yield
+
+    def interval(self, record: Mapping[str, Any]) -> None:
+        """Print losses and speed."""
+        self.message(f"step {record['step']}/{self._total}  {interval_text(record)}")
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Print accuracies."""
+        self.message(epoch_text(record))
+
+    def message(self, text: str) -> None:
+        """Print a line as it is."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class BarReporter(PlainReporter):
+    """Two bars, the epoch's and the run's, below a line for each evaluated epoch."""
+
+    @contextmanager
+    def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
+        """Show the bars meanwhile."""
+        self._total, self._steps_per_epoch = total, steps_per_epoch
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, speed_estimate_period=300) as self._progress:
+            self._losses = self._progress.add_task("", total=None, visible=False)
+            self._epoch_bar = self._progress.add_task("epoch", total=steps_per_epoch)
+            self._run_bar = self._progress.add_task("run", total=total, completed=step)
+            yield
+
+    def step(self, step: int) -> None:
+        """Move the bars."""
+        epoch, within = divmod(step - 1, self._steps_per_epoch)
+        self._progress.update(self._epoch_bar, completed=within + 1, description=f"epoch {epoch}")
+        self._progress.update(self._run_bar, completed=step)
+
+    def interval(self, record: Mapping[str, Any]) -> None:
+        """Show losses and speed beside the bars."""
+        self._progress.update(self._run_bar, description=f"{interval_text(record)}\nrun")
+
+
+def interval_text(record: Mapping[str, Any]) -> str:
+    """Losses, training accuracies and speed, in a line."""
+    losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
+    accuracies = " ".join(f"{name} {value:.1f}%" for name, value in record["accuracy"].items())
+    return f"{record['images_per_second']:.0f} images/s  loss: {losses}  train: {accuracies}  lr {record['lr']:g}"
+
+
+def epoch_text(record: Mapping[str, Any]) -> str:
+    """Accuracies at an epoch's end, in a line."""
+    parts = []
+    for network, accuracies in record["selection"].items():
+        values = ", ".join(f"{attack} {value:.2f}" for attack, value in accuracies.items())
+        parts.append(f"{network}: {values}")
+    return f"epoch {record['epoch']}  {record['split']} split, {record['images']} images (%)  " + "  ".join(parts)
+
+
+def choose_reporter(quiet: bool, console: Console) -> Reporter:
+    """Bars on a terminal, lines elsewhere, nothing when quiet."""
+    if quiet:
+        return Reporter()
+    return BarReporter(console) if console.is_terminal else PlainReporter(console)

@@ -1,0 +1,70 @@
+"""Accuracies at an epoch's end, by which the best epoch is chosen."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor, nn
+
+from fastpeer.attack.accuracy import Attack, clean, correct_predictions, label_pgd
+from fastpeer.config import Config
+from fastpeer.data.stream import Batch, EvaluationStream
+from fastpeer.engine.precision import NumberFormat
+
+Accuracies = dict[str, float]
+"""Per cent, by name: clean, pgd10."""
+
+
+class Selection:
+    """Evaluates networks on the images that the selection is made on.
+
+    Args:
+        config: of the run.
+        stream: the images: the held-out part, or the test split.
+        classes: how many there are.
+        number_format: what to compute in.
+        attacked: whether the method trains for robustness, so that PGD accuracy decides.
+        check: called between batches; raises to stop.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stream: EvaluationStream,
+        classes: int,
+        number_format: NumberFormat,
+        attacked: bool,
+        check: Callable[[], None],
+    ) -> None:
+        self.split = config.selection.split
+        self.images = len(stream.indices)
+        self.robust = f"pgd{config.selection.steps}"
+        self.metric = self.robust if attacked else "clean"
+        self._stream = stream
+        self._format = number_format
+        self._check = check
+        attack = config.attack
+        self._pgd = label_pgd(attack.epsilon, attack.step_size, config.selection.steps, classes, config.seed)
+
+    def evaluate(self, networks: Mapping[str, nn.Module], attacked: str) -> dict[str, Accuracies]:
+        """Return the accuracies of all networks, clean and on PGD examples aimed at one of them."""
+        with self._format.autocasting(self._stream.device):
+            return {
+                name: {"clean": natural, self.robust: robust}
+                for (name, natural), robust in zip(
+                    self._accuracy(networks, attacked, clean).items(),
+                    self._accuracy(networks, attacked, self._pgd).values(),
+                    strict=True,
+                )
+            }
+
+    def _accuracy(self, networks: Mapping[str, nn.Module], attacked: str, attack: Attack) -> Accuracies:
+        hits = correct_predictions(networks, attacked, self._batches(), attack)
+        return {name: _percent(right) for name, right in hits.items()}
+
+    def _batches(self) -> Iterator[Batch]:
+        for batch in self._stream:
+            self._check()
+            yield batch
+
+
+def _percent(right: Tensor) -> float:
+    return 100 * right.double().mean().item()

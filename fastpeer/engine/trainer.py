@@ -1,0 +1,238 @@
+"""Epochs of steps, with averaging, selection, checkpoints and a log."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from fastpeer.config import Config
+from fastpeer.data.stream import Batch
+from fastpeer.engine.averaging import AveragedStudent
+from fastpeer.engine.checkpoint import load_networks, load_state, save_checkpoint
+from fastpeer.engine.interval import Interval
+from fastpeer.engine.interrupt import Stopped, StopWish
+from fastpeer.engine.metrics import MetricsLog
+from fastpeer.engine.parts import Parts
+from fastpeer.engine.progress import Reporter
+from fastpeer.engine.selection import Selection
+from fastpeer.engine.step import TrainingStep
+from fastpeer.errors import UserError
+from fastpeer.runfolder import RunFolder
+
+
+@dataclass
+class Position:
+    """How far a run has come: the next step is number `in_epoch` of `epoch`, number `step` of the run."""
+
+    epoch: int = 0
+    in_epoch: int = 0
+    step: int = 0
+
+
+class Trainer:
+    """Carries a run from where it stands to its end.
+
+    Args:
+        run: where it lies.
+        config: its settings.
+        parts: data, networks and device.
+        reporter: shows progress.
+        stop: asked between steps.
+    """
+
+    def __init__(self, run: RunFolder, config: Config, parts: Parts, reporter: Reporter, stop: StopWish) -> None:
+        self.run = run
+        self.config = config
+        self.parts = parts
+        self.reporter = reporter
+        self.stop = stop
+        self.position = Position()
+        self.step = TrainingStep(
+            parts.method, parts.networks, config.attack, config.optim, parts.number_format, config.seed
+        )
+        attacked = parts.method.attack is not None
+        self.selection = Selection(
+            config, parts.selection, parts.classes, parts.number_format, attacked, stop.check
+        )
+        self.average = AveragedStudent(parts.networks["student"]) if config.swa_start is not None else None
+        forwards = [f"{forward.network}_{forward.images}" for forward in parts.method.forwards]
+        self.interval = Interval(list(parts.method.terms), forwards, parts.device)
+        self.summary: dict[str, dict[str, Any]] = {}
+        self._log_length = 0
+
+    def train(self) -> None:
+        """Run all epochs that are left.
+
+        Raises:
+            Stopped: on demand, after everything was saved.
+            UserError: a loss is not finite.
+        """
+        tensorboard = self.run.path / "tensorboard" if self.config.log.tensorboard else None
+        self.log = MetricsLog(self.run.metrics_file, self._log_length, tensorboard, self.position.step)
+        try:
+            with self.reporter.running(self.position.step, self._total_steps(), self._steps_per_epoch):
+                while not self._finished():
+                    self._run_epoch()
+        except Stopped:
+            self._save("last")
+            raise
+        finally:
+            self.log.close()
+
+    def resume(self) -> None:
+        """Take up the run's last checkpoint.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        folder = self.run.checkpoints / "last"
+        state = load_state(folder)
+        load_networks(folder, self._saved_networks())
+        for name, optimizer in self.step.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.step.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.count = state["swa_count"]
+        self.position = Position(**state["position"])
+        self.interval.load_state(state["interval"])
+        self.summary = state["summary"]
+        self._log_length = state["log_length"]
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return self.parts.training.steps_per_epoch
+
+    def _total_steps(self) -> int:
+        total = self.config.train.epochs * self._steps_per_epoch
+        return min(total, self.config.train.max_steps or total)
+
+    def _finished(self) -> bool:
+        return self.position.epoch >= self.config.train.epochs or self._at_limit()
+
+    def _at_limit(self) -> bool:
+        return 0 < self.config.train.max_steps <= self.position.step
+
+    def _run_epoch(self) -> None:
+        self.step.set_learning_rate(learning_rate(self.config, self.position.epoch))
+        self._run_steps()
+        if self.position.in_epoch == self._steps_per_epoch:
+            self._close_epoch()
+        else:
+            self.reporter.message(f"stopped at step {self.position.step}, within an epoch: train.max_steps")
+        self._save("last")
+
+    def _run_steps(self) -> None:
+        position = self.position
+        self.interval.restart_clock()
+        with closing(self.parts.training.epoch(position.epoch, position.in_epoch)) as batches:
+            for batch in batches:
+                result = self.step(batch, position.step)
+                position.in_epoch += 1
+                position.step += 1
+                self.interval.add(result, len(batch.labels))
+                self.reporter.step(position.step)
+                if self._at_log_line():
+                    self._log_interval()
+                if self._at_limit():
+                    return
+                self.stop.check()
+
+    def _at_log_line(self) -> bool:
+        at_end = self.position.in_epoch == self._steps_per_epoch
+        return at_end or self._at_limit() or self.position.step % self.config.log.every == 0
+
+    def _log_interval(self) -> None:
+        record = {"epoch": self.position.epoch, "step": self.position.step, **self.interval.record()}
+        record["lr"] = learning_rate(self.config, self.position.epoch)
+        self._refuse_non_finite(record["losses"])
+        self.log.write(record)
+        self.reporter.interval(record)
+
+    def _refuse_non_finite(self, losses: Mapping[str, float]) -> None:
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        if bad:
+            last = self.run.checkpoints / "last"
+            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+            raise UserError(f"the loss {bad[0]} is not finite at step {self.position.step}; {kept}")
+
+    def _close_epoch(self) -> None:
+        """Average, evaluate and select. Done again from the start if it is interrupted."""
+        epoch = self.position.epoch
+        self._update_average(epoch)
+        last = epoch + 1 == self.config.train.epochs
+        if last or (epoch + 1) % self.config.selection.every == 0 or self._at_limit():
+            self._select(epoch)
+        self.position.epoch += 1
+        self.position.in_epoch = 0
+
+    def _update_average(self, epoch: int) -> None:
+        start = self.config.swa_start
+        if self.average is None or start is None or epoch < start:
+            return
+        if self.average.count <= epoch - start:
+            self.average.collect(self.parts.networks["student"])
+        self.average.reestimate(self._checked(epoch), self.parts.number_format)
+
+    def _checked(self, epoch: int) -> Iterator[Batch]:
+        for batch in self.parts.training.epoch(epoch, purpose="averaging"):
+            self.stop.check()
+            yield batch
+
+    def _select(self, epoch: int) -> None:
+        found = self.selection.evaluate(self.parts.networks, "student")
+        if self.average is not None and self.average.count:
+            found |= self.selection.evaluate({"swa": self.average.network}, "swa")
+        record = {
+            "epoch": epoch,
+            "step": self.position.step,
+            "split": self.selection.split,
+            "images": self.selection.images,
+            "selection": found,
+        }
+        self.log.write(record)
+        self._keep_best(epoch, found)
+        self.reporter.epoch(record)
+
+    def _keep_best(self, epoch: int, found: Mapping[str, Mapping[str, float]]) -> None:
+        for last, best, network in (("last", "best", "student"), ("swa", "best-swa", "swa")):
+            if network not in found:
+                continue
+            entry = {"epoch": epoch, **found[network]}
+            self.summary[last] = entry
+            metric = self.selection.metric
+            if best not in self.summary or entry[metric] > self.summary[best][metric]:
+                self.summary[best] = entry
+                self._save(best)
+
+    def _saved_networks(self) -> dict[str, nn.Module]:
+        average = {} if self.average is None else {"swa": self.average.network}
+        return {**self.parts.networks, **average}
+
+    def _save(self, name: str) -> None:
+        networks = self._saved_networks()
+        if name == "best":
+            networks = dict(self.parts.networks)
+        elif name == "best-swa":
+            networks = {"student": networks["swa"]}
+        state = self._state() if name == "last" else {"selected": self.summary[name], "split": self.selection.split}
+        save_checkpoint(self.run.checkpoints, name, self.position.step, networks, state)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "position": asdict(self.position),
+            "optimizers": {name: one.state_dict() for name, one in self.step.optimizers.items()},
+            "scaler": self.step.scaler.state_dict(),
+            "swa_count": 0 if self.average is None else self.average.count,
+            "interval": self.interval.state(),
+            "summary": self.summary,
+            "log_length": self.log.length,
+        }
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """Return the rate of an epoch counted from 0: a tenth for each milestone that is reached."""
+    return config.optim.lr * 0.1 ** sum(epoch >= milestone for milestone in config.optim.milestones)

@@ -1,0 +1,15 @@
+"""The one exception that a person is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user can mend; its text is one line that says what is wrong and what to do.
+
+    The command line prints it without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 2
+
+
+def one_line(text: object) -> str:
+    """Fold any text, such as another library's message, onto a single line."""
+    return " ".join(str(text).split())

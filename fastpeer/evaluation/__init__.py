@@ -1,0 +1,1 @@
+"""Attacks and protocols on a finished network."""

@@ -1,0 +1,90 @@
+"""The attacks an evaluation may name: clean, fgsm, pgdN, aa."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastpeer.attack.accuracy import clean, correct_predictions, fgsm, label_pgd
+from fastpeer.attack.pgd import evaluating
+from fastpeer.data.stream import Batch
+from fastpeer.errors import UserError
+from fastpeer.recipe import nearest
+
+Progress = Callable[[int], None]
+"""Called with the number of images done."""
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """What all attacks of an evaluation have in common."""
+
+    epsilon: float
+    step_size: float
+    classes: int
+    seed: int
+    batch_size: int
+
+
+def parse_attacks(text: str) -> list[str]:
+    """Split "clean,fgsm,pgd20,aa" into known names.
+
+    Raises:
+        UserError: a name that is not known, or none at all.
+    """
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in ("clean", "fgsm", "aa") and not re.fullmatch(r"pgd[1-9]\d*", name):
+            known = nearest(name, ("clean", "fgsm", "pgd10", "pgd20", "aa"))
+            raise UserError(f"unknown attack {name}: did you mean {known}? (pgdN takes N steps)")
+    if not names:
+        raise UserError("--attacks names none: try clean,fgsm,pgd20,aa")
+    return list(dict.fromkeys(names))
+
+
+def right_under_attack(
+    name: str, network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
+) -> Tensor:
+    """Classify images under a named attack on `network`, in the precision of its weights.
+
+    Returns:
+        bool (N,) on the CPU: classified right.
+    """
+    if name == "aa":
+        return _autoattack(network, batches, settings, progress)
+    attack = clean
+    if name == "fgsm":
+        attack = fgsm(settings.epsilon, settings.classes)
+    elif name.startswith("pgd"):
+        steps = int(name.removeprefix("pgd"))
+        attack = label_pgd(settings.epsilon, settings.step_size, steps, settings.classes, settings.seed)
+    return correct_predictions({"it": network}, "it", _counted(batches, progress), attack)["it"]
+
+
+def _autoattack(
+    network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
+) -> Tensor:
+    from fastpeer.evaluation.autoattack import survivors
+
+    right, done = [], 0
+    with evaluating(network):
+        for batch in batches:
+            right.append(
+                survivors(
+                    network, batch.images, batch.labels, epsilon=settings.epsilon, classes=settings.classes,
+                    seed=settings.seed, batch_size=settings.batch_size,
+                )
+            )  # fmt: skip
+            done += len(batch.labels)
+            progress(done)
+    return torch.cat(right)
+
+
+def _counted(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.labels)
+        progress(done)

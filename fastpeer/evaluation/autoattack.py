@@ -1,0 +1,89 @@
+"""AutoAttack standard, L-infinity (Croce & Hein 2020), with every constant set and checked."""
+
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from fastpeer.errors import UserError
+
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+ITERATIONS = 100
+TARGETS = 9
+SQUARE_QUERIES = 5000
+FEWEST_CLASSES = 4
+
+
+def build_autoattack(
+    network: nn.Module, epsilon: float, classes: int, seed: int, device: torch.device
+) -> AutoAttack:
+    """Return the attack; fewer than 10 classes leave fewer than 9 wrong ones to aim at.
+
+    Raises:
+        UserError: fewer than 4 classes, for which the targeted DLR loss is not defined.
+    """
+    if classes < FEWEST_CLASSES:
+        raise UserError(
+            f"AutoAttack standard needs at least {FEWEST_CLASSES} classes, this data set has {classes}: use pgd20"
+        )
+    attack = AutoAttack(network, norm="Linf", eps=epsilon, version="standard", seed=seed, device=device)
+    attack.attacks_to_run = list(ATTACKS)
+    attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = ITERATIONS
+    attack.apgd.n_restarts = attack.apgd_targeted.n_restarts = attack.fab.n_restarts = 1
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = target_count(classes)
+    attack.square.n_queries = SQUARE_QUERIES
+    attack.square.n_restarts = 1
+    check_constants(attack, epsilon, classes)
+    return attack
+
+
+def target_count(classes: int) -> int:
+    """Return how many wrong classes the targeted attacks aim at."""
+    return min(TARGETS, classes - 1)
+
+
+def check_constants(attack: AutoAttack, epsilon: float, classes: int) -> None:
+    """Make sure that the attack is the standard one, whatever the installed library's defaults are."""
+    apgd, targeted, fab, square = attack.apgd, attack.apgd_targeted, attack.fab, attack.square
+    found = {
+        "attacks": (tuple(attack.attacks_to_run), ATTACKS),
+        "norms": ({attack.norm, apgd.norm, targeted.norm, fab.norm, square.norm}, {"Linf"}),
+        "radii": ({attack.epsilon, apgd.eps, targeted.eps, fab.eps, square.eps}, {epsilon}),
+        "iterations": ({apgd.n_iter, targeted.n_iter, fab.n_iter}, {ITERATIONS}),
+        "restarts": ({apgd.n_restarts, targeted.n_restarts, fab.n_restarts, square.n_restarts}, {1}),
+        "targets": ({targeted.n_target_classes, fab.n_target_classes}, {target_count(classes)}),
+        "gradients averaged": ({apgd.eot_iter, targeted.eot_iter}, {1}),
+        "step-size rule": ({apgd.thr_decr, targeted.thr_decr}, {0.75}),
+        "square": (
+            (square.n_queries, square.p_init, square.rescale_schedule),
+            (SQUARE_QUERIES, 0.8, False),
+        ),
+    }
+    for name, (is_now, should_be) in found.items():
+        if is_now != should_be:
+            raise UserError(
+                f"the installed pyautoattack is not the known one: its {name} are {is_now}, the standard's"
+                f" {should_be}; install pyautoattack 0.2"
+            )
+
+
+def survivors(
+    network: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, classes: int, seed: int, batch_size: int
+) -> Tensor:
+    """Attack images with AutoAttack standard; each of its attacks runs on what the former ones left.
+
+    Args:
+        network: in eval mode, float32, on the images' device.
+        images: float32 (N, 3, H, W) in [0, 1].
+        labels: int64 (N,).
+        epsilon: radius of the ball.
+        classes: how many there are.
+        seed: of all its attacks.
+        batch_size: images attacked at once.
+
+    Returns:
+        bool (N,) on the CPU: classified right whatever was tried.
+    """
+    attack = build_autoattack(network, epsilon, classes, seed, images.device)
+    _, predicted = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
+    right: Tensor = predicted == labels
+    return right.cpu()

@@ -1,0 +1,112 @@
+"""Runs the attacks of an evaluation on one student: always float32, no TF32, on the test split."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastpeer.data.beton import BetonLoader
+from fastpeer.data.dataset import PreparedDataset, open_dataset
+from fastpeer.data.stream import EvaluationStream, spread
+from fastpeer.engine.precision import number_format
+from fastpeer.errors import UserError
+from fastpeer.evaluation.attacks import AttackSettings, Progress, right_under_attack
+from fastpeer.evaluation.autoattack import target_count
+from fastpeer.evaluation.results import Result
+from fastpeer.evaluation.target import Target
+from fastpeer.models import build_model
+from fastpeer.models.weights import load_weights
+
+Watch = Callable[[str, int], AbstractContextManager[Progress]]
+"""Given what is done and on how many images, a context that shows the progress."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is done to every target.
+
+    Attributes:
+        attacks: names, in order.
+        examples: use only so many images, evenly spread; 0: all.
+        epsilon, step_size: of the attacks.
+        seed: of random starts.
+        batch_size: images attacked at once.
+        device: where.
+    """
+
+    attacks: list[str]
+    examples: int
+    epsilon: float
+    step_size: float
+    seed: int
+    batch_size: int
+    device: torch.device
+
+    def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> list[Result]:
+        """Attack one student.
+
+        Args:
+            target: its weights.
+            data: a prepared data set; None: the run's own.
+            model: network of weights that belong to no run.
+            watch: shows progress.
+
+        Raises:
+            UserError: weights or data are missing or do not fit.
+        """
+        number_format("fp32").allow_tf32()
+        dataset = open_dataset(_data_folder(target, data))
+        network = _network(target, model, len(dataset.classes)).to(self.device, memory_format=torch.channels_last)
+        loader = BetonLoader(dataset.beton("test"), self.batch_size)
+        chosen = spread(np.arange(len(loader.labels)), self.examples)
+        stream = EvaluationStream(loader, chosen, self.device, torch.float32)
+        return [self._result(name, network, stream, dataset, target, watch) for name in self.attacks]
+
+    def _result(
+        self, name: str, network: nn.Module, stream: EvaluationStream, dataset: PreparedDataset,
+        target: Target, watch: Watch,
+    ) -> Result:  # fmt: skip
+        classes, images = len(dataset.classes), len(stream.indices)
+        settings = AttackSettings(self.epsilon, self.step_size, classes, self.seed, self.batch_size)
+        began = time.perf_counter()
+        with watch(f"{target.label}: {name}", images) as progress:
+            right: Tensor = right_under_attack(name, network, stream, settings, progress)
+        return Result(
+            target=target.label,
+            weights_sha256=target.sha256,
+            attack=name,
+            correct=int(right.sum()),
+            images=images,
+            total=len(stream.loader.labels),
+            epsilon=self.epsilon,
+            step_size=self.step_size,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            targets=target_count(classes) if name == "aa" else None,
+            dataset=dataset.name,
+            data_sha256=dataset.splits["test"]["sha256"],
+            seconds=round(time.perf_counter() - began, 2),
+            torch=torch.__version__,
+        )
+
+
+def _data_folder(target: Target, data: Path | None) -> Path:
+    if data is not None:
+        return data
+    if target.run is None:
+        raise UserError(f"{target.weights} lies outside a run folder: say --data DIR and --model NAME")
+    return Path(target.run.read_facts()["data"]["folder"])
+
+
+def _network(target: Target, model: str, classes: int) -> nn.Module:
+    name = model or (target.config.model.student if target.config else "")
+    if not name:
+        raise UserError(f"{target.weights} lies outside a run folder: say which network it is, --model NAME")
+    network = build_model(name, classes)
+    load_weights(network, target.weights)
+    return network

@@ -1,0 +1,83 @@
+"""Finds the weights that an evaluation is about, and what is known of them."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastpeer.config import Config
+from fastpeer.engine.checkpoint import load_state
+from fastpeer.errors import UserError
+from fastpeer.recipe import nearest
+from fastpeer.runfolder import RunFolder
+
+CHECKPOINTS = {
+    "last": "last/student.safetensors",
+    "swa": "last/swa.safetensors",
+    "best": "best/student.safetensors",
+    "best-swa": "best-swa/student.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A student's weights.
+
+    Attributes:
+        label: what tables call it.
+        weights: the file.
+        run: the run it belongs to, if any.
+        config: that run's settings.
+    """
+
+    label: str
+    weights: Path
+    run: RunFolder | None
+    config: Config | None
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the weights."""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+
+
+def find_targets(path: Path, checkpoints: str) -> list[Target]:
+    """Return what a path on the command line stands for.
+
+    Args:
+        path: a run folder, a checkpoint's folder or a weight file.
+        checkpoints: comma-separated names out of `CHECKPOINTS`, or all; for a run folder.
+
+    Raises:
+        UserError: nothing to evaluate lies there.
+    """
+    run = RunFolder(path)
+    if run.exists:
+        return list(_of_run(run, checkpoints))
+    weights = path / "student.safetensors" if path.is_dir() else path
+    if not weights.is_file():
+        raise UserError(f"{path}: neither a run folder nor a file with weights")
+    owner = next((RunFolder(parent) for parent in weights.absolute().parents if RunFolder(parent).exists), None)
+    return [Target(str(path), weights, owner, owner.read_config() if owner else None)]
+
+
+def _of_run(run: RunFolder, checkpoints: str) -> Iterator[Target]:
+    config = run.read_config()
+    names = list(CHECKPOINTS) if checkpoints == "all" else [name.strip() for name in checkpoints.split(",")]
+    found = 0
+    for name in names:
+        if name not in CHECKPOINTS:
+            raise UserError(f"no checkpoint is called {name}: did you mean {nearest(name, CHECKPOINTS)}?")
+        weights = run.checkpoints / CHECKPOINTS[name]
+        if weights.is_file() and not (name == "swa" and _average_is_empty(run)):
+            found += 1
+            yield Target(f"{run.path.name} {name}", weights, run, config)
+        elif checkpoints != "all":
+            raise UserError(f"{run.path} holds no checkpoint {name}")
+    if not found:
+        raise UserError(f"{run.path} holds no checkpoint yet: go on with fastpeer train --resume --out {run.path}")
+
+
+def _average_is_empty(run: RunFolder) -> bool:
+    """Before its first epoch, the average is saved as a mere copy of the initial student."""
+    return load_state(run.checkpoints / "last")["swa_count"] == 0

@@ -1,0 +1,45 @@
+"""Names of the networks, without PyTorch."""
+
+import difflib
+import re
+
+from fastpeer.errors import UserError
+
+MODEL_NAMES = (
+    "resnet8",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "preactresnet18",
+    "wideresnet28x10",
+    "wideresnet34x10",
+    "wideresnet70x16",
+    "mobilenetv2",
+)
+WIDE_RESNET = re.compile(r"wideresnet([1-9][0-9]{0,2})x([1-9][0-9]{0,2})")
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of the shipped networks; other sizes of wide ResNet are valid too."""
+    return MODEL_NAMES
+
+
+def check_model_name(name: str) -> None:
+    """Accept a name that `build_model` knows.
+
+    Raises:
+        UserError: there is no such network; names the valid ones most like it.
+    """
+    if name not in MODEL_NAMES and wide_resnet_size(name) is None:
+        near = difflib.get_close_matches(name, MODEL_NAMES, n=3, cutoff=0.5) or MODEL_NAMES
+        rule = "; a wide ResNet's depth is 6n+4" if WIDE_RESNET.fullmatch(name) else ""
+        raise UserError(f"no network {name!r}; the nearest are {', '.join(near)}{rule}")
+
+
+def wide_resnet_size(name: str) -> tuple[int, int] | None:
+    """Depth and widening factor of a valid wide ResNet's name, else None."""
+    match = WIDE_RESNET.fullmatch(name)
+    if match is None:
+        return None
+    depth, widen = int(match[1]), int(match[2])
+    return (depth, widen) if depth > 4 and (depth - 4) % 6 == 0 else None

@@ -1,0 +1,213 @@
+"""Reading each kind of source: classes, order and labels, without writing anything."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from prep_files import (
+    CIFAR10,
+    WNIDS,
+    cifar10_files,
+    cifar100_files,
+    cifar_image,
+    encode,
+    image_files,
+    pixels,
+    tiny_files,
+    write_any,
+    write_files,
+    write_tar,
+)
+
+from fastpeer.data_prep.cifar import CIFAR100_NAMES
+from fastpeer.data_prep.image import resize_and_crop
+from fastpeer.data_prep.source import Source, Split, open_source
+
+FORMS = ["data", "data.zip", "data.tar", "data.tar.gz", "data.tar.xz"]
+
+
+def read(dataset: str, path: Path | None, size: int | None = None) -> Source:
+    return open_source(dataset, path, size)[0]
+
+
+def names(split: Split) -> list[str]:
+    return [split.name_of(index).split("/", 1)[1] for index in range(len(split.labels))]
+
+
+def sizes(split: Split) -> set[tuple[int, ...]]:
+    return {split[index][0].shape for index in range(len(split.labels))}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cifar10_in_every_form(tmp_path: Path, form: str) -> None:
+    source = read("cifar10", write_any(tmp_path / form, cifar10_files()))
+    assert source.classes == CIFAR10
+    assert len(source.train.labels) == 20
+    for index in range(20):
+        image, label = source.train[index]
+        assert label == (index // 4 + index % 4) % 10
+        assert np.array_equal(image, cifar_image(index // 4, index % 4))
+    assert np.array_equal(source.test[3][0], cifar_image(5, 3))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_cifar_pickles_of_every_age(tmp_path: Path, protocol: int) -> None:
+    files = cifar10_files(protocol=protocol)
+    folder = write_files(tmp_path, files) / "cifar-10-batches-py"
+    assert np.array_equal(read("cifar10", folder).train[0][0], cifar_image(0, 0))
+
+
+def test_cifar_resized(tmp_path: Path) -> None:
+    source = read("cifar10", write_files(tmp_path, cifar10_files()), size=48)
+    assert (source.target.height, source.target.width) == (48, 48)
+    assert sizes(source.test) == {(48, 48, 3)}
+
+
+def test_cifar100_takes_fine_labels(tmp_path: Path) -> None:
+    source = read("cifar100", write_tar(tmp_path / "anything", cifar100_files()))
+    assert source.classes[:2] == ["class00", "class01"]
+    assert source.train.labels == [99, 0, 7]
+    assert np.array_equal(source.test[1][0], cifar_image(1, 1, 3))
+
+
+def test_cifar_as_image_folder_has_official_order(tmp_path: Path) -> None:
+    assert read("cifar10", write_files(tmp_path / "a", image_files(CIFAR10))).classes == CIFAR10
+    hundred = CIFAR100_NAMES.split()
+    assert len(set(hundred)) == 100
+    # One of the classes is called train.
+    source = read("cifar100", write_files(tmp_path / "b", image_files(hundred, 1)))
+    assert source.classes == hundred
+    assert source.train.labels == list(range(100))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tiny_in_every_form(tmp_path: Path, form: str) -> None:
+    source = read("tiny", write_any(tmp_path / form, tiny_files()))
+    assert source.classes == WNIDS
+    assert source.class_names == ["fox", "cat, puss", "dog"]
+    train = [f"tiny-imagenet-200/train/{name}/images/{name}_{i}.JPEG" for name in WNIDS for i in range(2)]
+    assert names(source.train) == train
+    assert source.train.labels == [0, 0, 1, 1, 2, 2]
+    assert [name[-11:] for name in names(source.test)] == ["val_10.JPEG", "/val_9.JPEG", "/val_2.JPEG"]
+    assert source.test.labels == [2, 0, 1]
+    assert sizes(source.train) == sizes(source.test) == {(16, 16, 3)}
+    grey = source.train[2][0]
+    assert np.array_equal(grey[..., 0], grey[..., 1])
+
+
+def test_tiny_accepts_a_subset_and_val_in_class_folders(tmp_path: Path) -> None:
+    files = tiny_files()
+    del files["tiny-imagenet-200/val/images/val_9.JPEG"]
+    source = read("tiny", write_files(tmp_path / "a", files) / "tiny-imagenet-200")
+    assert source.test.labels == [2, 1]
+    files = {name: data for name, data in files.items() if "/val/" not in name}
+    files |= {f"tiny-imagenet-200/val/{name}/images/x.JPEG": encode(pixels(0, 16, 16)) for name in WNIDS[:2]}
+    assert read("tiny", write_files(tmp_path / "b", files)).test.labels == [0, 1]
+
+
+def test_tiny_as_image_folder(tmp_path: Path) -> None:
+    assert read("tiny", write_files(tmp_path, image_files(WNIDS))).classes == sorted(WNIDS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_folder_in_every_form_below_a_parent(tmp_path: Path, form: str) -> None:
+    files = image_files(["b", "a"], 2, "val") | {"__MACOSX/train/._x": b"x", "train/Thumbs.db": b"x"}
+    source = read(
+        "folder", write_any(tmp_path / form, {f"./photos/{name}": data for name, data in files.items()})
+    )
+    assert source.classes == ["a", "b"]
+    assert names(source.train)[0] == "photos/train/a/0.png"
+    assert np.array_equal(source.train[0][0], pixels(2))
+    assert source.train.labels == [0, 0, 1, 1]
+    assert names(source.test) == ["photos/val/a/0.png", "photos/val/b/0.png"]
+
+
+def test_folder_modes_become_rgb(tmp_path: Path) -> None:
+    colour = Image.fromarray(pixels(1))
+    source = write_files(tmp_path / "s", image_files(["a"], 1))
+    expected = {}
+    for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK"):
+        image = colour.convert(mode)
+        kind = "tiff" if mode == "CMYK" else "png"
+        image.save(source / "train" / "a" / f"{mode}.{kind}")
+        expected[f"{mode}.{kind}"] = np.asarray(image.convert("RGB"))
+    (source / "train/a/0.png").unlink()
+    train = read("folder", source).train
+    for index, name in enumerate(names(train)):
+        assert np.array_equal(train[index][0], expected[name.split("/")[-1]])
+
+
+def test_folder_ignores_exif_rotation(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "s", image_files(["a"], 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels(5)).save(source / "train/a/0.png", exif=exif)
+    assert np.array_equal(read("folder", source).train[0][0], pixels(5))
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    real = write_files(tmp_path / "real", image_files(["a"], 1))
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for split in ("train", "test"):
+        (linked / split).symlink_to(real / split)
+    (real / "loop").symlink_to(real)
+    (linked / "loop").symlink_to(linked)
+    assert len(read("folder", linked).train.labels) == 1
+
+
+def test_digits_split_is_stratified_and_ordered() -> None:
+    from sklearn.datasets import load_digits
+
+    source, origin = open_source("digits", None, None)
+    target = load_digits().target
+    assert (origin.kind, origin.sha256) == ("bundled", None)
+    assert source.classes == list("0123456789")
+    assert len(source.train.labels) + len(source.test.labels) == 1797
+    for digit in range(10):
+        count = int((target == digit).sum())
+        assert list(source.test.labels).count(digit) == count // 5
+    assert list(source.train.labels[:10]) == target[:10].tolist()
+    image, _ = source.train[0]
+    assert image.shape == (32, 32, 3)
+    assert np.array_equal(image[..., 0], image[..., 2])
+    assert image.max() > 200
+    assert read("digits", None, 8).train[0][0].max() == 239  # 15 of 16
+
+
+def test_zip_survives_a_fork(tmp_path: Path) -> None:
+    import multiprocessing
+
+    train = read("folder", write_any(tmp_path / "a.zip", image_files(["a"], 40))).train
+    order = sorted(range(40), key=lambda number: f"{number}.png")
+
+    def check(start: int) -> None:
+        good = all(
+            np.array_equal(train[i][0], pixels(order[i])) for i in range(start, 40, 2) for _ in range(5)
+        )
+        sys.exit(0 if good else 1)
+
+    workers = [multiprocessing.get_context("fork").Process(target=check, args=(start,)) for start in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 40))
+def test_resize_and_crop_gives_a_square(width: int, height: int, side: int) -> None:
+    assert resize_and_crop(Image.new("RGB", (width, height)), side).size == (side, side)
+
+
+def test_crop_takes_the_centre() -> None:
+    image = np.zeros((4, 12, 3), np.uint8)
+    image[:, 4:8] = 255
+    assert np.asarray(resize_and_crop(Image.fromarray(image), 4)).min() == 255

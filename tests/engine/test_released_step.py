@@ -1,0 +1,132 @@
+"""The engine's step against an independent literal transcription of the released one, in float64."""
+
+import copy
+
+import pytest
+import torch
+
+from fastpeer.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from fastpeer.data.stream import Batch
+from fastpeer.engine.precision import number_format
+from fastpeer.engine.step import TrainingStep
+from fastpeer.methods import build_method
+from fastpeer.models import build_model
+from tests.literal_peeraid import LiteralSettings, training_step
+
+CASES = {
+    "cifar10": (LiteralSettings.cifar10(), 10),
+    "cifar100": (LiteralSettings.cifar100(), 100),
+    "tiny": (LiteralSettings.tiny(), 200),
+}
+
+
+def config_for(literal, **changes):
+    loss = LossConfig(
+        temperature=literal.temperature,
+        peer_temperature=literal.peer_temperature,
+        lambda1=literal.lambda1,
+        lambda2=literal.lambda2,
+        lambda3=literal.lambda3,
+        gamma1=literal.gamma1,
+        gamma2=literal.gamma2,
+        reduction=literal.reduction,
+        peer_target_grad=literal.peer_target_grad,
+        clean_target_grad=literal.clean_target_grad,
+    )
+    return Config(
+        loss=loss, optim=OptimConfig(lr=literal.lr), data=DataConfig(), train=TrainConfig(), **changes
+    )
+
+
+def networks(name, classes):
+    pair = {}
+    for seed, role in enumerate(("student", "peer")):
+        torch.manual_seed(seed)
+        pair[role] = build_model(name, classes).double()
+    return pair
+
+
+def batches(classes, size, count=3, batch=4):
+    random = torch.Generator().manual_seed(7)
+    return [
+        (
+            torch.randint(0, 256, (batch, 3, size, size), generator=random).double() / 255,
+            torch.randint(0, classes, (batch,), generator=random),
+        )
+        for _ in range(count)
+    ]
+
+
+def literal_run(pair, literal, data):
+    optimizers = [
+        torch.optim.SGD(pair[role].parameters(), literal.lr, literal.momentum, weight_decay=literal.weight_decay)
+        for role in ("student", "peer")
+    ]
+    for images, labels in data:
+        noise = torch.zeros_like(images)
+        training_step(pair["student"], pair["peer"], *optimizers, images, labels, literal, noise)
+
+
+def engine_run(pair, config, data):
+    config = Config(**{**vars(config), "attack": type(config.attack)(start_std=0.0)})
+    step = TrainingStep(
+        build_method(config), pair, config.attack, config.optim, number_format("fp64"), config.seed
+    )
+    for number, (images, labels) in enumerate(data):
+        step(Batch(images.to(memory_format=torch.channels_last), labels), number)
+
+
+def assert_same(ours, theirs):
+    for role in ("student", "peer"):
+        expected = theirs[role].state_dict()
+        for name, value in ours[role].state_dict().items():
+            difference = (value - expected[name]).abs().max().item()
+            assert difference < 1e-10, f"{role} {name}: {difference}"
+
+
+@pytest.mark.parametrize(
+    ("model", "case", "size"),
+    [
+        ("resnet18", "cifar10", 16),
+        ("resnet18", "tiny", 16),
+        ("wideresnet10x1", "cifar100", 32),
+        ("wideresnet10x1", "tiny", 64),
+        ("mobilenetv2", "cifar10", 16),
+        ("mobilenetv2", "tiny", 16),
+    ],
+)
+def test_three_steps_change_every_weight_and_buffer_as_the_released_code_does(model, case, size):
+    literal, classes = CASES[case]
+    ours = networks(model, classes)
+    theirs = copy.deepcopy(ours)
+    ours = {role: one.to(memory_format=torch.channels_last) for role, one in ours.items()}
+    data = batches(classes, size)
+    engine_run(ours, config_for(literal), data)
+    literal_run(theirs, literal, data)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batchmean"])
+@pytest.mark.parametrize("peer_target_grad", [True, False])
+@pytest.mark.parametrize("clean_target_grad", [True, False])
+def test_loss_switches_mean_what_they_say(reduction, peer_target_grad, clean_target_grad):
+    literal = LiteralSettings.tiny()
+    literal.reduction = reduction
+    literal.peer_target_grad = peer_target_grad
+    literal.clean_target_grad = clean_target_grad
+    ours = networks("wideresnet10x1", 5)
+    theirs = copy.deepcopy(ours)
+    data = batches(5, 16, count=2)
+    engine_run(ours, config_for(literal), data)
+    literal_run(theirs, literal, data)
+    assert_same(ours, theirs)
+
+
+def test_student_runs_on_the_adversarial_images_once():
+    literal = LiteralSettings.cifar10()
+    pair = networks("resnet8", 10)
+    modes = []
+    pair["student"].register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    engine_run(pair, config_for(literal), batches(10, 16, count=1))
+    assert modes.count(True) == 2
+    assert modes.count(False) == 10
