@@ -96,7 +96,9 @@ class EvalArguments:
     """Print nothing but the table and errors."""
 
 
-def parse(kind: type[Arguments], words: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
+def parse(
+    kind: type[Arguments], words: Sequence[str], prog: str, default: Arguments | None = None
+) -> Arguments:
     """Read the words behind a command.
 
     Raises:
@@ -110,7 +112,8 @@ def parse(kind: type[Arguments], words: Sequence[str], prog: str, default: Argum
     extra: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, prog=prog, args=words, **extra)
+            arguments: Arguments = tyro.cli(kind, prog=prog, args=words, **extra)
+            return arguments
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -166,7 +169,7 @@ def _refuse_unknown(words: Sequence[str], flags: dict[str, bool]) -> None:
 
 
 def _unbox(complaint: str) -> str:
-    """The first paragraph of tyro's framed error, as one line."""
+    """Return the first paragraph of tyro's framed error, as one line."""
     lines = [line.strip("│ \n") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
     paragraph = takewhile(lambda line: not line.startswith("──"), lines)
     text = one_line(" ".join(paragraph)).removeprefix("Error parsing ").removeprefix("config.")

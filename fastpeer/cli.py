@@ -65,5 +65,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
     else:
         from fastpeer.recipe import nearest
 
-        raise UserError(f"no command {name}; did you mean {nearest(name, ('prep', 'train', 'eval', 'recipes'))}?")
+        raise UserError(
+            f"no command {name}; did you mean {nearest(name, ('prep', 'train', 'eval', 'recipes'))}?"
+        )
     return command

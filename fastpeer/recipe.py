@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -40,7 +40,9 @@ def load_recipe(recipe: str) -> Config:
         return parse_recipe(text, recipe)
     path = Path(recipe)
     if not path.is_file():
-        raise UserError(f"no recipe {recipe}: it is neither a TOML file nor {nearest(recipe, recipe_names())}")
+        raise UserError(
+            f"no recipe {recipe}: it is neither a TOML file nor {nearest(recipe, recipe_names())}"
+        )
     try:
         return parse_recipe(path.read_text("utf-8"), recipe)
     except (OSError, UnicodeDecodeError) as error:
@@ -88,11 +90,17 @@ def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kind in (bool, int, float, str):
         converter.register_structure_hook(kind, _only(kind))
-    converter.register_structure_hook_func(lambda t: get_origin(t) is tuple, _whole_numbers)
-    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _one_of)
-    converter.register_structure_hook_func(lambda t: t == PixelDistance, lambda value, _: parse_fraction(value))
+    converter.register_structure_hook_func(lambda t: _made_of(t, tuple), _whole_numbers)
+    converter.register_structure_hook_func(lambda t: _made_of(t, Literal), _one_of)
+    converter.register_structure_hook_func(
+        lambda t: t == PixelDistance, lambda value, _: parse_fraction(value)
+    )
     converter.register_unstructure_hook_func(lambda t: t == PixelDistance, format_fraction)
     return converter
+
+
+def _made_of(setting_type: Any, origin: Any) -> bool:
+    return get_origin(setting_type) is origin
 
 
 def _only(kind: type) -> Callable[[Any, Any], Any]:
@@ -120,7 +128,7 @@ def _one_of(value: Any, choices: Any) -> Any:
     return value
 
 
-def _causes(error: BaseException, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], BaseException]]:
+def _causes(error: BaseException, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], BaseException]]:
     """Walk cattrs' nested errors down to what went wrong, with the keys that lead there."""
     if not isinstance(error, (ClassValidationError, IterableValidationError)):
         yield path, error

@@ -20,7 +20,7 @@ def attack_gradient(logits: Tensor, target: Tensor) -> Tensor:
 def pgd_update(
     adversarial: Tensor, gradient: Tensor, images: Tensor, step_size: float, epsilon: float
 ) -> Tensor:
-    """Move by `step_size` along the gradient's sign, back into the `epsilon` box around `images`, into [0, 1].
+    """Step along the gradient's sign, then back into the `epsilon` box around `images`, then into [0, 1].
 
     All tensors (B, 3, H, W) of one dtype; the order (step, box, pixel range) is that of the official codes.
     """

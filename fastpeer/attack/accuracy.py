@@ -20,9 +20,7 @@ def label_pgd(epsilon: float, step_size: float, steps: int, classes: int, seed: 
         noise = generator(batch.images.device, seed, "evaluation start", number)
         start = uniform_start(batch.images, epsilon, noise)
         target = one_hot(batch.labels, classes, batch.images.dtype)
-        return pgd(
-            network, batch.images, target, start, epsilon=epsilon, step_size=step_size, steps=steps
-        )
+        return pgd(network, batch.images, target, start, epsilon=epsilon, step_size=step_size, steps=steps)
 
     return attack
 
@@ -32,9 +30,7 @@ def fgsm(epsilon: float, classes: int) -> Attack:
 
     def attack(network: Callable[[Tensor], Tensor], batch: Batch, number: int) -> Tensor:
         target = one_hot(batch.labels, classes, batch.images.dtype)
-        return pgd(
-            network, batch.images, target, batch.images, epsilon=epsilon, step_size=epsilon, steps=1
-        )
+        return pgd(network, batch.images, target, batch.images, epsilon=epsilon, step_size=epsilon, steps=1)
 
     return attack
 

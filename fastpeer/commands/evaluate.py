@@ -1,6 +1,6 @@
 """`fastpeer eval`: attack finished networks, and hold the accuracies against the paper's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,12 +69,16 @@ def _results(
             return [replace(result, target=target.label) for result in results]
 
     @contextmanager
-    def watch(what: str, images: int) -> Iterator["Progress"]:
+    def watch(what: str, images: int) -> Iterator[Callable[[int], None]]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         # Bars are for a terminal: a file gets the table alone.
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
             task = bars.add_task(what, total=images)
-            yield lambda done: bars.update(task, completed=done)
+
+            def show(done: int) -> None:
+                bars.update(task, completed=done)
+
+            yield show
 
     return protocol.run(target, arguments.folder, arguments.model, watch)
 

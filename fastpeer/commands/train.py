@@ -28,10 +28,8 @@ def train_command(words: Sequence[str]) -> None:
     given = parse(TrainArguments, words, PROG)
     run = RunFolder(given.out or Path("runs") / Path(given.recipe or DEFAULT_RECIPE).stem)
     console = Console(quiet=given.quiet)
-    if given.resume:
-        base = _resumed_base(run, given, console)
-    else:
-        base = load_recipe(given.recipe or DEFAULT_RECIPE)
+    recipe = given.recipe or DEFAULT_RECIPE
+    base = _resumed_base(run, given, console) if given.resume else load_recipe(recipe)
     arguments = parse(TrainArguments, words, PROG, default=replace(TrainArguments(), config=base))
     _train(arguments, run, console)
 
@@ -68,17 +66,17 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
 
 
 def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Config:
-    """The run's own settings; those that may change come from the recipe, if one was named."""
+    """Return the run's own settings; those that may change come from the recipe, if one was named."""
     if given.force or given.init_student or given.init_peer:
-        raise UserError("--resume goes on from a checkpoint: --force, --init-student and --init-peer do not fit")
+        raise UserError(
+            "--resume goes on from a checkpoint: --force, --init-student and --init-peer do not fit"
+        )
     saved = run.read_config()
     if not given.recipe:
         return saved
     recipe = load_recipe(given.recipe)
     train, log = recipe.train, recipe.log
-    kept = replace(
-        saved, train=replace(saved.train, epochs=train.epochs, max_steps=train.max_steps), log=log
-    )
+    kept = replace(saved, train=replace(saved.train, epochs=train.epochs, max_steps=train.max_steps), log=log)
     ignored = sorted(_differences(recipe, kept))
     if ignored:
         console.print(f"note: the run keeps its own {', '.join(ignored)}, not the recipe's", soft_wrap=True)
@@ -88,7 +86,9 @@ def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Co
 def _refuse_other_settings(config: Config, saved: Config) -> None:
     for name, (new, old) in _differences(config, saved).items():
         if name not in CHANGEABLE:
-            raise UserError(f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run")
+            raise UserError(
+                f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run"
+            )
 
 
 def _refuse_other_data(run: RunFolder, facts: dict[str, Any]) -> None:
@@ -135,10 +135,17 @@ def _summary(summary: dict[str, dict[str, Any]], config: Config, images: int) ->
     """Last and best, plain and averaged, side by side."""
     if not summary:
         return "no epoch was completed, so nothing was evaluated"
-    names = {"last": "last", "best": "best", "swa": "last, averaged (SWA)", "best-swa": "best, averaged (SWA)"}
+    names = {
+        "last": "last",
+        "best": "best",
+        "swa": "last, averaged (SWA)",
+        "best-swa": "best, averaged (SWA)",
+    }
     metrics = [name for name in summary["last"] if name != "epoch"]
     split = "held-out training images (val)" if config.selection.split == "val" else "test images"
-    table = Table(title=f"student, accuracy in % on {images} {split}; best by {_metric(config, metrics)} on the same")
+    table = Table(
+        title=f"student, accuracy in % on {images} {split}; best by {_metric(config, metrics)} on the same"
+    )
     for heading in ("student", "epoch", *metrics):
         table.add_column(heading, justify="left" if heading == "student" else "right")
     for key, name in names.items():

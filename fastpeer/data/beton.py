@@ -66,9 +66,13 @@ def _ffcv_loader(path: Path, batch_size: int) -> Any:
         images = [SimpleRGBImageDecoder(), ToTensor(), ToTorchImage(convert_back_int16=False)]
         pipelines = {"image": images, "label": [IntDecoder(), ToTensor()]}
         # FFCV sets torch's threads to its own, again at every epoch and from another thread: keep them equal.
-        return Loader(str(path), batch_size, num_workers=threads, os_cache=True, drop_last=False, pipelines=pipelines)
+        return Loader(
+            str(path), batch_size, num_workers=threads, os_cache=True, drop_last=False, pipelines=pipelines
+        )
     except ImportError as error:
-        raise UserError(f"FFCV cannot be imported ({one_line(error)}): see the README's section on installing") from None
+        raise UserError(
+            f"FFCV cannot be imported ({one_line(error)}): see the README's section on installing"
+        ) from None
     except Exception as error:  # FFCV raises whatever its parsing of a foreign file runs into.
         raise UserError(f"{path}: FFCV cannot read it ({one_line(error)}); run fastpeer prep again") from None
     finally:

@@ -36,7 +36,7 @@ def permutation(indices: np.ndarray, seed: int, purpose: str, *counters: int) ->
 
 
 def random_bits(key: int, indices: Tensor) -> Tensor:
-    """Return 64 random bits for each sample index: int64, the shape and device of `indices`, for one `key`."""
+    """Return 64 random bits for each sample index: int64, of the shape and on the device of `indices`."""
     return _mix_tensor(indices * _signed(_GOLDEN) + _signed(key))
 
 

@@ -36,7 +36,7 @@ class PreparedDataset:
         Raises:
             UserError: it is missing, or not the file that was prepared.
         """
-        path = self.folder / self.splits[split]["file"]
+        path = self.folder / str(self.splits[split]["file"])
         if not path.is_file():
             raise UserError(f"{path}: missing; run fastpeer prep --dataset {self.name} --force again")
         expected = self.splits[split]
@@ -56,7 +56,9 @@ def open_dataset(folder: Path) -> PreparedDataset:
     """
     path = folder / "dataset.json"
     if not path.is_file():
-        raise UserError(f"no prepared data set in {folder}: make one with fastpeer prep --dataset NAME --out {folder}")
+        raise UserError(
+            f"no prepared data set in {folder}: make one with fastpeer prep --dataset NAME --out {folder}"
+        )
     try:
         content = json.loads(path.read_text("utf-8"))
         return PreparedDataset(
@@ -64,11 +66,15 @@ def open_dataset(folder: Path) -> PreparedDataset:
             name=content["name"],
             classes=tuple(content["classes"]),
             size=(content["size"][0], content["size"][1]),
-            splits={name: {key: split[key] for key in ("file", "count", "bytes", "sha256")}
-                    for name, split in content["splits"].items()},
+            splits={
+                name: {key: split[key] for key in ("file", "count", "bytes", "sha256")}
+                for name, split in content["splits"].items()
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: not a data set's description ({one_line(error)}); run fastpeer prep again") from None
+        raise UserError(
+            f"{path}: not a data set's description ({one_line(error)}); run fastpeer prep again"
+        ) from None
 
 
 def _sha256(path: Path) -> str:

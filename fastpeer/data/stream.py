@@ -1,6 +1,6 @@
 """The images of a run: which are trained on, in which order, which are held out."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ class TrainingStream:
         size = self.loader.batch_size
         return len(self.indices) // size if self.drop_last else -(-len(self.indices) // size)
 
-    def epoch(self, epoch: int, first: int = 0, purpose: str = "train") -> Iterator[Batch]:
+    def epoch(self, epoch: int, first: int = 0, purpose: str = "train") -> Generator[Batch, None, None]:
         """Yield the batches of an epoch from number `first` on; each purpose has a randomness of its own."""
         size = self.loader.batch_size
         order = self._order(epoch, purpose)[first * size : self.steps_per_epoch * size]
@@ -104,7 +104,7 @@ def hold_out(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarra
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise UserError(
-                f"class {label} has a single training image, so none can be held out; use --selection.split test"
+                f"class {label} has one training image, so none can be held out: use --selection.split test"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held_out.append(members[-count:])

@@ -23,8 +23,8 @@ def counted(network: nn.Module, times: int) -> Iterator[None]:
         return
     norms = batchnorms(network)
     momenta = [norm.momentum for norm in norms]
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = 1 - (1 - momentum) ** times
+    for norm in norms:
+        norm.momentum = 1 - (1 - _momentum(norm)) ** times
     try:
         yield
     finally:
@@ -32,3 +32,9 @@ def counted(network: nn.Module, times: int) -> Iterator[None]:
             norm.momentum = momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.add_(times - 1)
+
+
+def _momentum(norm: _BatchNorm) -> float:
+    if norm.momentum is None:
+        raise ValueError("BatchNorm with cumulative statistics (momentum=None) cannot be counted twice")
+    return norm.momentum

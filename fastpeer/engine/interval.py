@@ -22,12 +22,14 @@ class Interval:
         self.terms = terms
         self.forwards = forwards
         self.device = device
+        self._since = 0.0
+        self._seen = 0
         self._clear()
 
     def add(self, result: StepResult, images: int) -> None:
         """Take in a step's result."""
-        self._losses = self._losses + result.losses.double() * images
-        self._correct = self._correct + result.correct
+        self._losses += result.losses.double() * images
+        self._correct += result.correct
         self._images += images
         self._seen += images
 

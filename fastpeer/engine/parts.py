@@ -60,13 +60,17 @@ def build_parts(
     if unused:
         raise UserError(f"--init-{unused[0]}: the method {config.method} has no {unused[0]}")
     training, selection = _streams(config, dataset, device, numbers)
-    networks = {
-        name: _network(config, name, initial.get(name), len(dataset.classes)).to(
-            device, numbers.weights, memory_format=torch.channels_last
-        )
-        for name in method.trained
-    }
+    networks: dict[str, nn.Module] = {}
+    for name in method.trained:
+        network = _network(config, name, initial.get(name), len(dataset.classes))
+        networks[name] = placed(network, device, numbers.weights)
     return Parts(method, networks, training, selection, numbers, device, dataset)
+
+
+def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Move a network to where and as what it computes, channels-last."""
+    # torch's annotations do not know the memory_format of Module.to.
+    return network.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _network(config: Config, name: str, weights: Path | None, classes: int) -> nn.Module:
@@ -98,7 +102,9 @@ def _streams(
         )
     split = "test" if held_out is None else "train"
     images = BetonLoader(dataset.beton(split), config.selection.batch_size)
-    chosen = spread(np.arange(len(images.labels)) if held_out is None else held_out, config.selection.examples)
+    chosen = spread(
+        np.arange(len(images.labels)) if held_out is None else held_out, config.selection.examples
+    )
     return training, EvaluationStream(images, chosen, device, numbers.weights)
 
 

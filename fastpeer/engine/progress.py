@@ -17,13 +17,13 @@ class Reporter:
         yield
 
     def step(self, step: int) -> None:
-        """A step ended; it is number `step` of the run."""
+        """Take note that step number `step` of the run ended."""
 
     def interval(self, record: Mapping[str, Any]) -> None:
-        """A line went into the log."""
+        """Take note of a line of the log."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """An epoch was evaluated."""
+        """Take note of an epoch's evaluation."""
 
     def message(self, text: str) -> None:
         """Something that a person should know."""
@@ -70,7 +70,9 @@ class BarReporter(PlainReporter):
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True, speed_estimate_period=300) as self._progress:
+        with Progress(
+            *columns, console=self.console, transient=True, speed_estimate_period=300
+        ) as self._progress:
             self._losses = self._progress.add_task("", total=None, visible=False)
             self._epoch_bar = self._progress.add_task("epoch", total=steps_per_epoch)
             self._run_bar = self._progress.add_task("run", total=total, completed=step)
@@ -91,7 +93,8 @@ def interval_text(record: Mapping[str, Any]) -> str:
     """Losses, training accuracies and speed, in a line."""
     losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
     accuracies = " ".join(f"{name} {value:.1f}%" for name, value in record["accuracy"].items())
-    return f"{record['images_per_second']:.0f} images/s  loss: {losses}  train: {accuracies}  lr {record['lr']:g}"
+    speed = f"{record['images_per_second']:.0f} images/s"
+    return f"{speed}  loss: {losses}  train: {accuracies}  lr {record['lr']:g}"
 
 
 def epoch_text(record: Mapping[str, Any]) -> str:
@@ -100,7 +103,9 @@ def epoch_text(record: Mapping[str, Any]) -> str:
     for network, accuracies in record["selection"].items():
         values = ", ".join(f"{attack} {value:.2f}" for attack, value in accuracies.items())
         parts.append(f"{network}: {values}")
-    return f"epoch {record['epoch']}  {record['split']} split, {record['images']} images (%)  " + "  ".join(parts)
+    return f"epoch {record['epoch']}  {record['split']} split, {record['images']} images (%)  " + "  ".join(
+        parts
+    )
 
 
 def choose_reporter(quiet: bool, console: Console) -> Reporter:

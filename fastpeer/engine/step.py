@@ -72,7 +72,9 @@ class TrainingStep:
         if self.method.attack is not None:
             inputs["adversarial"] = self.adversarial(batch.images, self.method.attack, number)
         logits = self._forwards(inputs)
-        losses, gradients = distill_loss(logits, batch.labels, self.terms, self.scaler.scale(torch.ones((), device=self.device)))
+        losses, gradients = distill_loss(
+            logits, batch.labels, self.terms, self.scaler.scale(torch.ones((), device=self.device))
+        )
         self._descend(logits, gradients)
         correct = [(one.detach().argmax(1) == batch.labels).sum() for one in logits]
         return StepResult(losses, torch.stack(correct))

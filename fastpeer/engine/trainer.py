@@ -12,8 +12,8 @@ from fastpeer.config import Config
 from fastpeer.data.stream import Batch
 from fastpeer.engine.averaging import AveragedStudent
 from fastpeer.engine.checkpoint import load_networks, load_state, save_checkpoint
-from fastpeer.engine.interval import Interval
 from fastpeer.engine.interrupt import Stopped, StopWish
+from fastpeer.engine.interval import Interval
 from fastpeer.engine.metrics import MetricsLog
 from fastpeer.engine.parts import Parts
 from fastpeer.engine.progress import Reporter
@@ -43,7 +43,9 @@ class Trainer:
         stop: asked between steps.
     """
 
-    def __init__(self, run: RunFolder, config: Config, parts: Parts, reporter: Reporter, stop: StopWish) -> None:
+    def __init__(
+        self, run: RunFolder, config: Config, parts: Parts, reporter: Reporter, stop: StopWish
+    ) -> None:
         self.run = run
         self.config = config
         self.parts = parts
@@ -217,7 +219,11 @@ class Trainer:
             networks = dict(self.parts.networks)
         elif name == "best-swa":
             networks = {"student": networks["swa"]}
-        state = self._state() if name == "last" else {"selected": self.summary[name], "split": self.selection.split}
+        state = (
+            self._state()
+            if name == "last"
+            else {"selected": self.summary[name], "split": self.selection.split}
+        )
         save_checkpoint(self.run.checkpoints, name, self.position.step, networks, state)
 
     def _state(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def build_autoattack(
     """
     if classes < FEWEST_CLASSES:
         raise UserError(
-            f"AutoAttack standard needs at least {FEWEST_CLASSES} classes, this data set has {classes}: use pgd20"
+            f"AutoAttack standard needs {FEWEST_CLASSES} classes, this data set has {classes}: use pgd20"
         )
     attack = AutoAttack(network, norm="Linf", eps=epsilon, version="standard", seed=seed, device=device)
     attack.attacks_to_run = list(ATTACKS)
@@ -67,7 +67,14 @@ def check_constants(attack: AutoAttack, epsilon: float, classes: int) -> None:
 
 
 def survivors(
-    network: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, classes: int, seed: int, batch_size: int
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    classes: int,
+    seed: int,
+    batch_size: int,
 ) -> Tensor:
     """Attack images with AutoAttack standard; each of its attacks runs on what the former ones left.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.stream import EvaluationStream, spread
+from fastpeer.engine.parts import placed
 from fastpeer.engine.precision import number_format
 from fastpeer.errors import UserError
 from fastpeer.evaluation.attacks import AttackSettings, Progress, right_under_attack
@@ -61,7 +62,7 @@ class Protocol:
         """
         number_format("fp32").allow_tf32()
         dataset = open_dataset(_data_folder(target, data))
-        network = _network(target, model, len(dataset.classes)).to(self.device, memory_format=torch.channels_last)
+        network = placed(_network(target, model, len(dataset.classes)), self.device, torch.float32)
         loader = BetonLoader(dataset.beton("test"), self.batch_size)
         chosen = spread(np.arange(len(loader.labels)), self.examples)
         stream = EvaluationStream(loader, chosen, self.device, torch.float32)

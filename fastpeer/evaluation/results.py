@@ -61,7 +61,15 @@ class Result:
     @property
     def question(self) -> tuple[Any, ...]:
         """What was asked, without the answer; a later result for the same replaces the former."""
-        return (self.weights_sha256, self.target, self.attack, self.images, self.epsilon, self.seed, self.data_sha256)
+        return (
+            self.weights_sha256,
+            self.target,
+            self.attack,
+            self.images,
+            self.epsilon,
+            self.seed,
+            self.data_sha256,
+        )
 
 
 def store_results(file: Path, results: Iterable[Result]) -> None:
@@ -74,7 +82,9 @@ def store_results(file: Path, results: Iterable[Result]) -> None:
     entries = [_entry(result) for result in kept.values()]
     beside = file.with_name(f".{file.name}.new")
     try:
-        beside.write_text(json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n", "utf-8")
+        beside.write_text(
+            json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n", "utf-8"
+        )
         os.replace(beside, file)
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({one_line(error)})") from None
@@ -90,6 +100,9 @@ def _read(file: Path) -> list[Result]:
     try:
         entries = json.loads(file.read_text("utf-8"))["results"]
         derived = ("accuracy", "interval95")
-        return [Result(**{name: value for name, value in entry.items() if name not in derived}) for entry in entries]
+        return [
+            Result(**{name: value for name, value in entry.items() if name not in derived})
+            for entry in entries
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not results of fastpeer eval ({one_line(error)}): move it away") from None

@@ -44,9 +44,15 @@ def _notes(results: Mapping[Target, Sequence[Result]]) -> list[str]:
     configs = {target.run.path: target.config for target in results if target.run and target.config}
     for path, config in configs.items():
         split = "test images" if config.selection.split == "test" else "held-out training images"
-        notes.append(f"{path.name}: best epochs were selected on {split} (selection.split = {config.selection.split})")
+        notes.append(
+            f"{path.name}: best epochs were selected on {split} (selection.split = {config.selection.split})"
+        )
     targets = {result.targets for row in results.values() for result in row if result.targets is not None}
-    notes += [f"AutoAttack aimed at {count} wrong classes instead of 9: there are no more" for count in targets if count < 9]
+    notes += [
+        f"AutoAttack aimed at {count} wrong classes instead of 9: there are no more"
+        for count in targets
+        if count < 9
+    ]
     if any(result.interval for row in results.values() for result in row):
         notes.append("in brackets: 95 % interval for all test images")
     return notes

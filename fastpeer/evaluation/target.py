@@ -57,7 +57,9 @@ def find_targets(path: Path, checkpoints: str) -> list[Target]:
     weights = path / "student.safetensors" if path.is_dir() else path
     if not weights.is_file():
         raise UserError(f"{path}: neither a run folder nor a file with weights")
-    owner = next((RunFolder(parent) for parent in weights.absolute().parents if RunFolder(parent).exists), None)
+    owner = next(
+        (RunFolder(parent) for parent in weights.absolute().parents if RunFolder(parent).exists), None
+    )
     return [Target(str(path), weights, owner, owner.read_config() if owner else None)]
 
 
@@ -75,9 +77,11 @@ def _of_run(run: RunFolder, checkpoints: str) -> Iterator[Target]:
         elif checkpoints != "all":
             raise UserError(f"{run.path} holds no checkpoint {name}")
     if not found:
-        raise UserError(f"{run.path} holds no checkpoint yet: go on with fastpeer train --resume --out {run.path}")
+        raise UserError(
+            f"{run.path} holds no checkpoint yet: go on with fastpeer train --resume --out {run.path}"
+        )
 
 
 def _average_is_empty(run: RunFolder) -> bool:
     """Before its first epoch, the average is saved as a mere copy of the initial student."""
-    return load_state(run.checkpoints / "last")["swa_count"] == 0
+    return bool(load_state(run.checkpoints / "last")["swa_count"] == 0)

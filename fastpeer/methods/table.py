@@ -68,7 +68,7 @@ class Method:
     reduction: Reduction
 
     def loss_terms(self) -> list[Term]:
-        """The terms as the loss kernel takes them: forwards by their number."""
+        """Return the terms as the loss kernel takes them: forwards by their number."""
         return [self._numbered(term) for term in self.terms.values()]
 
     def _numbered(self, term: CrossEntropy | Divergence) -> Term:

@@ -59,7 +59,9 @@ def batches(classes, size, count=3, batch=4):
 
 def literal_run(pair, literal, data):
     optimizers = [
-        torch.optim.SGD(pair[role].parameters(), literal.lr, literal.momentum, weight_decay=literal.weight_decay)
+        torch.optim.SGD(
+            pair[role].parameters(), literal.lr, literal.momentum, weight_decay=literal.weight_decay
+        )
         for role in ("student", "peer")
     ]
     for images, labels in data:
