@@ -2,18 +2,19 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass
-from itertools import chain, takewhile
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
 
 import tyro
 from tyro.conf import Positional, arg
 
-from fastpeer.config import Config, PixelDistance
+from fastpeer.config import Config, PixelDistance, check_pixel_distance
 from fastpeer.errors import UserError, one_line
-from fastpeer.recipe import nearest
+from fastpeer.recipe import DEFAULT_RECIPE, nearest
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "tiny", "folder"]
 Arguments = TypeVar("Arguments")
@@ -43,8 +44,10 @@ class PrepArguments:
 class TrainArguments:
     """Train a robust student. Every setting of the recipe is also a flag."""
 
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE")] = ""
-    """Name of a shipped recipe (fastpeer recipes lists them), or a TOML file; default: tiny-resnet18."""
+    recipe: Annotated[
+        Positional[str], arg(metavar="RECIPE", help_behavior_hint=f"(default: {DEFAULT_RECIPE})")
+    ] = ""
+    """Name of a shipped recipe (fastpeer recipes lists them), or a TOML file."""
     folder: Annotated[Path | None, arg(name="data", metavar="DIR")] = None
     """A prepared data set; default: data/NAME, as the recipe names it."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -95,6 +98,13 @@ class EvalArguments:
     quiet: bool = False
     """Print nothing but the table and errors."""
 
+    def __post_init__(self) -> None:
+        check_pixel_distance("--epsilon", self.epsilon)
+        check_pixel_distance("--step-size", self.step_size)
+        for name, low in (("batch_size", 1), ("seed", 0), ("examples", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"--{_hyphens(name)} needs {low} or more, not {getattr(self, name)}")
+
 
 def parse(
     kind: type[Arguments], words: Sequence[str], prog: str, default: Arguments | None = None
@@ -118,6 +128,8 @@ def parse(
         if not stop.code:
             raise
         raise UserError(_unbox(complaint.getvalue())) from None
+    except ValueError as error:
+        raise UserError(one_line(error)) from None
 
 
 def _flags(kind: type, prefix: str = "") -> dict[str, bool]:
@@ -169,8 +181,16 @@ def _refuse_unknown(words: Sequence[str], flags: dict[str, bool]) -> None:
 
 
 def _unbox(complaint: str) -> str:
-    """Return the first paragraph of tyro's framed error, as one line."""
-    lines = [line.strip("│ \n") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
-    paragraph = takewhile(lambda line: not line.startswith("──"), lines)
-    text = one_line(" ".join(paragraph)).removeprefix("Error parsing ").removeprefix("config.")
+    """Return what tyro's framed error says, without title, frame, colours and help, as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    framed = "╭" in plain
+    lines = (line.strip("│| ") for line in plain.splitlines())
+    paragraphs = [list(group) for rule, group in groupby(lines, key=_is_rule) if not rule]
+    # Where the terminal cannot draw frames, the title is a paragraph of its own.
+    body = paragraphs[0 if framed or len(paragraphs) == 1 else 1]
+    text = one_line(" ".join(body)).removeprefix("Error parsing ").removeprefix("config.")
     return text.replace("invalid literal for int() with base 10:", "needs a whole number, not")
+
+
+def _is_rule(line: str) -> bool:
+    return line.startswith(("╭", "╰", "───", "---", "+--"))

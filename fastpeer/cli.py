@@ -36,6 +36,9 @@ def main(words: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        print(f"fastpeer: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0

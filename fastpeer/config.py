@@ -4,6 +4,7 @@ The same names are TOML keys (`[attack] steps = 10`) and flags (`--attack.steps 
 Unless a docstring says otherwise, a default is the released PeerAiD value for ResNet-18 on CIFAR-10.
 """
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -91,6 +92,7 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, self, "epsilon", "step_size", "steps", "start_std")
+        check_pixel_distance("epsilon", self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +252,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least(0, self, "seed")
+        if self.seed >= 1 << 63:
+            raise ValueError(f"seed needs less than 2^63, not {self.seed}")
 
     @property
     def swa_start(self) -> int | None:
@@ -261,13 +265,19 @@ class Config:
         return self.optim.milestones[0] if self.optim.milestones else None
 
 
+def check_pixel_distance(name: str, value: float) -> None:
+    """Raise ValueError unless a distance fits into the pixel range."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} needs 0 to 1, such as 8/255: pixels lie in [0, 1]; it is {value:g}")
+
+
 def _at_least(low: float, config: Any, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) >= low:
+        if not low <= getattr(config, name) < math.inf:
             raise ValueError(f"{name} needs {low} or more, not {getattr(config, name)}")
 
 
 def _above(low: float, config: Any, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > low:
+        if not low < getattr(config, name) < math.inf:
             raise ValueError(f"{name} needs more than {low}, not {getattr(config, name)}")

@@ -10,6 +10,12 @@ class UserError(Exception):
     exit_code = 2
 
 
+class Interrupted(UserError):
+    """The user stopped it; its text says how to go on."""
+
+    exit_code = 130
+
+
 def one_line(text: object) -> str:
     """Fold any text, such as another library's message, onto a single line."""
     return " ".join(str(text).split())

@@ -39,12 +39,14 @@ def load_recipe(recipe: str) -> Config:
         text = resources.files("fastpeer.recipes").joinpath(f"{recipe}.toml").read_text("utf-8")
         return parse_recipe(text, recipe)
     path = Path(recipe)
+    shipped = nearest(recipe, recipe_names())
+    if path.is_dir():
+        raise UserError(f"{recipe} is a folder: a recipe is a TOML file or {shipped}")
     if not path.is_file():
-        raise UserError(
-            f"no recipe {recipe}: it is neither a TOML file nor {nearest(recipe, recipe_names())}"
-        )
+        raise UserError(f"no recipe {recipe}: there is no such file, and shipped is {shipped}")
     try:
-        return parse_recipe(path.read_text("utf-8"), recipe)
+        # Some editors begin a file with a byte-order mark.
+        return parse_recipe(path.read_text("utf-8-sig"), recipe)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{recipe}: cannot be read as text ({one_line(error)})") from None
 
@@ -144,6 +146,9 @@ def _explain(path: tuple[str, ...], cause: BaseException) -> str:
         key = prefix + sorted(cause.extra_fields)[0]
         siblings = [prefix + entry.name for entry in fields(cause.cl)]
         return f"unknown key {key}; did you mean {nearest(key, siblings + setting_names())}?"
-    if isinstance(cause, TypeError) and len(path) == 1:
-        return f"{path[0]}: needs a table of settings, such as [{path[0]}] on a line of its own"
+    if isinstance(cause, KeyError):
+        return f"{'.'.join(path)}: is missing"
+    if isinstance(cause, (TypeError, AttributeError)) and path:
+        section = ".".join(path)
+        return f"{section}: needs a table of settings, such as [{section}] on a line of its own"
     return f"{'.'.join(path)}: {one_line(cause)}"

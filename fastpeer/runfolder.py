@@ -1,6 +1,7 @@
 """A run is a folder; this says what lies where in it."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fastpeer.config import Config
-from fastpeer.errors import UserError, one_line
+from fastpeer.errors import UserError
 from fastpeer.recipe import dump_recipe, load_recipe
+
+PARTS = ("config.toml", "run.json", "metrics.jsonl", "results.json", "checkpoints", "tensorboard")
+"""Names in a run's folder: nothing else is ever deleted."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +50,54 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         """Whether a run was begun here."""
-        return self.config_file.is_file()
+        return self.config_file.is_file() and self.facts_file.is_file()
 
-    def create(self, config: Config, facts: Mapping[str, Any], force: bool) -> None:
-        """Begin a run here.
+    @property
+    def foreign_files(self) -> list[str]:
+        """Names of what lies here and is no part of a run."""
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in PARTS)
+
+    def refuse_unless_free(self, force: bool) -> None:
+        """Make sure that a run may begin here.
 
         Raises:
-            UserError: a run or anything else lies here, or the folder cannot be made.
+            UserError: a run or anything else lies here.
         """
         if self.exists and not force:
             raise UserError(
                 f"{self.path} already holds a run: --resume goes on with it, --force deletes it,"
                 " another --out leaves it alone"
             )
-        if self.path.exists() and not self.exists and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UserError(f"{self.path} holds something else than a run: choose another --out")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose another --out")
+        if self.path.exists() and self.foreign_files:
+            raise UserError(
+                f"{self.path} holds {self.foreign_files[0]}, no part of a run: choose another --out"
+            )
+
+    def create(self, config: Config, facts: Mapping[str, Any], force: bool) -> None:
+        """Begin a run here, in place of a former one with `force`.
+
+        Raises:
+            UserError: something lies here, or the folder cannot be made.
+        """
+        self.refuse_unless_free(force)
         try:
-            if self.exists:
+            if self.path.exists():
                 shutil.rmtree(self.path)
             self.checkpoints.mkdir(parents=True)
             self.facts_file.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-            self.config_file.write_text(dump_recipe(config), "utf-8")
+            self.write_config(config)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({one_line(error)})") from None
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def write_config(self, config: Config) -> None:
+        """Write the settings.
+
+        Raises:
+            UserError: they cannot be written; the former ones are kept.
+        """
+        write_text(self.config_file, dump_recipe(config))
 
     def read_config(self) -> Config:
         """Return the settings that the run was started with."""
@@ -80,14 +109,31 @@ class RunFolder:
         """Return what `run.json` holds."""
         try:
             facts: dict[str, Any] = json.loads(self.facts_file.read_text("utf-8"))
-            return facts
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.facts_file}: cannot be read ({one_line(error)})") from None
+            if {"folder", "train_sha256"} <= facts["data"].keys():
+                return facts
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        raise UserError(f"{self.facts_file}: damaged or not written by fastpeer train")
 
 
 def newest_run(folder: Path = Path("runs")) -> RunFolder:
     """Return the run below `folder` that was written to last."""
-    runs = [RunFolder(path) for path in folder.glob("*/") if RunFolder(path).exists]
+    runs = [RunFolder(path) for path in folder.glob("*/") if (path / "checkpoints" / "last").exists()]
     if not runs:
         raise UserError(f"no run in {folder}/: name one, or train one with fastpeer train")
-    return max(runs, key=lambda run: max(file.stat().st_mtime for file in run.path.iterdir()))
+    return max(runs, key=lambda run: run.metrics_file.stat().st_mtime if run.metrics_file.exists() else 0)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file in one instant: whoever reads it finds the former text or the new one.
+
+    Raises:
+        UserError: it cannot be written; the former one is kept.
+    """
+    beside = file.with_name(f".{file.name}.new")
+    try:
+        beside.write_text(text, "utf-8")
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from None

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from fastpeer.arguments import EvalArguments, parse
 from fastpeer.runfolder import newest_run
 
 if TYPE_CHECKING:
-    from fastpeer.evaluation.protocol import Protocol
+    from fastpeer.evaluation.protocol import Protocol, Watch
     from fastpeer.evaluation.results import Result
     from fastpeer.evaluation.target import Target
 
@@ -26,18 +25,21 @@ def eval_command(words: Sequence[str]) -> None:
     """
     arguments = parse(EvalArguments, words, "fastpeer eval")
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
-    from fastpeer.evaluation.table import results_table
+    from fastpeer.evaluation.results import read_results
+    from fastpeer.evaluation.table import print_results
     from fastpeer.evaluation.target import find_targets
 
     protocol = _protocol(arguments)
     paths = arguments.runs or (newest_run().path,)
     targets = [target for path in paths for target in find_targets(path, arguments.checkpoints)]
+    for target in targets:
+        # Before hours of attacks, not after them: a file that cannot be added to is an error.
+        read_results(target.results_file)
     console = Console(quiet=arguments.quiet)
     results: dict[Target, list[Result]] = {}
     for target in targets:
-        results[target] = _results(target, results, protocol, arguments, console)
-        _store(target, results[target])
-    Console().print(results_table(results))
+        results[target] = list(_results(target, results, protocol, arguments, console))
+    print_results(results, Console())
 
 
 def _protocol(arguments: EvalArguments) -> "Protocol":
@@ -62,16 +64,30 @@ def _results(
     protocol: "Protocol",
     arguments: EvalArguments,
     console: Console,
-) -> "list[Result]":
+) -> "Iterator[Result]":
+    from fastpeer.evaluation.results import store_results
+
+    for result in _same_weights(target, known) or protocol.run(
+        target, arguments.folder, arguments.model, _watch(console)
+    ):
+        store_results(target.results_file, [result])
+        yield result
+
+
+def _same_weights(target: "Target", known: "dict[Target, list[Result]]") -> "list[Result]":
+    """Return known results: the last epoch is often the best one too, and need not be attacked twice."""
     for other, results in known.items():
-        # The last epoch is often the best one too: the same weights need not be attacked twice.
         if other.run == target.run and other.sha256 == target.sha256:
             return [replace(result, target=target.label) for result in results]
+    return []
+
+
+def _watch(console: Console) -> "Watch":
+    """Return what shows a bar for each attack; bars are for a terminal: a file gets the table alone."""
 
     @contextmanager
     def watch(what: str, images: int) -> Iterator[Callable[[int], None]]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # Bars are for a terminal: a file gets the table alone.
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
             task = bars.add_task(what, total=images)
 
@@ -80,11 +96,4 @@ def _results(
 
             yield show
 
-    return protocol.run(target, arguments.folder, arguments.model, watch)
-
-
-def _store(target: "Target", results: "list[Result]") -> None:
-    from fastpeer.evaluation.results import store_results
-
-    file = target.run.results_file if target.run else Path(f"{target.weights}.results.json")
-    store_results(file, results)
+    return watch

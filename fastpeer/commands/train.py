@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fastpeer.arguments import TrainArguments, parse
 from fastpeer.config import Config
-from fastpeer.errors import UserError
+from fastpeer.errors import Interrupted, UserError
 from fastpeer.recipe import DEFAULT_RECIPE, load_recipe
 from fastpeer.runfolder import RunFolder
 
@@ -37,7 +37,7 @@ def train_command(words: Sequence[str]) -> None:
 def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
     from fastpeer.data.dataset import open_dataset
-    from fastpeer.engine.interrupt import stopping_on_signals
+    from fastpeer.engine.interrupt import Stopped, stopping_on_signals
     from fastpeer.engine.parts import build_parts, describe
     from fastpeer.engine.precision import amp_precision, choose_device
     from fastpeer.engine.progress import choose_reporter
@@ -49,9 +49,13 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
         config = replace(config, precision=amp_precision(device))
     if arguments.resume:
         _refuse_other_settings(config, run.read_config())
-    dataset = open_dataset(_data_folder(arguments, run, config))
+    else:
+        run.refuse_unless_free(arguments.force)
     initial = {"student": arguments.init_student, "peer": arguments.init_peer}
-    parts = build_parts(config, dataset, device, initial)
+    # FFCV compiles for seconds before anything moves.
+    with console.status("reading and checking the data"):
+        dataset = open_dataset(_data_folder(arguments, run, config))
+        parts = build_parts(config, dataset, device, initial)
     reporter = choose_reporter(arguments.quiet, console)
     with stopping_on_signals() as stop:
         if not arguments.resume:
@@ -60,8 +64,15 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
         if arguments.resume:
             _refuse_other_data(run, describe(parts))
             trainer.resume()
+            run.write_config(config)
         reporter.message(_opening(run, config, describe(parts)))
-        trainer.train()
+        try:
+            trainer.train()
+        except Stopped:
+            raise Interrupted(
+                f"stopped at step {trainer.position.step}, all saved; go on with:"
+                f" fastpeer train --resume --out {run.path}"
+            ) from None
     console.print(_summary(trainer.summary, config, parts.selection.indices.size))
 
 

@@ -68,12 +68,13 @@ def open_dataset(folder: Path) -> PreparedDataset:
             size=(content["size"][0], content["size"][1]),
             splits={
                 name: {key: split[key] for key in ("file", "count", "bytes", "sha256")}
-                for name, split in content["splits"].items()
+                for name, split in ((name, content["splits"][name]) for name in ("train", "test"))
             },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
-            f"{path}: not a data set's description ({one_line(error)}); run fastpeer prep again"
+            f"{path}: not a data set's description ({type(error).__name__}: {one_line(error)});"
+            " run fastpeer prep again"
         ) from None
 
 

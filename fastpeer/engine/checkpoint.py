@@ -1,7 +1,6 @@
 """Checkpoints that a kill at any instant leaves whole: the former one, or the new one."""
 
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,19 +27,24 @@ def save_checkpoint(
         number: tells successive checkpoints of a name apart, such as the step.
         networks: what to save, by file name.
         state: numbers, texts, tensors, and lists and dicts of them.
+
+    Raises:
+        UserError: it cannot be written, because the disk is full for instance.
     """
     store = folder / ".store"
     fresh = store / f"{name}-{number:09d}"
     while fresh.exists():
         number += 1
         fresh = store / f"{name}-{number:09d}"
-    fresh.mkdir(parents=True)
-    for network_name, network in networks.items():
-        save_weights(network, fresh / f"{network_name}.safetensors")
-    torch.save(dict(state), fresh / "state.pt")
-    for path in (*fresh.iterdir(), fresh):
-        _flush(path)
-    _swap_link(folder / name, Path(".store") / fresh.name)
+    try:
+        _write(fresh, networks, state)
+        _swap_link(folder / name, Path(".store") / fresh.name)
+    except (OSError, RuntimeError, UserError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        kept = "; the former one is kept" if (folder / name).exists() else ""
+        raise UserError(
+            f"the checkpoint {folder / name} cannot be written ({one_line(error)}){kept}"
+        ) from None
     _drop_former(store, name, fresh)
 
 
@@ -56,14 +60,23 @@ def load_state(folder: Path) -> dict[str, Any]:
         return state
     except FileNotFoundError:
         raise UserError(f"no checkpoint to go on from: {path} is missing") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)[:100]})") from None
+    except Exception:  # PyTorch's unpickler raises whatever a foreign byte leads to.
+        raise UserError(f"{path}: damaged or not a checkpoint") from None
 
 
 def load_networks(folder: Path, networks: Mapping[str, nn.Module]) -> None:
     """Fill networks with the weights of a checkpoint's files of the same names."""
     for name, network in networks.items():
         load_weights(network, folder / f"{name}.safetensors")
+
+
+def _write(folder: Path, networks: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    for name, network in networks.items():
+        save_weights(network, folder / f"{name}.safetensors")
+    torch.save(dict(state), folder / "state.pt")
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
 
 
 def _swap_link(link: Path, target: Path) -> None:

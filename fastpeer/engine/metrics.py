@@ -20,7 +20,7 @@ class MetricsLog:
 
     def __init__(self, file: Path, length: int, tensorboard: Path | None, step: int) -> None:
         self._file = file.open("ab")
-        self._file.truncate(length)
+        self._file.truncate(min(length, self.length))
         self._writer: Any = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter

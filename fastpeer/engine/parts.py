@@ -113,7 +113,7 @@ def describe(parts: Parts) -> dict[str, Any]:
     device = torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else "cpu"
     return {
         "data": {
-            "folder": str(parts.dataset.folder),
+            "folder": str(parts.dataset.folder.absolute()),
             "name": parts.dataset.name,
             "classes": len(parts.dataset.classes),
             "size": list(parts.dataset.size),

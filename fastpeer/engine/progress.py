@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class Reporter:
@@ -61,7 +62,32 @@ class BarReporter(PlainReporter):
     @contextmanager
     def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
         """Show the bars meanwhile."""
-        self._total, self._steps_per_epoch = total, steps_per_epoch
+        self._steps_per_epoch = steps_per_epoch
+        with _Bars(self.console) as self._bars:
+            self._epoch_bar = self._bars.add_task("epoch", total=steps_per_epoch)
+            self._run_bar = self._bars.add_task("run", total=total, completed=step)
+            yield
+
+    def step(self, step: int) -> None:
+        """Move the bars."""
+        epoch, within = divmod(step - 1, self._steps_per_epoch)
+        self._bars.update(self._epoch_bar, completed=within + 1, description=f"epoch {epoch}")
+        self._bars.update(self._run_bar, completed=step)
+
+    def interval(self, record: Mapping[str, Any]) -> None:
+        """Show losses and speed above the bars."""
+        self._bars.status = interval_text(record)
+
+    def message(self, text: str) -> None:
+        """Print a line, broken between words."""
+        self.console.print(text, markup=False, highlight=False)
+
+
+class _Bars(Progress):
+    """Bars with a text above them."""
+
+    def __init__(self, console: Console) -> None:
+        self.status = ""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -70,23 +96,12 @@ class BarReporter(PlainReporter):
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(
-            *columns, console=self.console, transient=True, speed_estimate_period=300
-        ) as self._progress:
-            self._losses = self._progress.add_task("", total=None, visible=False)
-            self._epoch_bar = self._progress.add_task("epoch", total=steps_per_epoch)
-            self._run_bar = self._progress.add_task("run", total=total, completed=step)
-            yield
+        super().__init__(*columns, console=console, transient=True, speed_estimate_period=300)
 
-    def step(self, step: int) -> None:
-        """Move the bars."""
-        epoch, within = divmod(step - 1, self._steps_per_epoch)
-        self._progress.update(self._epoch_bar, completed=within + 1, description=f"epoch {epoch}")
-        self._progress.update(self._run_bar, completed=step)
-
-    def interval(self, record: Mapping[str, Any]) -> None:
-        """Show losses and speed beside the bars."""
-        self._progress.update(self._run_bar, description=f"{interval_text(record)}\nrun")
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Return the text, and the bars."""
+        yield Text(self.status, style="dim")
+        yield self.make_tasks_table(self.tasks)
 
 
 def interval_text(record: Mapping[str, Any]) -> str:
@@ -99,13 +114,13 @@ def interval_text(record: Mapping[str, Any]) -> str:
 
 def epoch_text(record: Mapping[str, Any]) -> str:
     """Accuracies at an epoch's end, in a line."""
-    parts = []
-    for network, accuracies in record["selection"].items():
-        values = ", ".join(f"{attack} {value:.2f}" for attack, value in accuracies.items())
-        parts.append(f"{network}: {values}")
-    return f"epoch {record['epoch']}  {record['split']} split, {record['images']} images (%)  " + "  ".join(
-        parts
+    attacks = " / ".join(next(iter(record["selection"].values())))
+    found = (
+        f"{network} {' / '.join(f'{value:.1f}' for value in accuracies.values())}"
+        for network, accuracies in record["selection"].items()
     )
+    images = f"{record['images']} {'held-out' if record['split'] == 'val' else 'test'} images"
+    return f"epoch {record['epoch']}  {'  '.join(found)}  ({attacks} in % on {images})"
 
 
 def choose_reporter(quiet: bool, console: Console) -> Reporter:

@@ -74,6 +74,13 @@ class Trainer:
         """
         tensorboard = self.run.path / "tensorboard" if self.config.log.tensorboard else None
         self.log = MetricsLog(self.run.metrics_file, self._log_length, tensorboard, self.position.step)
+        if not (self.run.checkpoints / "last").exists():
+            # So that a run can be resumed from whatever it began with.
+            self._save("last")
+        if self._finished():
+            self.reporter.message(
+                f"finished at step {self.position.step} already; more --train.epochs let it go on"
+            )
         try:
             with self.reporter.running(self.position.step, self._total_steps(), self._steps_per_epoch):
                 while not self._finished():
@@ -93,6 +100,12 @@ class Trainer:
         folder = self.run.checkpoints / "last"
         state = load_state(folder)
         load_networks(folder, self._saved_networks())
+        try:
+            self._take_up(state)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{folder / 'state.pt'}: damaged or not this run's checkpoint") from None
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
         for name, optimizer in self.step.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.step.scaler.load_state_dict(state["scaler"])

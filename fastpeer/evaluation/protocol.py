@@ -1,7 +1,7 @@
 """Runs the attacks of an evaluation on one student: always float32, no TF32, on the test split."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,8 @@ class Protocol:
     batch_size: int
     device: torch.device
 
-    def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> list[Result]:
-        """Attack one student.
+    def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
+        """Attack one student, and yield what each attack leaves.
 
         Args:
             target: its weights.
@@ -66,7 +66,8 @@ class Protocol:
         loader = BetonLoader(dataset.beton("test"), self.batch_size)
         chosen = spread(np.arange(len(loader.labels)), self.examples)
         stream = EvaluationStream(loader, chosen, self.device, torch.float32)
-        return [self._result(name, network, stream, dataset, target, watch) for name in self.attacks]
+        for name in self.attacks:
+            yield self._result(name, network, stream, dataset, target, watch)
 
     def _result(
         self, name: str, network: nn.Module, stream: EvaluationStream, dataset: PreparedDataset,
@@ -105,7 +106,10 @@ def _data_folder(target: Target, data: Path | None) -> Path:
 
 
 def _network(target: Target, model: str, classes: int) -> nn.Module:
-    name = model or (target.config.model.student if target.config else "")
+    name = model
+    if not name and target.config is not None:
+        models = target.config.model
+        name = models.peer if target.weights.stem == "peer" else models.student
     if not name:
         raise UserError(f"{target.weights} lies outside a run folder: say which network it is, --model NAME")
     network = build_model(name, classes)

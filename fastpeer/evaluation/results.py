@@ -1,7 +1,6 @@
 """What an evaluation found: one record for each (weights, attack), kept in a JSON file."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from fastpeer.errors import UserError, one_line
+from fastpeer.runfolder import write_text
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,8 @@ class Result:
     @property
     def question(self) -> tuple[Any, ...]:
         """What was asked, without the answer; a later result for the same replaces the former."""
-        return (
-            self.weights_sha256,
-            self.target,
-            self.attack,
-            self.images,
-            self.epsilon,
-            self.seed,
-            self.data_sha256,
-        )
+        who = (self.weights_sha256, self.target, self.data_sha256, self.images)
+        return (*who, self.attack, self.epsilon, self.step_size, self.seed)
 
 
 def store_results(file: Path, results: Iterable[Result]) -> None:
@@ -78,23 +71,21 @@ def store_results(file: Path, results: Iterable[Result]) -> None:
     Raises:
         UserError: the file holds something else, or cannot be written.
     """
-    kept = {result.question: result for result in [*_read(file), *results]}
+    kept = {result.question: result for result in [*read_results(file), *results]}
     entries = [_entry(result) for result in kept.values()]
-    beside = file.with_name(f".{file.name}.new")
-    try:
-        beside.write_text(
-            json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n", "utf-8"
-        )
-        os.replace(beside, file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({one_line(error)})") from None
+    write_text(file, json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n")
 
 
 def _entry(result: Result) -> dict[str, Any]:
     return {**asdict(result), "accuracy": result.accuracy, "interval95": result.interval}
 
 
-def _read(file: Path) -> list[Result]:
+def read_results(file: Path) -> list[Result]:
+    """Return the results in a file; none where there is no file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
     if not file.exists():
         return []
     try:

@@ -1,73 +1,81 @@
 """The table that an evaluation prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastpeer.config import PaperConfig, format_fraction
+from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.target import Target
 
 HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
+PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
 
-def results_table(results: Mapping[Target, Sequence[Result]]) -> Table:
-    """Return one row for each student, and below them the paper's figures for the same recipes.
+def print_results(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
+    """Print a row for each student, below them the paper's figures for the same recipes, and notes.
 
     Args:
         results: of each target, in the order of the columns.
+        console: where to.
     """
     some = next(iter(results.values()))
-    table = Table(title=_title(some[0]), caption="\n".join(_notes(results)), caption_justify="left")
-    table.add_column("student", no_wrap=True)
+    console.print(_title(some[0]), highlight=False)
+    table = Table()
+    table.add_column("student")
     for result in some:
-        table.add_column(_heading(result.attack), justify="right")
-    shown: list[PaperConfig] = []
+        table.add_column(_heading(result.attack), justify="right", no_wrap=True)
     for target, row in results.items():
-        table.add_row(target.label, *map(_cell, row))
-    for target in results:
-        paper = target.config.paper if target.config else None
-        if paper is not None and paper.dataset == results[target][0].dataset and paper not in shown:
-            shown.append(paper)
-            table.add_section()
-            table.add_row(f"paper, {paper.row}", *(_paper_cell(paper, result.attack) for result in some))
-    return table
+        table.add_row(Text(target.label, no_wrap=True, overflow="fold"), *map(_cell, row))
+    for paper in _papers(results):
+        table.add_section()
+        table.add_row(f"paper, {paper.row}", *(_paper_cell(paper, result.attack) for result in some))
+    console.print(table)
+    for note in _notes(results):
+        console.print(note, highlight=False, markup=False)
 
 
 def _title(result: Result) -> str:
     images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
-    return f"accuracy in % on {images} test images, epsilon {format_fraction(result.epsilon)}"
+    return f"accuracy in % on {images} test images, epsilon {format_fraction(result.epsilon)}, fp32"
 
 
-def _notes(results: Mapping[Target, Sequence[Result]]) -> list[str]:
-    notes = []
+def _papers(results: Mapping[Target, Sequence[Result]]) -> list[PaperConfig]:
+    """Rows of the paper, where the data set is the paper's too."""
+    papers: list[PaperConfig] = []
+    for target, row in results.items():
+        paper = target.config.paper if target.config else None
+        if paper is not None and paper.dataset == row[0].dataset and paper not in papers:
+            papers.append(paper)
+    return papers
+
+
+def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
     configs = {target.run.path: target.config for target in results if target.run and target.config}
     for path, config in configs.items():
         split = "test images" if config.selection.split == "test" else "held-out training images"
-        notes.append(
-            f"{path.name}: best epochs were selected on {split} (selection.split = {config.selection.split})"
-        )
-    targets = {result.targets for row in results.values() for result in row if result.targets is not None}
-    notes += [
-        f"AutoAttack aimed at {count} wrong classes instead of 9: there are no more"
-        for count in targets
-        if count < 9
-    ]
+        yield f"{path}: best epochs were chosen on {split} (selection.split = {config.selection.split})"
+    counts = {result.targets for row in results.values() for result in row if result.targets is not None}
+    for count in counts:
+        if count < TARGETS:
+            yield f"AutoAttack aimed at {count} wrong classes, not at {TARGETS}: there are no more"
     if any(result.interval for row in results.values() for result in row):
-        notes.append("in brackets: 95 % interval for all test images")
-    return notes
+        yield "in brackets: 95 % interval for the accuracy on all test images"
 
 
 def _heading(attack: str) -> str:
     return HEADINGS.get(attack) or attack.upper().replace("PGD", "PGD-")
 
 
-def _cell(result: Result) -> str:
+def _cell(result: Result) -> Text:
     if result.interval is None:
-        return f"{result.accuracy:.2f}"
+        return Text(f"{result.accuracy:.2f}")
     low, high = result.interval
-    return f"{result.accuracy:.2f} [{low:.1f}, {high:.1f}]".replace("[", "\\[")
+    return Text(f"{result.accuracy:.2f} [{low:.1f}, {high:.1f}]")
 
 
 def _paper_cell(paper: PaperConfig, attack: str) -> str:
-    return f"{getattr(paper, attack):.2f}" if attack in ("clean", "fgsm", "pgd20", "aa") else ""
+    return f"{getattr(paper, attack):.2f}" if attack in PAPER_FIGURES else ""

@@ -36,6 +36,11 @@ class Target:
     config: Config | None
 
     @property
+    def results_file(self) -> Path:
+        """Where results are kept: in the run, or beside weights that belong to none."""
+        return self.run.results_file if self.run else Path(f"{self.weights}.results.json")
+
+    @property
     def sha256(self) -> str:
         """Checksum of the weights."""
         return hashlib.sha256(self.weights.read_bytes()).hexdigest()
@@ -65,7 +70,9 @@ def find_targets(path: Path, checkpoints: str) -> list[Target]:
 
 def _of_run(run: RunFolder, checkpoints: str) -> Iterator[Target]:
     config = run.read_config()
-    names = list(CHECKPOINTS) if checkpoints == "all" else [name.strip() for name in checkpoints.split(",")]
+    asked = [name.strip() for name in checkpoints.split(",") if name.strip()]
+    every = not asked or "all" in asked
+    names = list(CHECKPOINTS) if every else asked
     found = 0
     for name in names:
         if name not in CHECKPOINTS:
@@ -73,8 +80,8 @@ def _of_run(run: RunFolder, checkpoints: str) -> Iterator[Target]:
         weights = run.checkpoints / CHECKPOINTS[name]
         if weights.is_file() and not (name == "swa" and _average_is_empty(run)):
             found += 1
-            yield Target(f"{run.path.name} {name}", weights, run, config)
-        elif checkpoints != "all":
+            yield Target(f"{run.path} {name}", weights, run, config)
+        elif not every:
             raise UserError(f"{run.path} holds no checkpoint {name}")
     if not found:
         raise UserError(

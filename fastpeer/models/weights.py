@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 def _read_checkpoint(path: Path) -> object:
     try:
-        with safe_globals(_harmless_types()):
+        with safe_globals(_harmless_types()), warnings.catch_warnings():
+            # A file that is refused is refused in one line.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's unpickler raises whatever a foreign byte leads to
         refused = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)

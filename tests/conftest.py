@@ -1,0 +1,28 @@
+"""What tests in several folders need."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastpeer.data_prep import PrepOptions, prepare
+from tests.data_prep.prep_files import image_files, write_files
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Waiting for one another costs threads more than these small tensors do where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set: 5 classes, 45 training and 5 test images of 8×8 pixels."""
+    root = tmp_path_factory.mktemp("small")
+    source = write_files(root / "images", image_files([f"class{number}" for number in range(5)], per_class=9))
+    prepare(PrepOptions(dataset="folder", source=source, out=root / "data", workers=1))
+    return root / "data"
