@@ -1,6 +1,7 @@
 # make demo: set up, then train and attack a small network on real digits, in a few minutes on a CPU.
 # make test: set up, then run all tests.
 
+export PYTHON ?= python3
 FASTPEER := .venv/bin/fastpeer
 PY := .venv/bin/python
 

@@ -26,13 +26,13 @@ def parse_fraction(value: object) -> float:
         raise ValueError(f"needs a number or a fraction such as 8/255, not {value!r}")
     try:
         return float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"needs a number or a fraction such as 8/255, not {value!r}") from None
 
 
 def format_fraction(value: float) -> str:
     """Write a multiple of 1/255 as such, any other number as Python does; `parse_fraction` reads it back."""
-    numerator = round(value * 255)
+    numerator = round(value * 255) if 0 < value <= 1 else 0
     return f"{numerator}/255" if numerator and numerator / 255 == value else repr(value)
 
 
@@ -93,6 +93,7 @@ class AttackConfig:
     def __post_init__(self) -> None:
         _at_least(0, self, "epsilon", "step_size", "steps", "start_std")
         check_pixel_distance("epsilon", self.epsilon)
+        check_pixel_distance("step_size", self.step_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,8 +62,6 @@ def input_gradient(network: Network, images: Tensor, target: Tensor) -> Tensor:
 
 def gaussian_start(images: Tensor, std: float, generator: torch.Generator) -> Tensor:
     """Return x + std·N(0, 1), unclamped, as TRADES and PeerAiD start."""
-    if std == 0:
-        return images
     noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
     return images + std * noise
 

@@ -31,7 +31,7 @@ def eval_command(words: Sequence[str]) -> None:
 
     protocol = _protocol(arguments)
     paths = arguments.runs or (newest_run().path,)
-    targets = [target for path in paths for target in find_targets(path, arguments.checkpoints)]
+    targets = find_targets(paths, arguments.checkpoints)
     for target in targets:
         # Before hours of attacks, not after them: a file that cannot be added to is an error.
         read_results(target.results_file)

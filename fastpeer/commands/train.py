@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from fastpeer.arguments import TrainArguments, parse
+from fastpeer.commands.summary import print_summary
 from fastpeer.config import Config
 from fastpeer.errors import Interrupted, UserError
 from fastpeer.recipe import DEFAULT_RECIPE, load_recipe
@@ -73,7 +73,7 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
                 f"stopped at step {trainer.position.step}, all saved; go on with:"
                 f" fastpeer train --resume --out {run.path}"
             ) from None
-    console.print(_summary(trainer.summary, config, parts.selection.indices.size))
+    print_summary(trainer.summary, trainer.selection, console)
 
 
 def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Config:
@@ -140,31 +140,3 @@ def _opening(run: RunFolder, config: Config, facts: dict[str, Any]) -> str:
         f"{run.path}: {config.method}, {networks}, {data['name']} ({data['classes']} classes,"
         f" {data['size'][0]}x{data['size'][1]}), {config.precision} on {facts['device']}, seed {config.seed}"
     )
-
-
-def _summary(summary: dict[str, dict[str, Any]], config: Config, images: int) -> Table | str:
-    """Last and best, plain and averaged, side by side."""
-    if not summary:
-        return "no epoch was completed, so nothing was evaluated"
-    names = {
-        "last": "last",
-        "best": "best",
-        "swa": "last, averaged (SWA)",
-        "best-swa": "best, averaged (SWA)",
-    }
-    metrics = [name for name in summary["last"] if name != "epoch"]
-    split = "held-out training images (val)" if config.selection.split == "val" else "test images"
-    table = Table(
-        title=f"student, accuracy in % on {images} {split}; best by {_metric(config, metrics)} on the same"
-    )
-    for heading in ("student", "epoch", *metrics):
-        table.add_column(heading, justify="left" if heading == "student" else "right")
-    for key, name in names.items():
-        if key in summary:
-            entry = summary[key]
-            table.add_row(name, str(entry["epoch"]), *(f"{entry[metric]:.2f}" for metric in metrics))
-    return table
-
-
-def _metric(config: Config, metrics: list[str]) -> str:
-    return "clean" if config.method == "natural" else metrics[-1]

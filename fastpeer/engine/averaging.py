@@ -4,10 +4,10 @@ import copy
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastpeer.data.stream import Batch
-from fastpeer.engine.batchnorm import batchnorms
+from fastpeer.engine.batchnorm import batchnorms, momenta_restored
 from fastpeer.engine.precision import NumberFormat
 
 
@@ -40,22 +40,15 @@ class AveragedStudent:
         Each batch enters with the momentum that makes the result the mean over all samples so far.
         """
         norms = batchnorms(self.network)
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            _reset(norm.running_mean, norm.running_var)
         seen = 0
         self.network.train()
-        for batch in batches:
-            seen += len(batch.images)
+        with momenta_restored(norms):
             for norm in norms:
-                norm.momentum = len(batch.images) / seen
-            with number_format.autocasting(batch.images.device):
-                self.network(batch.images)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-def _reset(mean: Tensor | None, variance: Tensor | None) -> None:
-    if mean is not None and variance is not None:
-        mean.zero_()
-        variance.fill_(1)
+                # Its counter of batches too, so that a pass that is cut short and repeated leaves no trace.
+                norm.reset_running_stats()
+            for batch in batches:
+                seen += len(batch.images)
+                for norm in norms:
+                    norm.momentum = len(batch.images) / seen
+                with number_format.autocasting(batch.images.device):
+                    self.network(batch.images)

@@ -22,16 +22,24 @@ def counted(network: nn.Module, times: int) -> Iterator[None]:
         yield
         return
     norms = batchnorms(network)
-    momenta = [norm.momentum for norm in norms]
+    with momenta_restored(norms):
+        for norm in norms:
+            norm.momentum = 1 - (1 - _momentum(norm)) ** times
+        yield
     for norm in norms:
-        norm.momentum = 1 - (1 - _momentum(norm)) ** times
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(times - 1)
+
+
+@contextmanager
+def momenta_restored(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Give layers back the momenta that they came with."""
+    momenta = [norm.momentum for norm in norms]
     try:
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(times - 1)
 
 
 def _momentum(norm: _BatchNorm) -> float:

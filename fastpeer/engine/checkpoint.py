@@ -1,5 +1,6 @@
 """Checkpoints that a kill at any instant leaves whole: the former one, or the new one."""
 
+import io
 import os
 import shutil
 from collections.abc import Mapping
@@ -56,12 +57,14 @@ def load_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / "state.pt"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no checkpoint to go on from: {path} is missing") from None
     except Exception:  # PyTorch's unpickler raises whatever a foreign byte leads to.
-        raise UserError(f"{path}: damaged or not a checkpoint") from None
+        state = None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: damaged or not a checkpoint")
+    return state
 
 
 def load_networks(folder: Path, networks: Mapping[str, nn.Module]) -> None:
@@ -74,7 +77,10 @@ def _write(folder: Path, networks: Mapping[str, nn.Module], state: Mapping[str, 
     folder.mkdir(parents=True)
     for name, network in networks.items():
         save_weights(network, folder / f"{name}.safetensors")
-    torch.save(dict(state), folder / "state.pt")
+    # By way of memory: torch reports a full disk as a failed assertion of its own.
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    (folder / "state.pt").write_bytes(buffer.getvalue())
     for path in (*folder.iterdir(), folder):
         _flush(path)
 

@@ -37,12 +37,17 @@ class Interval:
         """Return means since the last call, and begin anew."""
         seconds = time.perf_counter() - self._since
         record = {
-            "losses": dict(zip(self.terms, (self._losses / self._images).tolist(), strict=True)),
+            "losses": self.losses(),
             "accuracy": dict(zip(self.forwards, (100 * self._correct / self._images).tolist(), strict=True)),
             "images_per_second": self._seen / seconds,
         }
         self._clear()
         return record
+
+    def losses(self) -> dict[str, float]:
+        """Return the mean of each term so far."""
+        means = self._losses / max(1, self._images)
+        return dict(zip(self.terms, means.tolist(), strict=True))
 
     def state(self) -> dict[str, Any]:
         """Return what is summed up so far, for a checkpoint."""

@@ -3,8 +3,11 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from fastpeer.errors import UserError
 
 
 class MetricsLog:
@@ -19,8 +22,10 @@ class MetricsLog:
     """
 
     def __init__(self, file: Path, length: int, tensorboard: Path | None, step: int) -> None:
-        self._file = file.open("ab")
-        self._file.truncate(min(length, self.length))
+        self._path = file
+        with self._named_errors():
+            self._file = file.open("ab")
+            self._file.truncate(min(length, self.length))
         self._writer: Any = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -34,17 +39,26 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line; nested numbers also go to TensorBoard, at the record's `step`."""
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        with self._named_errors():
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
         if self._writer is not None:
             for name, value in _numbers(record, ""):
                 self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written ({error.strerror})") from None
 
 
 def _numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

@@ -56,6 +56,10 @@ class Selection:
                 )
             }
 
+    def is_better(self, accuracies: Mapping[str, float], best: Mapping[str, float]) -> bool:
+        """Compare by the metric; where that is equal, by the clean accuracy."""
+        return (accuracies[self.metric], accuracies["clean"]) > (best[self.metric], best["clean"])
+
     def _accuracy(self, networks: Mapping[str, nn.Module], attacked: str, attack: Attack) -> Accuracies:
         hits = correct_predictions(networks, attacked, self._batches(), attack)
         return {name: _percent(right) for name, right in hits.items()}

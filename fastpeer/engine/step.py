@@ -82,8 +82,10 @@ class TrainingStep:
     def adversarial(self, images: Tensor, attack: Attack, number: int) -> Tensor:
         """Return the images that the step trains on, (B, 3, H, W) like `images`."""
         student, tutor = self.networks[attack.student], self.networks[attack.away_from]
-        noise = generator(self.device, self.seed, "attack", number)
-        start = gaussian_start(images, self.attack.start_std, noise)
+        start = images
+        if self.attack.start_std > 0:
+            noise = generator(self.device, self.seed, "attack", number)
+            start = gaussian_start(images, self.attack.start_std, noise)
         with evaluating(student, tutor), self.format.autocasting(self.device):
             with torch.no_grad():
                 target = torch.softmax(tutor(images).to(self.format.weights), dim=1)

@@ -74,22 +74,23 @@ class Trainer:
         """
         tensorboard = self.run.path / "tensorboard" if self.config.log.tensorboard else None
         self.log = MetricsLog(self.run.metrics_file, self._log_length, tensorboard, self.position.step)
-        if not (self.run.checkpoints / "last").exists():
-            # So that a run can be resumed from whatever it began with.
-            self._save("last")
-        if self._finished():
-            self.reporter.message(
-                f"finished at step {self.position.step} already; more --train.epochs let it go on"
-            )
-        try:
-            with self.reporter.running(self.position.step, self._total_steps(), self._steps_per_epoch):
-                while not self._finished():
-                    self._run_epoch()
-        except Stopped:
-            self._save("last")
-            raise
-        finally:
-            self.log.close()
+        with closing(self.log):
+            if not (self.run.checkpoints / "last").exists():
+                # So that a run can be resumed from whatever it began with.
+                self._save("last")
+            if self._finished():
+                self.reporter.message("finished already; more --train.epochs would let it go on")
+            try:
+                self._run_epochs()
+            except Stopped:
+                self._refuse_non_finite(self.interval.losses())
+                self._save("last")
+                raise
+
+    def _run_epochs(self) -> None:
+        with self.reporter.running(self.position.step, self._total_steps(), self._steps_per_epoch):
+            while not self._finished():
+                self._run_epoch()
 
     def resume(self) -> None:
         """Take up the run's last checkpoint.
@@ -217,8 +218,7 @@ class Trainer:
                 continue
             entry = {"epoch": epoch, **found[network]}
             self.summary[last] = entry
-            metric = self.selection.metric
-            if best not in self.summary or entry[metric] > self.summary[best][metric]:
+            if best not in self.summary or self.selection.is_better(entry, self.summary[best]):
                 self.summary[best] = entry
                 self._save(best)
 

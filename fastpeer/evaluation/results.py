@@ -95,5 +95,5 @@ def read_results(file: Path) -> list[Result]:
             Result(**{name: value for name, value in entry.items() if name not in derived})
             for entry in entries
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not results of fastpeer eval ({one_line(error)}): move it away") from None

@@ -25,11 +25,11 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
     some = next(iter(results.values()))
     console.print(_title(some[0]), highlight=False)
     table = Table()
-    table.add_column("student")
+    table.add_column("student", overflow="fold")
     for result in some:
         table.add_column(_heading(result.attack), justify="right", no_wrap=True)
     for target, row in results.items():
-        table.add_row(Text(target.label, no_wrap=True, overflow="fold"), *map(_cell, row))
+        table.add_row(Text(target.label, overflow="fold"), *map(_cell, row))
     for paper in _papers(results):
         table.add_section()
         table.add_row(f"paper, {paper.row}", *(_paper_cell(paper, result.attack) for result in some))

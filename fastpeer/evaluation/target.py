@@ -1,7 +1,7 @@
 """Finds the weights that an evaluation is about, and what is known of them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,19 +46,29 @@ class Target:
         return hashlib.sha256(self.weights.read_bytes()).hexdigest()
 
 
-def find_targets(path: Path, checkpoints: str) -> list[Target]:
-    """Return what a path on the command line stands for.
+def find_targets(paths: Sequence[Path], checkpoints: str) -> list[Target]:
+    """Return what the paths on the command line stand for, in their order.
 
     Args:
-        path: a run folder, a checkpoint's folder or a weight file.
+        paths: run folders, checkpoints' folders or weight files.
         checkpoints: comma-separated names out of `CHECKPOINTS`, or all; for a run folder.
 
     Raises:
         UserError: nothing to evaluate lies there.
     """
+    names = [path.name for path in paths]
+    targets: list[Target] = []
+    for path in paths:
+        # Short names, where they tell the runs apart.
+        name = path.name if path.name and names.count(path.name) == 1 else str(path)
+        targets += _of_path(path, name, checkpoints)
+    return targets
+
+
+def _of_path(path: Path, name: str, checkpoints: str) -> list[Target]:
     run = RunFolder(path)
     if run.exists:
-        return list(_of_run(run, checkpoints))
+        return list(_of_run(run, name, checkpoints))
     weights = path / "student.safetensors" if path.is_dir() else path
     if not weights.is_file():
         raise UserError(f"{path}: neither a run folder nor a file with weights")
@@ -68,7 +78,7 @@ def find_targets(path: Path, checkpoints: str) -> list[Target]:
     return [Target(str(path), weights, owner, owner.read_config() if owner else None)]
 
 
-def _of_run(run: RunFolder, checkpoints: str) -> Iterator[Target]:
+def _of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Target]:
     config = run.read_config()
     asked = [name.strip() for name in checkpoints.split(",") if name.strip()]
     every = not asked or "all" in asked
@@ -80,7 +90,7 @@ def _of_run(run: RunFolder, checkpoints: str) -> Iterator[Target]:
         weights = run.checkpoints / CHECKPOINTS[name]
         if weights.is_file() and not (name == "swa" and _average_is_empty(run)):
             found += 1
-            yield Target(f"{run.path} {name}", weights, run, config)
+            yield Target(f"{label} {name}", weights, run, config)
         elif not every:
             raise UserError(f"{run.path} holds no checkpoint {name}")
     if not found:
@@ -91,4 +101,4 @@ def _of_run(run: RunFolder, checkpoints: str) -> Iterator[Target]:
 
 def _average_is_empty(run: RunFolder) -> bool:
     """Before its first epoch, the average is saved as a mere copy of the initial student."""
-    return bool(load_state(run.checkpoints / "last")["swa_count"] == 0)
+    return not load_state(run.checkpoints / "last").get("swa_count")

@@ -1,0 +1,155 @@
+"""`fastpeer train --resume`: with a recipe or without, with other settings, and where there is no run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cli_files import metrics, snapshot, weights
+
+
+@pytest.fixture(scope="module")
+def halves(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, stopped at step 7, in mid-epoch and off the log's grid."""
+    from fastpeer.cli import main
+
+    run = tmp_path_factory.mktemp("half") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workshop)
+        assert main(["train", "tiny.toml", "--train.max-steps", "7", "--quiet", "--out", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def half(halves: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(halves, tmp_path / "half", symlinks=True))
+
+
+def same_as_uninterrupted(run: Path, original: Path) -> None:
+    assert weights(run) == weights(original)
+    # A stop at max_steps writes a line of its own; all the others are alike.
+    assert [record for record in metrics(run) if record in metrics(original)] == [
+        record for record in metrics(original) if record["step"] != 8 or "selection" in record
+    ]
+
+
+def test_without_a_recipe(fastpeer, half: Path, original: Path) -> None:
+    fastpeer("train --resume --train.max-steps 0 --quiet --out", half).succeeded()
+    same_as_uninterrupted(half, original)
+    assert (half / "config.toml").read_bytes() == (original / "config.toml").read_bytes()
+
+
+def test_with_its_recipe(fastpeer, half: Path, original: Path) -> None:
+    fastpeer("train tiny.toml --resume --quiet --out", half).succeeded()
+    same_as_uninterrupted(half, original)
+
+
+def test_from_another_folder(fastpeer, half: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(half.parent)
+    fastpeer("train --resume --train.max-steps 0 --quiet --out half").succeeded()
+    same_as_uninterrupted(half, original)
+
+
+def test_another_recipe_changes_nothing_but_the_length(fastpeer, half: Path, original: Path) -> None:
+    outcome = fastpeer("train cifar10-resnet18 --resume --train.epochs 3 --out", half).succeeded()
+    assert "note" in outcome.out
+    assert "model.student" in outcome.out
+    assert weights(half) == weights(original)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--attack.steps 4", ["attack.steps", "1", "4"]),
+        ("--train.batch-size 4", ["train.batch_size", "8", "4"]),
+        ("--seed 3", ["seed", "0", "3"]),
+        ("--amp", ["precision", "fp32", "bf16"]),
+        ("--model.student resnet18", ["model.student", "resnet8", "resnet18"]),
+        ("--swa.enabled false", ["swa.enabled"]),
+        ("--force", ["--resume", "--force"]),
+        ("--init-student x.pt", ["--init-student"]),
+        ("--data nosuch", ["nosuch"]),
+        ("--data data/cifar10", ["data/cifar10", "trained on"]),
+        ("nosuch", ["nosuch"]),
+    ],
+)
+def test_what_a_resumed_run_refuses(fastpeer, half: Path, flags: str, words: list[str]) -> None:
+    before = snapshot(half)
+    fastpeer(f"train --resume {flags} --out", half).refused(*words)
+    assert snapshot(half) == before
+
+
+def test_a_finished_run_stays_as_it_is(fastpeer, finished: Path, original: Path) -> None:
+    outcome = fastpeer("train --resume --out", finished).succeeded()
+    assert "finished" in outcome.out
+    assert "best" in outcome.out
+    assert weights(finished) == weights(original)
+    assert metrics(finished) == metrics(original)
+
+
+def test_a_finished_run_can_be_made_longer(fastpeer, finished: Path) -> None:
+    before = metrics(finished)
+    fastpeer("train --resume --train.epochs 4 --quiet --out", finished).succeeded()
+    assert metrics(finished)[: len(before)] == before
+    assert metrics(finished)[-1]["epoch"] == 3
+
+
+def test_no_run_there(fastpeer, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("keep", "utf-8")
+    for name in ("nosuch", "empty", "file"):
+        fastpeer("train --resume --out", tmp_path / name).refused(name)
+    assert not (tmp_path / "nosuch").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_run_killed_before_its_first_checkpoint(fastpeer, half: Path, original: Path) -> None:
+    shutil.rmtree(half / "checkpoints")
+    (half / "checkpoints").mkdir()
+    outcome = fastpeer("train --resume --train.max-steps 0 --out", half)
+    if outcome.code:
+        outcome.refused("--force")
+    else:
+        same_as_uninterrupted(half, original)
+
+
+def test_a_lost_log_does_not_lose_the_run(fastpeer, half: Path, original: Path) -> None:
+    (half / "metrics.jsonl").unlink()
+    fastpeer("train --resume --train.max-steps 0 --quiet --out", half).succeeded()
+    assert weights(half) == weights(original)
+    assert metrics(half)[-1] == metrics(original)[-1]
+
+
+def test_lines_written_after_the_checkpoint_are_written_anew(fastpeer, half: Path, original: Path) -> None:
+    with (half / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 1, "step": 8, "half a li')
+    fastpeer("train --resume --train.max-steps 0 --quiet --out", half).succeeded()
+    same_as_uninterrupted(half, original)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "other", "gone"])
+@pytest.mark.parametrize("name", ["state.pt", "peer.safetensors", "student.safetensors"])
+def test_a_damaged_checkpoint(fastpeer, half: Path, name: str, damage: str) -> None:
+    file = half / "checkpoints" / "last" / name
+    if damage == "other" and name == "state.pt":
+        torch.save({"x": 1}, file)
+    else:
+        file.unlink()
+    if damage in ("garbage", "empty"):
+        file.write_bytes(b"garbage" if damage == "garbage" else b"")
+    before = snapshot(half)
+    fastpeer("train --resume --out", half).refused(name)
+    assert snapshot(half) == before
+
+
+@pytest.mark.parametrize("content", ["garbage", "{}", "[]", '{"data": {}}'])
+def test_a_damaged_run_json(fastpeer, half: Path, content: str) -> None:
+    (half / "run.json").write_text(content, "utf-8")
+    fastpeer("train --resume --out", half).refused("run.json")
+
+
+def test_a_damaged_config(fastpeer, half: Path) -> None:
+    (half / "config.toml").write_text("garbage", "utf-8")
+    fastpeer("train --resume --out", half).refused("config.toml")

@@ -1,0 +1,183 @@
+"""Help, start-up, and words that mean nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastpeer.cli import main
+from fastpeer.recipe import recipe_names, setting_names
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["-h"]):
+        assert main(words) == 0
+        printed = capsys.readouterr()
+        assert all(command in printed.out for command in ("prep", "train", "eval", "recipes"))
+        assert printed.err == ""
+
+
+@pytest.mark.parametrize("command", ["prep", "train", "eval"])
+def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    printed = capsys.readouterr()
+    assert f"fastpeer {command}" in printed.out
+    assert printed.err == ""
+
+
+def test_every_setting_stands_in_the_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["train", "--help"])
+    shown = capsys.readouterr().out
+    names = [name for name in setting_names() if not name.startswith("paper")]
+    assert [name for name in names if f"--{name.replace('_', '-')}" not in shown] == []
+    assert "--paper" not in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("fastpeer ")
+
+
+def test_help_comes_at_once() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "fastpeer", "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--help"], 0), (["train", "--help"], 0), (["recipes"], 0), (["train", "nosuch"], 2), (["prap"], 2)],
+)
+def test_torch_is_not_loaded_for_what_needs_none(words: list[str], code: int) -> None:
+    program = (
+        "import sys; from fastpeer.cli import main; code = main(sys.argv[1:]);"
+        " heavy = {'torch', 'ffcv', 'numba', 'scipy'} & set(sys.modules);"
+        " assert not heavy, heavy; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("trian", ["trian", "train"]),
+        ("--foo", ["--foo", "recipes"]),
+        ("train tiny.toml --attack.step 3", ["--attack.step", "--attack.steps"]),
+        ("train tiny.toml --epochs 3", ["--epochs", "--train.epochs"]),
+        ("train tiny.toml --batch-size 3", ["--batch-size", "--train.batch-size"]),
+        ("train tiny.toml --config.attack.steps 3", ["--attack.steps"]),
+        ("train tiny.toml --paper.clean 99", ["--paper.clean"]),
+        ("train tiny.toml --attack.steps=x", ["--attack.steps", "whole number", "x"]),
+        ("train tiny.toml --attack.steps 1.5", ["--attack.steps", "1.5"]),
+        ("train tiny.toml --attack.steps -1", ["steps", "0 or more", "-1"]),
+        ("train tiny.toml --attack.steps", ["--attack.steps"]),
+        ("train tiny.toml --attack.epsilon 8/0", ["--attack.epsilon", "8/255", "8/0"]),
+        ("train tiny.toml --attack.epsilon nan", ["--attack.epsilon", "nan"]),
+        ("train tiny.toml --attack.epsilon inf", ["epsilon"]),
+        ("train tiny.toml --optim.lr nan", ["lr", "nan"]),
+        ("train tiny.toml --optim.lr inf", ["lr", "inf"]),
+        ("train tiny.toml --optim.lr fast", ["--optim.lr", "fast"]),
+        ("train tiny.toml --optim.milestones 3 2", ["milestones", "increasing"]),
+        ("train tiny.toml --optim.milestones a", ["--optim.milestones", "a"]),
+        ("train tiny.toml --train.epochs 0", ["epochs", "1 or more"]),
+        ("train tiny.toml --seed -1", ["seed", "0 or more", "-1"]),
+        ("train tiny.toml --seed 99999999999999999999", ["seed"]),
+        ("train tiny.toml --data.augment maybe", ["maybe"]),
+        ("train tiny.toml --model.student resnet9", ["resnet9", "resnet8"]),
+        ("train tiny.toml --model.peer wideresnet28-10", ["wideresnet28-10", "wideresnet28x10"]),
+        ("train tiny.toml --model.peer wideresnet29x10", ["wideresnet29x10", "6n+4"]),
+        ("train tiny.toml --precision fp8", ["--precision", "fp8", "fp16", "bf16"]),
+        ("train tiny.toml --method trades", ["--method", "trades", "peeraid", "natural"]),
+        ("train tiny.toml --loss.reduction sum", ["--loss.reduction", "sum", "batchmean"]),
+        ("train tiny.toml --selection.fraction 1.5", ["fraction", "1.5"]),
+        ("train tiny.toml extra", ["extra"]),
+        ("train tiny.toml -x", ["-x"]),
+        ("train tiny.toml --out", ["--out"]),
+        ("train cifar10_resnet18", ["cifar10_resnet18", "cifar10-resnet18"]),
+        ("train cifar10-resnet18.toml", ["cifar10-resnet18"]),
+        ("train ./nosuch.toml", ["nosuch.toml"]),
+        ("eval --attack clean", ["--attack", "--attacks"]),
+        ("eval --epsilon nan", ["--epsilon", "nan"]),
+        ("prep --dataset cifar11", ["cifar11", "cifar10"]),
+        ("prep", ["--dataset"]),
+        ("recipes --foo", ["recipes"]),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(fastpeer, tmp_path: Path, line: str, words: list[str]) -> None:
+    out = ["--out", tmp_path / "run"] if line.startswith("train") and not line.endswith("--out") else []
+    fastpeer(line, *out).refused(*words)
+    assert not (tmp_path / "run").exists()
+
+
+RECIPES = {
+    "syntax": (b"x = [1\n", ["not TOML"]),
+    "binary": (bytes(range(256)), ["cannot be read"]),
+    "key": (b"[attack]\nstep = 3\n", ["attack.step", "attack.steps"]),
+    "table": (b"[atack]\nsteps = 3\n", ["atack", "attack"]),
+    "misplaced": (b'student = "resnet8"\n', ["student", "model.student"]),
+    "text": (b'[attack]\nsteps = "3"\n', ["attack.steps", "whole number"]),
+    "boolean": (b"[train]\nepochs = true\n", ["train.epochs", "whole number"]),
+    "number": (b"[data]\naugment = 1\n", ["data.augment", "true or false"]),
+    "no table": (b"attack = 3\n", ["attack", "table"]),
+    "list for table": (b'model = ["resnet8"]\n', ["model", "table"]),
+    "fraction": (b'[attack]\nepsilon = "8/0"\n', ["attack.epsilon", "8/255"]),
+    "infinite": (b"[optim]\nlr = inf\n", ["lr", "inf"]),
+    "nan": (b"[optim]\nlr = nan\n", ["lr", "nan"]),
+    "model": (b'[model]\nstudent = "resnet9"\n', ["resnet9", "resnet8"]),
+    "precision": (b'precision = "fp8"\n', ["precision", "fp8", "bf16"]),
+    "method": (b'method = ["peeraid"]\n', ["method", "natural"]),
+    "milestones": (b"[optim]\nmilestones = [1.5]\n", ["optim.milestones", "whole numbers"]),
+    "order": (b"[optim]\nmilestones = [2, 1]\n", ["milestones", "increasing"]),
+    "seed": (b"seed = 99999999999999999999\n", ["seed"]),
+    "half a paper": (b'[paper]\nrow = "Table 9"\n', ["paper.dataset"]),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_wrong_recipes_are_refused_in_one_line(fastpeer, tmp_path: Path, name: str) -> None:
+    content, words = RECIPES[name]
+    recipe = tmp_path / "wrong.toml"
+    recipe.write_bytes(content)
+    fastpeer("train --data data/photos --out", tmp_path / "run", recipe).refused("wrong.toml", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_no_recipe(fastpeer, tmp_path: Path) -> None:
+    fastpeer("train --data data/photos --out", tmp_path / "run", tmp_path).refused(str(tmp_path))
+
+
+def test_a_recipe_without_data_asks_for_them(fastpeer, tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").write_bytes(b"")
+    fastpeer("train", tmp_path / "empty.toml").refused("--data")
+
+
+def test_errors_are_plain_on_terminals_too(fastpeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in ("30", "80", "300"):
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", width)
+        line = fastpeer("train tiny.toml --attack.steps three --out", tmp_path / "run").refused()
+        assert line == "fastpeer: --attack.steps: needs a whole number, not 'three'\n"
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_recipes_names_are_never_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in recipe_names())
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= columns

@@ -1,0 +1,54 @@
+"""Number formats and devices."""
+
+import pytest
+import torch
+
+from fastpeer.engine.precision import amp_precision, choose_device, number_format
+from fastpeer.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "product"),
+    [
+        ("fp64", torch.float64, torch.float64),
+        ("fp32", torch.float32, torch.float32),
+        ("tf32", torch.float32, torch.float32),
+        ("bf16", torch.float32, torch.bfloat16),
+        ("fp16", torch.float32, torch.float16),
+    ],
+)
+def test_precision_decides_on_weights_and_products(precision, weights, product):
+    numbers = number_format(precision)
+    assert numbers.weights == weights
+    with numbers.autocasting(CPU):
+        matrix = torch.ones(2, 2, dtype=weights)
+        assert (matrix @ matrix).dtype == product
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True), ("fp64", False)])
+def test_tf32_is_allowed_where_it_is_asked_for_alone(precision, allowed):
+    number_format(precision).allow_tf32()
+    assert torch.backends.cuda.matmul.allow_tf32 == allowed
+    assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+def test_amp_on_a_cpu_is_bf16():
+    assert amp_precision(CPU) == "bf16"
+
+
+def test_auto_and_cpu_are_found():
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:99", "cuda:x", "gpu", "", "meta", "xpu", "mps"])
+def test_absent_and_nonsense_devices_are_refused_in_one_line(name):
+    if name == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError) as refusal:
+        choose_device(name)
+    text = str(refusal.value)
+    assert "\n" not in text
+    assert text.startswith(f"--device {name}: ")

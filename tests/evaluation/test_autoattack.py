@@ -1,0 +1,78 @@
+"""AutoAttack with the standard's constants, on a network it takes seconds to attack."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastpeer.data.stream import Batch
+from fastpeer.errors import UserError
+from fastpeer.evaluation.attacks import AttackSettings, right_under_attack
+from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
+
+EPSILON = 8 / 255
+CPU = torch.device("cpu")
+
+
+def network(classes):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, classes)).eval()
+
+
+@pytest.mark.parametrize(("classes", "targets"), [(4, 3), (9, 8), (10, 9), (200, 9)])
+def test_targeted_attacks_aim_at_nine_classes_or_all_wrong_ones(classes, targets):
+    attack = build_autoattack(network(classes), EPSILON, classes, 0, CPU)
+    assert target_count(classes) == targets
+    assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == targets
+
+
+@pytest.mark.parametrize(
+    ("part", "constant", "value"),
+    [
+        ("apgd", "n_iter", 99),
+        ("apgd", "eps", 0.1),
+        ("apgd", "thr_decr", 0.5),
+        ("apgd_targeted", "eot_iter", 20),
+        ("apgd_targeted", "n_target_classes", 3),
+        ("fab", "n_restarts", 5),
+        ("fab", "norm", "L2"),
+        ("square", "n_queries", 1000),
+        ("square", "p_init", 0.3),
+    ],
+)
+def test_any_other_constant_than_the_standards_is_refused(part, constant, value):
+    attack = build_autoattack(network(10), EPSILON, 10, 0, CPU)
+    setattr(getattr(attack, part), constant, value)
+    with pytest.raises(UserError, match="not the known one") as refusal:
+        check_constants(attack, EPSILON, 10)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("attacks", [["apgd-ce"], ["apgd-ce", "apgd-dlr", "fab-t", "square"]])
+def test_another_choice_of_attacks_is_refused(attacks):
+    attack = build_autoattack(network(10), EPSILON, 10, 0, CPU)
+    attack.attacks_to_run = attacks
+    with pytest.raises(UserError, match="its attacks are"):
+        check_constants(attack, EPSILON, 10)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_too_few_classes_are_refused(classes):
+    with pytest.raises(UserError, match=f"needs 4 classes, this data set has {classes}"):
+        build_autoattack(network(classes), EPSILON, classes, 0, CPU)
+
+
+def test_it_leaves_no_image_right_that_clean_or_pgd_evaluation_finds_wrong():
+    classifier = network(5)
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels = classifier(images).argmax(1)
+    labels[0] = (labels[0] + 1) % 5
+    settings = AttackSettings(0.003, 0.001, classes=5, seed=0, batch_size=2)
+    batches = [Batch(images[:3], labels[:3]), Batch(images[3:], labels[3:])]
+    right, done = {}, []
+    for name in ("clean", "pgd20", "aa"):
+        right[name] = right_under_attack(name, classifier, batches, settings, done.append)
+    assert done == [3, 4] * 3
+    assert right["clean"].tolist() == [False, True, True, True]
+    assert 0 < right["aa"].sum() < 3
+    assert not (right["aa"] & ~right["clean"]).any()
+    assert not (right["aa"] & ~right["pgd20"]).any()

@@ -1,0 +1,76 @@
+"""Results: intervals, and the file they are kept in."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastpeer.errors import UserError
+from fastpeer.evaluation.results import Result, store_results
+
+RESULT = Result(
+    target="run best", weights_sha256="ab", attack="pgd20", correct=3, images=10, total=10, epsilon=8 / 255,
+    step_size=2 / 255, seed=0, batch_size=256, targets=None, dataset="digits", data_sha256="cd", seconds=1.5,
+    torch="2.8",
+)  # fmt: skip
+
+
+def stored(file):
+    return json.loads(file.read_text())["results"]
+
+
+@given(images=st.integers(1, 5000), data=st.data())
+def test_interval_of_a_part_of_the_images_is_wilsons(images, data):
+    correct = data.draw(st.integers(0, images))
+    result = replace(RESULT, correct=correct, images=images, total=images + 1)
+    z, p = 1.959963984540054, correct / images
+    centre = (p + z * z / (2 * images)) / (1 + z * z / images)
+    half = z / (1 + z * z / images) * math.sqrt(p * (1 - p) / images + z * z / (4 * images**2))
+    assert result.interval == pytest.approx((100 * (centre - half), 100 * (centre + half)), abs=1e-9)
+    assert result.accuracy == 100 * correct / images
+
+
+def test_all_images_need_no_interval():
+    assert RESULT.interval is None
+
+
+def test_later_answer_replaces_the_former_and_other_questions_stay(tmp_path):
+    file = tmp_path / "results.json"
+    store_results(file, [RESULT, replace(RESULT, attack="clean", correct=9)])
+    store_results(file, [replace(RESULT, correct=5, seconds=2.0)])
+    assert [(entry["attack"], entry["correct"]) for entry in stored(file)] == [("pgd20", 5), ("clean", 9)]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weights_sha256", "x"),
+        ("target", "run last"),
+        ("images", 5),
+        ("epsilon", 0.1),
+        ("step_size", 0.1),
+        ("seed", 1),
+        ("data_sha256", "x"),
+    ],
+)
+def test_different_questions_are_kept_side_by_side(tmp_path, name, value):
+    file = tmp_path / "results.json"
+    store_results(file, [RESULT])
+    store_results(file, [replace(RESULT, **{name: value})])
+    assert len(stored(file)) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"3", b'{"results": [3]}', b'{"results": [{"a": 1}]}', b"\x00\xff"]
+)
+def test_foreign_file_is_refused_and_left_alone(tmp_path, content):
+    file = tmp_path / "results.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"results\.json: not results of fastpeer eval") as refusal:
+        store_results(file, [RESULT])
+    assert "\n" not in str(refusal.value)
+    assert file.read_bytes() == content

@@ -1,0 +1,106 @@
+"""Which weights a path stands for, and their evaluation from end to end."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from fastpeer.config import Config, ModelConfig
+from fastpeer.engine.checkpoint import save_checkpoint
+from fastpeer.errors import UserError
+from fastpeer.evaluation.protocol import Protocol
+from fastpeer.evaluation.target import find_targets
+from fastpeer.models import build_model
+from fastpeer.runfolder import RunFolder
+
+CONFIG = Config(model=ModelConfig(student="resnet8", peer="resnet8"))
+
+
+@pytest.fixture
+def run(tmp_path, small_dataset):
+    """A run with all checkpoints; its average holds one model."""
+    folder = RunFolder(tmp_path / "runs" / "some")
+    folder.create(CONFIG, {"data": {"folder": str(small_dataset), "train_sha256": ""}}, force=False)
+    save_last(folder, swa_count=1)
+    for name in ("best", "best-swa"):
+        save_checkpoint(folder.checkpoints, name, 1, {"student": build_model("resnet8", 5)}, {})
+    return folder
+
+
+@pytest.fixture
+def lone_file(run, tmp_path):
+    """Weights outside any run."""
+    return (run.checkpoints / "best/student.safetensors").rename(tmp_path / "alone.safetensors")
+
+
+def save_last(run, swa_count):
+    networks = {name: build_model("resnet8", 5) for name in ("student", "peer", "swa")}
+    save_checkpoint(run.checkpoints, "last", 1, networks, {"swa_count": swa_count})
+
+
+def names(run, checkpoints="all"):
+    return [target.label.removeprefix(f"{run.path} ") for target in find_targets(run.path, checkpoints)]
+
+
+def test_run_folder_stands_for_all_its_checkpoints_or_for_the_named_ones(run):
+    assert names(run) == ["last", "swa", "best", "best-swa"]
+    assert names(run, "best, last") == ["best", "last"]
+
+
+def test_average_of_no_model_is_left_out(run):
+    save_last(run, swa_count=0)
+    assert names(run) == ["last", "best", "best-swa"]
+    with pytest.raises(UserError, match="holds no checkpoint swa"):
+        find_targets([run.path], "swa")
+
+
+@pytest.mark.parametrize("path", ["checkpoints/best", "checkpoints/best/student.safetensors"])
+def test_checkpoint_folder_and_weight_file_belong_to_the_run_around_them(run, path):
+    (target,) = find_targets([run.path / path], "all")
+    assert target.weights.samefile(run.checkpoints / "best/student.safetensors")
+    assert target.run == run
+    assert target.config == CONFIG
+    assert target.label == str(run.path / path)
+
+
+def test_weight_file_outside_a_run_stands_alone(lone_file):
+    (target,) = find_targets([lone_file], "all")
+    assert (target.weights, target.run, target.config) == (lone_file, None, None)
+
+
+def test_nothing_to_evaluate_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match="neither a run folder nor a file"):
+        find_targets([tmp_path / "absent"], "all")
+    with pytest.raises(UserError, match=r"no checkpoint is called bset: did you mean .*best"):
+        find_targets([run.path], "bset")
+    empty = RunFolder(tmp_path / "empty")
+    empty.create(CONFIG, {}, force=False)
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        find_targets([empty.path], "all")
+
+
+def evaluate(path, attacks, data=None, model="", examples=0):
+    @contextmanager
+    def unwatched(what, images):
+        yield lambda done: None
+
+    protocol = Protocol(attacks, examples, 8 / 255, 2 / 255, 0, 3, torch.device("cpu"))
+    return list(protocol.run(find_targets([path], "best")[0], data, model, unwatched))
+
+
+def test_evaluation_attacks_all_or_some_test_images_of_the_runs_own_data(run, small_dataset):
+    clean, pgd = evaluate(run.path, ["clean", "pgd2"])
+    assert (clean.attack, clean.images, clean.total, clean.dataset) == ("clean", 5, 5, "folder")
+    assert (pgd.attack, pgd.images, pgd.total, pgd.dataset) == ("pgd2", 5, 5, "folder")
+    assert pgd.correct <= clean.correct
+    (some,) = evaluate(run.path, ["clean"], data=small_dataset, examples=2)
+    assert (some.images, some.total, some.weights_sha256) == (2, 5, clean.weights_sha256)
+
+
+def test_weights_outside_a_run_need_data_and_a_network(lone_file, small_dataset):
+    with pytest.raises(UserError, match="say --data DIR and --model NAME"):
+        evaluate(lone_file, ["clean"])
+    with pytest.raises(UserError, match="--model NAME"):
+        evaluate(lone_file, ["clean"], data=small_dataset)
+    (result,) = evaluate(lone_file, ["clean"], data=small_dataset, model="resnet8")
+    assert result.images == 5

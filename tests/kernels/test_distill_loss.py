@@ -1,0 +1,124 @@
+"""The loss kernel against F.cross_entropy and F.kl_div with autograd."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, distill_loss
+
+NETWORKS = 3
+PEERAID = (
+    CrossEntropyTerm(0, 1.0),
+    DivergenceTerm(0, 1, 0.1, 1.0, "mean", True),
+    DivergenceTerm(1, 0, 35.0, 5.0, "mean", False),
+    DivergenceTerm(1, 2, 20.0, 5.0, "batchmean", True),
+)
+
+index = st.integers(0, NETWORKS - 1)
+weight = st.floats(0, 10)
+cross_entropies = st.builds(CrossEntropyTerm, index, weight)
+divergences = st.builds(
+    DivergenceTerm,
+    prediction=index,
+    target=index,
+    weight=weight,
+    temperature=st.floats(0.5, 10),
+    reduction=st.sampled_from(["mean", "batchmean"]),
+    target_grad=st.booleans(),
+)
+
+
+def random_logits(seed, batch, classes, spread):
+    random = torch.Generator().manual_seed(seed)
+    logits = [
+        spread * torch.randn(batch, classes, generator=random, dtype=torch.float64) for _ in range(NETWORKS)
+    ]
+    return logits, torch.randint(0, classes, (batch,), generator=random)
+
+
+def literal(logits, labels, terms):
+    """Values and gradients as plain PyTorch finds them, in the dtype of the logits."""
+    leaves = [one.clone().requires_grad_() for one in logits]
+    values = []
+    for term in terms:
+        prediction = leaves[term.prediction]
+        if isinstance(term, CrossEntropyTerm):
+            values.append(term.weight * F.cross_entropy(prediction, labels))
+            continue
+        target = leaves[term.target] if term.target_grad else leaves[term.target].detach()
+        softened = torch.log_softmax(prediction / term.temperature, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # reduction="mean" is not the mathematical KL
+            kl = F.kl_div(softened, torch.softmax(target / term.temperature, 1), reduction=term.reduction)
+        values.append(term.weight * term.temperature**2 * kl)
+    gradients = torch.autograd.grad(sum(values), leaves, materialize_grads=True, allow_unused=True)
+    return torch.stack(values).detach(), gradients
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    terms=st.lists(cross_entropies | divergences, min_size=1, max_size=5),
+    seed=st.integers(0, 2**32),
+    batch=st.integers(1, 6),
+    classes=st.integers(2, 20),
+    spread=st.floats(0, 20),
+)
+def test_values_and_gradients_of_any_table_are_autograds(terms, seed, batch, classes, spread):
+    logits, labels = random_logits(seed, batch, classes, spread)
+    values, gradients = distill_loss(logits, labels, terms)
+    true_values, true_gradients = literal(logits, labels, terms)
+    torch.testing.assert_close(values, true_values, rtol=1e-10, atol=1e-9)
+    torch.testing.assert_close(gradients, true_gradients, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_at_most_twice_as_far_off_as_plain_pytorch(dtype, seed):
+    logits, labels = random_logits(seed, batch=6, classes=10, spread=3)
+    logits = [one.to(dtype) for one in logits]
+    values, gradients = distill_loss(logits, labels, PEERAID)
+    plain_values, plain_gradients = literal(logits, labels, PEERAID)
+    true_values, true_gradients = literal([one.double() for one in logits], labels, PEERAID)
+    assert values.dtype == torch.float32
+    for ours, plain, true in (
+        (values, plain_values, true_values),
+        *zip(gradients, plain_gradients, true_gradients, strict=True),
+    ):
+        assert (ours - true).abs().max() <= 2 * (plain - true).abs().max()
+    assert {one.dtype for one in gradients} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "row", [[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4], [7.0, 7.0, 7.0], [120.0, 0.0, -5.0]], ids=str
+)
+def test_extreme_logits_stay_finite(row, dtype):
+    one = torch.tensor([row], dtype=dtype)
+    terms = (*PEERAID, DivergenceTerm(0, 2, 1.0, 1.0, "batchmean", True))
+    values, gradients = distill_loss([one, one.flip(1), one], torch.tensor([1]), terms)
+    assert values.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_equal_logits_diverge_by_nothing():
+    one = torch.randn(4, 10, dtype=torch.float64)
+    values, (first, second) = distill_loss([one, one], torch.zeros(4).long(), PEERAID[1:2])
+    torch.testing.assert_close(values, torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close((first, second), (torch.zeros_like(one), torch.zeros_like(one)))
+
+
+@pytest.mark.parametrize("scale", [1024.0, torch.tensor(1024.0)], ids=["number", "tensor"])
+def test_scale_enlarges_gradients_before_they_are_rounded_and_leaves_values_alone(scale):
+    logits, labels = random_logits(0, batch=4, classes=10, spread=1)
+    # Gradients that float16 would round to zero.
+    terms = [CrossEntropyTerm(0, 1e-7)]
+    halves = [one.half() for one in logits[:1]]
+    values, (scaled,) = distill_loss(halves, labels, terms, scale)
+    true_values, (true,) = distill_loss([halves[0].double()], labels, terms)
+    torch.testing.assert_close(values, true_values.float())
+    torch.testing.assert_close(scaled, (1024 * true).half(), rtol=1e-3, atol=1e-7)
+    assert scaled.all()
