@@ -35,7 +35,9 @@ def main(words: Sequence[str]) -> int:
         print("fastpeer: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return 0
+        # Whoever read the output went away; what was saved is saved.
+        sys.stderr.write("fastpeer: stopped, nobody reads the output\n")
+        return 1
     except OSError as error:
         print(f"fastpeer: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -1,9 +1,11 @@
 """A run is a folder; this says what lies where in it."""
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +86,31 @@ class RunFolder:
         self.refuse_unless_free(force)
         try:
             if self.path.exists():
-                shutil.rmtree(self.path)
+                with self.locked():
+                    shutil.rmtree(self.path)
             self.checkpoints.mkdir(parents=True)
             self.facts_file.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
             self.write_config(config)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here; the lock goes with the process, however that ends.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path} is being trained by another process: wait, or stop that one"
+            ) from None
+        finally:
+            os.close(folder)
 
     def write_config(self, config: Config) -> None:
         """Write the settings.

@@ -1,5 +1,6 @@
 """`fastpeer train`: begin a run, or go on with one."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -57,9 +58,9 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
         dataset = open_dataset(_data_folder(arguments, run, config))
         parts = build_parts(config, dataset, device, initial)
     reporter = choose_reporter(arguments.quiet, console)
-    with stopping_on_signals() as stop:
-        if not arguments.resume:
-            run.create(config, describe(parts), arguments.force)
+    if not arguments.resume:
+        run.create(config, describe(parts), arguments.force)
+    with run.locked(), stopping_on_signals() as stop:
         trainer = Trainer(run, config, parts, reporter, stop)
         if arguments.resume:
             _refuse_other_data(run, describe(parts))
@@ -71,7 +72,7 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
         except Stopped:
             raise Interrupted(
                 f"stopped at step {trainer.position.step}, all saved; go on with:"
-                f" fastpeer train --resume --out {run.path}"
+                f" {PROG} --resume --out {shlex.quote(str(run.path))}"
             ) from None
     print_summary(trainer.summary, trainer.selection, console)
 

@@ -59,7 +59,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"no checkpoint to go on from: {path} is missing") from None
+        raise UserError(f"no checkpoint to go on from: {path} is missing; --force begins anew") from None
     except Exception:  # PyTorch's unpickler raises whatever a foreign byte leads to.
         state = None
     if not isinstance(state, dict):

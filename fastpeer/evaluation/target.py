@@ -94,9 +94,8 @@ def _of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Target]:
         elif not every:
             raise UserError(f"{run.path} holds no checkpoint {name}")
     if not found:
-        raise UserError(
-            f"{run.path} holds no checkpoint yet: go on with fastpeer train --resume --out {run.path}"
-        )
+        go_on = f"go on with fastpeer train --resume --out {run.path}, or begin anew with --force"
+        raise UserError(f"{run.path} holds no checkpoint yet: {go_on}")
 
 
 def _average_is_empty(run: RunFolder) -> bool:

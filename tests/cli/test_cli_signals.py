@@ -113,6 +113,9 @@ def test_a_real_process(fastpeer, workshop: Path, tmp_path: Path, number: signal
         step = int(found[1]) if (found := re.match(r"step (\d+)/", line)) else step
         if step >= 8:
             break
+    # Whoever goes on with a run that is still going would spoil it.
+    fastpeer("train --resume --quiet --out", run).refused(str(run))
+    fastpeer("train tiny.toml --force --quiet --out", run).refused(str(run))
     process.send_signal(number)
     outcome = finish(process)
     if number == signal.SIGINT:

@@ -39,7 +39,9 @@ def save_last(run, swa_count):
 
 
 def names(run, checkpoints="all"):
-    return [target.label.removeprefix(f"{run.path.name} ") for target in find_targets([run.path], checkpoints)]
+    return [
+        target.label.removeprefix(f"{run.path.name} ") for target in find_targets([run.path], checkpoints)
+    ]
 
 
 def test_run_folder_stands_for_all_its_checkpoints_or_for_the_named_ones(run):
