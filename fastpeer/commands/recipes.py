@@ -22,4 +22,6 @@ def recipes_command(words: Sequence[str]) -> None:
         figures = (paper.clean, paper.fgsm, paper.pgd20, paper.aa) if paper else ()
         label = f"{name} (default)" if name == DEFAULT_RECIPE else name
         table.add_row(label, *(f"{figure:.2f}" for figure in figures))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print("demo: handwritten digits on a CPU, in a few minutes; its data set is not the paper's")

@@ -36,10 +36,5 @@ def print_summary(summary: Mapping[str, Mapping[str, Any]], selection: "Selectio
         if key in summary:
             entry = summary[key]
             table.add_row(name, str(entry["epoch"]), *(f"{entry[attack]:.2f}" for attack in attacks))
-    images = "held-out training images" if selection.split == "val" else "test images"
-    console.print(
-        f"accuracy in % on {selection.images} {images} (selection.split = {selection.split});"
-        f" best: highest {selection.metric} on these",
-        highlight=False,
-    )
+    console.print(f"student's {selection.describe()}; best by {selection.metric}", highlight=False)
     console.print(table)

@@ -67,6 +67,7 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
             trainer.resume()
             run.write_config(config)
         reporter.message(_opening(run, config, describe(parts)))
+        reporter.message(f"at each epoch's end: {trainer.selection.describe()}")
         try:
             trainer.train()
         except Stopped:

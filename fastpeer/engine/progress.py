@@ -114,13 +114,11 @@ def interval_text(record: Mapping[str, Any]) -> str:
 
 def epoch_text(record: Mapping[str, Any]) -> str:
     """Accuracies at an epoch's end, in a line."""
-    attacks = " / ".join(next(iter(record["selection"].values())))
     found = (
         f"{network} {' / '.join(f'{value:.1f}' for value in accuracies.values())}"
         for network, accuracies in record["selection"].items()
     )
-    images = f"{record['images']} {'held-out' if record['split'] == 'val' else 'test'} images"
-    return f"epoch {record['epoch']}  {'  '.join(found)}  ({attacks} in % on {images})"
+    return f"epoch {record['epoch']}, {record['split']}:  {'  '.join(found)}"
 
 
 def choose_reporter(quiet: bool, console: Console) -> Reporter:

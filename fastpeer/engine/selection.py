@@ -44,6 +44,13 @@ class Selection:
         attack = config.attack
         self._pgd = label_pgd(attack.epsilon, attack.step_size, config.selection.steps, classes, config.seed)
 
+    def describe(self) -> str:
+        """Say what the accuracies at an epoch's end are, and on which images."""
+        images = "held-out training images" if self.split == "val" else "test images"
+        return (
+            f"clean / {self.robust} accuracy in % on {self.images} {images} (selection.split = {self.split})"
+        )
+
     def evaluate(self, networks: Mapping[str, nn.Module], attacked: str) -> dict[str, Accuracies]:
         """Return the accuracies of all networks, clean and on PGD examples aimed at one of them."""
         with self._format.autocasting(self._stream.device):

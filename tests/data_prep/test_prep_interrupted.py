@@ -20,10 +20,13 @@ from fastpeer.data_prep.write import Job, run_writer
 from fastpeer.errors import UserError
 
 SCRIPT = """
-import resource, sys
+import resource, signal, sys
 from pathlib import Path
 from fastpeer.data_prep import PrepOptions, prepare
 from fastpeer.errors import UserError
+
+# A shell starts what runs in its background deaf to SIGINT, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def say(stage, done, total):
     print(stage, flush=True)
