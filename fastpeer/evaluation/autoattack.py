@@ -90,7 +90,22 @@ def survivors(
     Returns:
         bool (N,) on the CPU: classified right whatever was tried.
     """
-    attack = build_autoattack(network, epsilon, classes, seed, images.device)
-    _, predicted = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
+    attack = build_autoattack(_RowMajor(network), epsilon, classes, seed, images.device)
+    _, predicted = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=batch_size)
     right: Tensor = predicted == labels
     return right.cpu()
+
+
+class _RowMajor(nn.Module):
+    """AutoAttack looks at input gradients as rows of numbers, which channels-last ones are not."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            images = images.clone()
+            images.register_hook(Tensor.contiguous)
+        logits: Tensor = self.network(images)
+        return logits

@@ -8,6 +8,7 @@ from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
 from fastpeer.evaluation.attacks import AttackSettings, right_under_attack
 from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
+from fastpeer.models import build_model
 
 EPSILON = 8 / 255
 CPU = torch.device("cpu")
@@ -76,3 +77,14 @@ def test_it_leaves_no_image_right_that_clean_or_pgd_evaluation_finds_wrong():
     assert 0 < right["aa"].sum() < 3
     assert not (right["aa"] & ~right["clean"]).any()
     assert not (right["aa"] & ~right["pgd20"]).any()
+
+
+@pytest.mark.parametrize("model", ["resnet8", "wideresnet10x1"])
+def test_convolutional_network_is_attacked_on_channels_last_images(model):
+    torch.manual_seed(0)
+    one = build_model(model, 10).eval().to(memory_format=torch.channels_last)
+    images = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
+    labels = one(images).argmax(1)
+    settings = AttackSettings(epsilon=0.3, step_size=2 / 255, classes=10, seed=0, batch_size=2)
+    right = right_under_attack("aa", one, [Batch(images, labels)], settings, lambda done: None)
+    assert right.shape == (3,)
