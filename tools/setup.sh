@@ -33,5 +33,6 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):
     sys.exit(f"fastpeer needs Python 3.10 to 3.13, this is {sys.version.split()[0]}: run make PYTHON=python3.12")'
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+# setuptools warns of folders that shadow an editable package: kernels/ and data_prep/ are it, not its shadows.
+PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
 touch .venv/ready
