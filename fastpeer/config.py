@@ -238,7 +238,8 @@ class Config:
     seed: int = 0
     """Of the initial weights, the order, the augmentation and the attack's noise."""
     precision: Precision = "fp32"
-    """fp64 and fp32 compute in that format, tf32 allows it in matrix products, bf16 and fp16 autocast."""
+    """fp64 and fp32 compute in that format; tf32 allows CUDA to round float32 products to TF32; bf16 and fp16
+    autocast to that format, and allow TF32 outside of it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)

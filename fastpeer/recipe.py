@@ -3,7 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -78,6 +78,34 @@ def setting_names(config_class: type = Config, prefix: str = "") -> list[str]:
         dotted = prefix + entry.name
         names += setting_names(nested, f"{dotted}.") if isinstance(nested, type) else [dotted]
     return names
+
+
+def differences(config: Config, other: Config) -> dict[str, tuple[object, object]]:
+    """Return the settings that differ, by dotted name, with both values; the paper's figures are none."""
+    ours, theirs = _flat(asdict(config)), _flat(asdict(other))
+    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+
+def other_settings(config: Config) -> list[str]:
+    """Name the settings in which a run departs from the shipped recipe whose paper row it bears.
+
+    Seed, number format, logging and the data set's name do not count.
+    """
+    recipes = (load_recipe(name) for name in recipe_names())
+    origin = next((recipe for recipe in recipes if recipe.paper == config.paper is not None), None)
+    if origin is None:
+        return []
+    names = differences(config, origin)
+    return [name for name in names if not name.startswith(("seed", "precision", "log.", "data.dataset"))]
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if name == "paper":
+            continue
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

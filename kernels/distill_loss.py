@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["mean", "batchmean"]
+from fastpeer.config import Reduction
 
 
 @dataclass(frozen=True)

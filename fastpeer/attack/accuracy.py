@@ -9,15 +9,20 @@ from fastpeer.attack.pgd import evaluating, one_hot, pgd, uniform_start
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
 
-Attack = Callable[[Callable[[Tensor], Tensor], Batch, int], Tensor]
+MakeExamples = Callable[[Callable[[Tensor], Tensor], Batch, int], Tensor]
 """Makes adversarial images of a batch for a network; the number is the batch's."""
 
 
-def label_pgd(epsilon: float, step_size: float, steps: int, classes: int, seed: int) -> Attack:
-    """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ball."""
+def label_pgd(
+    epsilon: float, step_size: float, steps: int, classes: int, seed: int, purpose: str = "evaluation"
+) -> MakeExamples:
+    """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ball.
+
+    Each `purpose` has random starts of its own: an epoch is not judged by those it was selected on.
+    """
 
     def attack(network: Callable[[Tensor], Tensor], batch: Batch, number: int) -> Tensor:
-        noise = generator(batch.images.device, seed, "evaluation start", number)
+        noise = generator(batch.images.device, seed, f"{purpose} start", number)
         start = uniform_start(batch.images, epsilon, noise)
         target = one_hot(batch.labels, classes, batch.images.dtype)
         return pgd(network, batch.images, target, start, epsilon=epsilon, step_size=step_size, steps=steps)
@@ -25,7 +30,7 @@ def label_pgd(epsilon: float, step_size: float, steps: int, classes: int, seed: 
     return attack
 
 
-def fgsm(epsilon: float, classes: int) -> Attack:
+def fgsm(epsilon: float, classes: int) -> MakeExamples:
     """Return the fast gradient sign method: one step of ε from the image itself."""
 
     def attack(network: Callable[[Tensor], Tensor], batch: Batch, number: int) -> Tensor:
@@ -42,7 +47,7 @@ def clean(network: Callable[[Tensor], Tensor], batch: Batch, number: int) -> Ten
 
 @torch.no_grad()
 def correct_predictions(
-    networks: Mapping[str, nn.Module], attacked: str, batches: Iterable[Batch], attack: Attack
+    networks: Mapping[str, nn.Module], attacked: str, batches: Iterable[Batch], attack: MakeExamples
 ) -> dict[str, Tensor]:
     """Classify the images that `attack` makes against one network, by all of them, in eval mode.
 

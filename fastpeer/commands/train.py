@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from fastpeer.arguments import TrainArguments, parse
 from fastpeer.commands.summary import print_summary
 from fastpeer.config import Config
 from fastpeer.errors import Interrupted, UserError
-from fastpeer.recipe import DEFAULT_RECIPE, load_recipe
+from fastpeer.recipe import DEFAULT_RECIPE, differences, load_recipe
 from fastpeer.runfolder import RunFolder
 
 PROG = "fastpeer train"
@@ -27,7 +27,7 @@ def train_command(words: Sequence[str]) -> None:
         UserError: whatever the user can mend.
     """
     given = parse(TrainArguments, words, PROG)
-    run = RunFolder(given.out or Path("runs") / Path(given.recipe or DEFAULT_RECIPE).stem)
+    run = RunFolder(given.out or Path("runs") / _run_name(given.recipe or DEFAULT_RECIPE))
     console = Console(quiet=given.quiet)
     recipe = given.recipe or DEFAULT_RECIPE
     base = _resumed_base(run, given, console) if given.resume else load_recipe(recipe)
@@ -40,7 +40,7 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
     from fastpeer.data.dataset import open_dataset
     from fastpeer.engine.interrupt import Stopped, stopping_on_signals
     from fastpeer.engine.parts import build_parts, describe
-    from fastpeer.engine.precision import amp_precision, choose_device
+    from fastpeer.engine.precision import amp_precision, choose_device, memory_errors
     from fastpeer.engine.progress import choose_reporter
     from fastpeer.engine.trainer import Trainer
 
@@ -67,9 +67,11 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
             trainer.resume()
             run.write_config(config)
         reporter.message(_opening(run, config, describe(parts)))
-        reporter.message(f"at each epoch's end: {trainer.selection.describe()}")
+        peer = "; the peer's on the student's examples" if "peer" in parts.networks else ""
+        reporter.message(f"at each epoch's end: {trainer.selection.describe()}{peer}")
         try:
-            trainer.train()
+            with memory_errors("--train.batch_size or --selection.batch_size"):
+                trainer.train()
         except Stopped:
             raise Interrupted(
                 f"stopped at step {trainer.position.step}, all saved; go on with:"
@@ -90,14 +92,14 @@ def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Co
     recipe = load_recipe(given.recipe)
     train, log = recipe.train, recipe.log
     kept = replace(saved, train=replace(saved.train, epochs=train.epochs, max_steps=train.max_steps), log=log)
-    ignored = sorted(_differences(recipe, kept))
+    ignored = sorted(differences(recipe, kept))
     if ignored:
         console.print(f"note: the run keeps its own {', '.join(ignored)}, not the recipe's", soft_wrap=True)
     return kept
 
 
 def _refuse_other_settings(config: Config, saved: Config) -> None:
-    for name, (new, old) in _differences(config, saved).items():
+    for name, (new, old) in differences(config, saved).items():
         if name not in CHANGEABLE:
             raise UserError(
                 f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run"
@@ -109,25 +111,21 @@ def _refuse_other_data(run: RunFolder, facts: dict[str, Any]) -> None:
         raise UserError(f"--resume: {facts['data']['folder']} is not the data that {run.path} was trained on")
 
 
-def _differences(config: Config, other: Config) -> dict[str, tuple[object, object]]:
-    ours, theirs = _flat(asdict(config)), _flat(asdict(other))
-    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        if name == "paper":
-            continue
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+def _run_name(recipe: str) -> str:
+    """Return a recipe's name, or for the config.toml of a run that run's name with -again."""
+    path = Path(recipe)
+    if path.is_file() and RunFolder(path.parent).exists:
+        return f"{path.absolute().parent.name}-again"
+    return path.stem
 
 
 def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> Path:
     if arguments.folder is not None:
         return arguments.folder
-    if arguments.resume:
-        return Path(run.read_facts()["data"]["folder"])
+    origin = run if arguments.resume else RunFolder(Path(arguments.recipe).parent)
+    if arguments.resume or (Path(arguments.recipe).is_file() and origin.exists):
+        # The recipe is a run's own config.toml: the same data again.
+        return Path(origin.read_facts()["data"]["folder"])
     if not config.data.dataset:
         raise UserError("which data? name a prepared data set with --data DIR (the recipe names none)")
     return Path("data") / config.data.dataset

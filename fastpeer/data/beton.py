@@ -82,6 +82,8 @@ def _ffcv_loader(path: Path, batch_size: int) -> Any:
 def _stop(iterator: Any) -> None:
     """End FFCV's thread, which otherwise waits for ever once an epoch is left early."""
     iterator.close()
+    # No further batches: those that are ready are taken off the queue, so that the thread sees its end.
+    iterator.iter_ixes = iter(())
     while iterator.is_alive():
         try:
             iterator.output_queue.get(timeout=0.05)

@@ -40,7 +40,7 @@ class PreparedDataset:
         if not path.is_file():
             raise UserError(f"{path}: missing; run fastpeer prep --dataset {self.name} --force again")
         expected = self.splits[split]
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+        if path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
             raise UserError(
                 f"{path}: damaged or not the file that fastpeer prep wrote (size or checksum differ from"
                 f" dataset.json); run fastpeer prep --dataset {self.name} --force again"
@@ -78,8 +78,8 @@ def open_dataset(folder: Path) -> PreparedDataset:
         ) from None
 
 
-def _sha256(path: Path) -> str:
-    """Hash a file; on the way it enters the operating system's cache, from which training reads it."""
+def file_sha256(path: Path) -> str:
+    """Hash a file; on the way it enters the operating system's cache, from which it is read again soon."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

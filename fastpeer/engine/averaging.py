@@ -20,16 +20,19 @@ class AveragedStudent:
     Attributes:
         network: the averaged network.
         count: how many models it is the mean of.
+        measured: its BatchNorm statistics are those of the present mean.
     """
 
     def __init__(self, student: nn.Module) -> None:
         self.network = copy.deepcopy(student)
         self.count = 0
+        self.measured = False
 
     @torch.no_grad()
     def collect(self, student: nn.Module) -> None:
         """Take one more model into the mean; buffers are left to `reestimate`."""
         self.count += 1
+        self.measured = False
         for mean, parameter in zip(self.network.parameters(), student.parameters(), strict=True):
             mean.lerp_(parameter, 1 / self.count)
 
@@ -41,6 +44,7 @@ class AveragedStudent:
         """
         norms = batchnorms(self.network)
         seen = 0
+        self.measured = False
         self.network.train()
         with momenta_restored(norms):
             for norm in norms:
@@ -52,3 +56,4 @@ class AveragedStudent:
                     norm.momentum = len(batch.images) / seen
                 with number_format.autocasting(batch.images.device):
                     self.network(batch.images)
+        self.measured = True

@@ -35,11 +35,12 @@ class Interval:
 
     def record(self) -> dict[str, Any]:
         """Return means since the last call, and begin anew."""
-        seconds = time.perf_counter() - self._since
+        accuracies = (100 * self._correct / self._images).tolist()
         record = {
             "losses": self.losses(),
-            "accuracy": dict(zip(self.forwards, (100 * self._correct / self._images).tolist(), strict=True)),
-            "images_per_second": self._seen / seconds,
+            "accuracy": dict(zip(self.forwards, accuracies, strict=True)),
+            # Only now: reading the values has waited for the device to finish.
+            "images_per_second": self._seen / (time.perf_counter() - self._since),
         }
         self._clear()
         return record

@@ -1,7 +1,9 @@
 """Builds what a training needs from its settings: images, networks, device."""
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from torch import nn
 from fastpeer.config import Config
 from fastpeer.data.beton import BetonLoader
 from fastpeer.data.counter import counter_key
-from fastpeer.data.dataset import PreparedDataset
+from fastpeer.data.dataset import PreparedDataset, file_sha256
 from fastpeer.data.stream import EvaluationStream, TrainingStream, hold_out, spread
-from fastpeer.engine.precision import NumberFormat, number_format
+from fastpeer.engine.precision import NumberFormat, keep_pixels_exact, number_format
 from fastpeer.errors import UserError
 from fastpeer.methods import Method, build_method
 from fastpeer.models import build_model
@@ -32,6 +34,8 @@ class Parts:
     number_format: NumberFormat
     device: torch.device
     dataset: PreparedDataset
+    initial: Mapping[str, tuple[Path, str]]
+    """Files that the networks began from, with their SHA-256."""
 
     @property
     def classes(self) -> int:
@@ -64,7 +68,10 @@ def build_parts(
     for name in method.trained:
         network = _network(config, name, initial.get(name), len(dataset.classes))
         networks[name] = placed(network, device, numbers.weights)
-    return Parts(method, networks, training, selection, numbers, device, dataset)
+        if numbers.autocast is not None:
+            keep_pixels_exact(networks[name])
+    files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
+    return Parts(method, networks, training, selection, numbers, device, dataset, files)
 
 
 def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -87,7 +94,8 @@ def _network(config: Config, name: str, weights: Path | None, classes: int) -> n
 def _streams(
     config: Config, dataset: PreparedDataset, device: torch.device, numbers: NumberFormat
 ) -> tuple[TrainingStream, EvaluationStream]:
-    loader = BetonLoader(dataset.beton("train"), config.train.batch_size)
+    train_file = dataset.beton("train")
+    loader = BetonLoader(train_file, config.train.batch_size)
     used, held_out = np.arange(len(loader.labels)), None
     if config.selection.split == "val":
         used, held_out = hold_out(loader.labels, config.selection.fraction)
@@ -100,8 +108,9 @@ def _streams(
             f"{len(used)} training images make no batch of {config.train.batch_size} with data.drop_last:"
             " lower --train.batch_size"
         )
-    split = "test" if held_out is None else "train"
-    images = BetonLoader(dataset.beton(split), config.selection.batch_size)
+    images = BetonLoader(
+        dataset.beton("test") if held_out is None else train_file, config.selection.batch_size
+    )
     chosen = spread(
         np.arange(len(images.labels)) if held_out is None else held_out, config.selection.examples
     )
@@ -120,6 +129,13 @@ def describe(parts: Parts) -> dict[str, Any]:
             "train_sha256": parts.dataset.splits["train"]["sha256"],
             "test_sha256": parts.dataset.splits["test"]["sha256"],
         },
+        "initial": {name: {"file": str(file), "sha256": sha} for name, (file, sha) in parts.initial.items()},
         "device": device,
-        "torch": torch.__version__,
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str | None]:
+    versions = {name: metadata.version(name) for name in ("fastpeer", "ffcv", "numpy")}
+    own = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    return {**own, **versions}

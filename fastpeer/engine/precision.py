@@ -1,9 +1,11 @@
 """In which number format a run computes, and on which device."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from fastpeer.config import Precision
 from fastpeer.errors import UserError, one_line
@@ -35,6 +37,25 @@ class NumberFormat:
         torch.backends.cudnn.allow_tf32 = self.tf32
 
 
+class ExactConv2d(nn.Conv2d):
+    """A convolution that autocast leaves alone: the one that sees the pixels.
+
+    In [0.5, 1] bf16 steps by 1/256, as large as a pixel step, and would swallow the attack's.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute in the precision of images (B, C, H, W) and weights."""
+        with torch.autocast(images.device.type, enabled=False):
+            return super().forward(images)
+
+
+def keep_pixels_exact(network: nn.Module) -> None:
+    """Take a network's first convolution out of autocast, in place; its weights and names stay."""
+    first = next((module for module in network.modules() if type(module) is nn.Conv2d), None)
+    if first is not None:
+        first.__class__ = ExactConv2d
+
+
 def number_format(precision: Precision) -> NumberFormat:
     """Return what a `precision` setting stands for."""
     formats = {
@@ -54,6 +75,15 @@ def amp_precision(device: torch.device) -> Precision:
     return "bf16"
 
 
+@contextmanager
+def memory_errors(setting: str) -> Iterator[None]:
+    """Say in one line that the device's memory is full, and which setting to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the device has too little memory: lower {setting}") from None
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device a flag names; auto is CUDA where there is one.
 
@@ -70,4 +100,7 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: cannot be used here ({reason}); try auto, cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda":
+        # FFCV waits for the current device's stream, whichever that is.
+        torch.cuda.set_device(device)
     return device

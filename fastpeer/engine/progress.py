@@ -1,7 +1,9 @@
 """What a person sees of a run: bars on a terminal, lines in a file, or nothing."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -35,17 +37,21 @@ class PlainReporter(Reporter):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._total = 0
 
     @contextmanager
     def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
-        """Remember how many steps there are."""
-        self._total = total
+        """Remember how many steps there are, and when they began."""
+        self._first, self._total, self._began = step, total, time.monotonic()
         yield
 
     def interval(self, record: Mapping[str, Any]) -> None:
-        """Print losses and speed."""
-        self.message(f"step {record['step']}/{self._total}  {interval_text(record)}")
+        """Print losses, speed and the time left, at the rate so far."""
+        step = record["step"]
+        rate = (time.monotonic() - self._began) / (step - self._first)
+        left = timedelta(seconds=round(rate * (self._total - step)))
+        self.message(
+            f"epoch {record['epoch']} step {step}/{self._total} left {left}  {interval_text(record)}"
+        )
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Print accuracies."""
@@ -109,7 +115,7 @@ def interval_text(record: Mapping[str, Any]) -> str:
     losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
     accuracies = " ".join(f"{name} {value:.1f}%" for name, value in record["accuracy"].items())
     speed = f"{record['images_per_second']:.0f} images/s"
-    return f"{speed}  loss: {losses}  train: {accuracies}  lr {record['lr']:g}"
+    return f"{speed}  weighted losses: {losses}  train: {accuracies}  lr {record['lr']:g}"
 
 
 def epoch_text(record: Mapping[str, Any]) -> str:

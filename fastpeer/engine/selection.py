@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from fastpeer.attack.accuracy import Attack, clean, correct_predictions, label_pgd
+from fastpeer.attack.accuracy import MakeExamples, clean, correct_predictions, label_pgd
 from fastpeer.config import Config
 from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.engine.precision import NumberFormat
@@ -35,6 +35,7 @@ class Selection:
         check: Callable[[], None],
     ) -> None:
         self.split = config.selection.split
+        self.precision = config.precision
         self.images = len(stream.indices)
         self.robust = f"pgd{config.selection.steps}"
         self.metric = self.robust if attacked else "clean"
@@ -42,7 +43,8 @@ class Selection:
         self._format = number_format
         self._check = check
         attack = config.attack
-        self._pgd = label_pgd(attack.epsilon, attack.step_size, config.selection.steps, classes, config.seed)
+        steps = config.selection.steps
+        self._pgd = label_pgd(attack.epsilon, attack.step_size, steps, classes, config.seed, "selection")
 
     def describe(self) -> str:
         """Say what the accuracies at an epoch's end are, and on which images."""
@@ -54,20 +56,19 @@ class Selection:
     def evaluate(self, networks: Mapping[str, nn.Module], attacked: str) -> dict[str, Accuracies]:
         """Return the accuracies of all networks, clean and on PGD examples aimed at one of them."""
         with self._format.autocasting(self._stream.device):
-            return {
-                name: {"clean": natural, self.robust: robust}
-                for (name, natural), robust in zip(
-                    self._accuracy(networks, attacked, clean).items(),
-                    self._accuracy(networks, attacked, self._pgd).values(),
-                    strict=True,
-                )
-            }
+            natural = self._accuracy(networks, attacked, clean)
+            robust = self._accuracy(networks, attacked, self._pgd)
+        # A network's own examples and another's are two questions: the second is a transfer attack.
+        names = {
+            name: self.robust if name == attacked else f"{self.robust}_on_{attacked}" for name in networks
+        }
+        return {name: {"clean": natural[name], names[name]: robust[name]} for name in networks}
 
     def is_better(self, accuracies: Mapping[str, float], best: Mapping[str, float]) -> bool:
         """Compare by the metric; where that is equal, by the clean accuracy."""
         return (accuracies[self.metric], accuracies["clean"]) > (best[self.metric], best["clean"])
 
-    def _accuracy(self, networks: Mapping[str, nn.Module], attacked: str, attack: Attack) -> Accuracies:
+    def _accuracy(self, networks: Mapping[str, nn.Module], attacked: str, attack: MakeExamples) -> Accuracies:
         hits = correct_predictions(networks, attacked, self._batches(), attack)
         return {name: _percent(right) for name, right in hits.items()}
 

@@ -1,6 +1,6 @@
-"""One training step: attack, forwards, loss, backward, optimizers."""
+"""One training step: attack, forwards, loss, backward, update of the weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ class TrainingStep:
         method: the table.
         networks: student and, where the method has one, peer; on the device, in the format's dtype.
         attack: radius, steps and start of the attack.
-        optim: of SGD, one optimizer for each trained network.
+        optim: of SGD, the same for all trained networks.
         number_format: what to compute in.
         seed: of the attack's noise.
     """
@@ -57,14 +57,13 @@ class TrainingStep:
         self.seed = seed
         self.terms = method.loss_terms()
         self.device = next(networks["student"].parameters()).device
-        self.optimizers = {name: _sgd(networks[name], optim) for name in method.trained}
+        self.optimizer = _sgd([networks[name] for name in method.trained], optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=number_format.autocast == torch.float16)
 
     def set_learning_rate(self, lr: float) -> None:
-        """Set it for all optimizers, from the next step on."""
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        """Set it for all trained networks, from the next step on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
     def __call__(self, batch: Batch, number: int) -> StepResult:
         """Train on one batch; `number` counts all steps of the run and seeds the attack's noise."""
@@ -109,15 +108,13 @@ class TrainingStep:
         return logits
 
     def _descend(self, logits: list[Tensor], gradients: tuple[Tensor, ...]) -> None:
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(logits, gradients)
-        for optimizer in self.optimizers.values():
-            self.scaler.step(optimizer)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
 
 
-def _sgd(network: nn.Module, optim: OptimConfig) -> torch.optim.SGD:
-    return torch.optim.SGD(
-        network.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-    )
+def _sgd(networks: Sequence[nn.Module], optim: OptimConfig) -> torch.optim.SGD:
+    """One optimizer computes what one for each network would, and where fp16 overflows, all skip together."""
+    groups = [{"params": list(network.parameters())} for network in networks]
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)

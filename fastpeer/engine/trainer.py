@@ -77,14 +77,14 @@ class Trainer:
         with closing(self.log):
             if not (self.run.checkpoints / "last").exists():
                 # So that a run can be resumed from whatever it began with.
-                self._save("last")
+                self._save_last()
             if self._finished():
                 self.reporter.message("finished already; more --train.epochs would let it go on")
             try:
                 self._run_epochs()
             except Stopped:
                 self._refuse_non_finite(self.interval.losses())
-                self._save("last")
+                self._save_last()
                 raise
 
     def _run_epochs(self) -> None:
@@ -107,11 +107,11 @@ class Trainer:
             raise UserError(f"{folder / 'state.pt'}: damaged or not this run's checkpoint") from None
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
-        for name, optimizer in self.step.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        self.step.optimizer.load_state_dict(state["optimizer"])
         self.step.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.count = state["swa_count"]
+            self.average.measured = state["swa_measured"]
         self.position = Position(**state["position"])
         self.interval.load_state(state["interval"])
         self.summary = state["summary"]
@@ -138,7 +138,7 @@ class Trainer:
             self._close_epoch()
         else:
             self.reporter.message(f"stopped at step {self.position.step}, within an epoch: train.max_steps")
-        self._save("last")
+        self._save_last()
 
     def _run_steps(self) -> None:
         position = self.position
@@ -163,6 +163,9 @@ class Trainer:
     def _log_interval(self) -> None:
         record = {"epoch": self.position.epoch, "step": self.position.step, **self.interval.record()}
         record["lr"] = learning_rate(self.config, self.position.epoch)
+        if self.step.scaler.is_enabled():
+            # Halves whenever a step was left out because its gradients overflowed.
+            record["loss_scale"] = self.step.scaler.get_scale()
         self._refuse_non_finite(record["losses"])
         self.log.write(record)
         self.reporter.interval(record)
@@ -206,6 +209,7 @@ class Trainer:
             "step": self.position.step,
             "split": self.selection.split,
             "images": self.selection.images,
+            "precision": self.config.precision,
             "selection": found,
         }
         self.log.write(record)
@@ -213,39 +217,40 @@ class Trainer:
         self.reporter.epoch(record)
 
     def _keep_best(self, epoch: int, found: Mapping[str, Mapping[str, float]]) -> None:
-        for last, best, network in (("last", "best", "student"), ("swa", "best-swa", "swa")):
-            if network not in found:
-                continue
-            entry = {"epoch": epoch, **found[network]}
-            self.summary[last] = entry
-            if best not in self.summary or self.selection.is_better(entry, self.summary[best]):
-                self.summary[best] = entry
-                self._save(best)
+        self._keep_if_better(("last", "best"), {"epoch": epoch, **found["student"]}, self.parts.networks)
+        if "swa" in found and self.average is not None:
+            averaged = {"student": self.average.network}
+            self._keep_if_better(("swa", "best-swa"), {"epoch": epoch, **found["swa"]}, averaged)
+
+    def _keep_if_better(
+        self, names: tuple[str, str], entry: dict[str, Any], networks: Mapping[str, nn.Module]
+    ) -> None:
+        last, best = names
+        self.summary[last] = entry
+        if best not in self.summary or self.selection.is_better(entry, self.summary[best]):
+            self.summary[best] = entry
+            self._save_best(best, networks)
 
     def _saved_networks(self) -> dict[str, nn.Module]:
         average = {} if self.average is None else {"swa": self.average.network}
         return {**self.parts.networks, **average}
 
-    def _save(self, name: str) -> None:
-        networks = self._saved_networks()
-        if name == "best":
-            networks = dict(self.parts.networks)
-        elif name == "best-swa":
-            networks = {"student": networks["swa"]}
-        state = (
-            self._state()
-            if name == "last"
-            else {"selected": self.summary[name], "split": self.selection.split}
-        )
+    def _save_last(self) -> None:
+        networks, state = self._saved_networks(), self._state()
+        save_checkpoint(self.run.checkpoints, "last", self.position.step, networks, state)
+
+    def _save_best(self, name: str, networks: Mapping[str, nn.Module]) -> None:
+        state = {"selected": self.summary[name], "split": self.selection.split}
         save_checkpoint(self.run.checkpoints, name, self.position.step, networks, state)
 
     def _state(self) -> dict[str, Any]:
         return {
             "format": 1,
             "position": asdict(self.position),
-            "optimizers": {name: one.state_dict() for name, one in self.step.optimizers.items()},
+            "optimizer": self.step.optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "swa_count": 0 if self.average is None else self.average.count,
+            "swa_measured": self.average is not None and self.average.measured,
             "interval": self.interval.state(),
             "summary": self.summary,
             "log_length": self.log.length,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastpeer.attack.accuracy import Attack, clean, correct_predictions, fgsm, label_pgd
+from fastpeer.attack.accuracy import MakeExamples, clean, correct_predictions, fgsm, label_pgd
 from fastpeer.attack.pgd import evaluating
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
@@ -54,7 +54,7 @@ def right_under_attack(
     """
     if name == "aa":
         return _autoattack(network, batches, settings, progress)
-    attack: Attack = clean
+    attack: MakeExamples = clean
     if name == "fgsm":
         attack = fgsm(settings.epsilon, settings.classes)
     elif name.startswith("pgd"):

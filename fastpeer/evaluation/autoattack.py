@@ -53,6 +53,11 @@ def check_constants(attack: AutoAttack, epsilon: float, classes: int) -> None:
         "targets": ({targeted.n_target_classes, fab.n_target_classes}, {target_count(classes)}),
         "gradients averaged": ({apgd.eot_iter, targeted.eot_iter}, {1}),
         "step-size rule": ({apgd.thr_decr, targeted.thr_decr}, {0.75}),
+        "random starts": ((apgd.use_rs, targeted.use_rs), (True, True)),
+        "radius schedules": ((apgd.use_largereps, targeted.use_largereps), (False, False)),
+        "targeted loss": (targeted.loss, "dlr-targeted"),
+        "FAB's steps": ((fab.alpha_max, fab.eta, fab.beta), (0.1, 1.05, 0.9)),
+        "square's loss": ((square.loss, square.targeted), ("margin", False)),
         "square": (
             (square.n_queries, square.p_init, square.rescale_schedule),
             (SQUARE_QUERIES, 0.8, False),
@@ -106,6 +111,6 @@ class _RowMajor(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
             images = images.clone()
-            images.register_hook(Tensor.contiguous)
+            images.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         logits: Tensor = self.network(images)
         return logits

@@ -14,7 +14,7 @@ from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.engine.parts import placed
-from fastpeer.engine.precision import number_format
+from fastpeer.engine.precision import memory_errors, number_format
 from fastpeer.errors import UserError
 from fastpeer.evaluation.attacks import AttackSettings, Progress, right_under_attack
 from fastpeer.evaluation.autoattack import target_count
@@ -76,7 +76,7 @@ class Protocol:
         classes, images = len(dataset.classes), len(stream.indices)
         settings = AttackSettings(self.epsilon, self.step_size, classes, self.seed, self.batch_size)
         began = time.perf_counter()
-        with watch(f"{target.label}: {name}", images) as progress:
+        with watch(f"{target.label}: {name}", images) as progress, memory_errors("--batch-size"):
             right: Tensor = right_under_attack(name, network, stream, settings, progress)
         return Result(
             target=target.label,

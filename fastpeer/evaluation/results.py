@@ -52,7 +52,11 @@ class Result:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % Wilson interval in per cent, where fewer than all images were used."""
+        """95 % Wilson interval in per cent, where fewer than all images were used.
+
+        Wilson's holds near 0 and 100 % too. That the images are a large part of a finite set is left
+        out of account, so it is rather too wide.
+        """
         if self.images == self.total:
             return None
         bounds = binomtest(self.correct, self.images).proportion_ci(method="wilson")
@@ -62,7 +66,7 @@ class Result:
     def question(self) -> tuple[Any, ...]:
         """What was asked, without the answer; a later result for the same replaces the former."""
         who = (self.weights_sha256, self.target, self.data_sha256, self.images)
-        return (*who, self.attack, self.epsilon, self.step_size, self.seed)
+        return (*who, self.attack, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
 def store_results(file: Path, results: Iterable[Result]) -> None:

@@ -10,6 +10,7 @@ from fastpeer.config import PaperConfig, format_fraction
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.target import Target
+from fastpeer.recipe import other_settings
 
 HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
@@ -48,15 +49,23 @@ def _papers(results: Mapping[Target, Sequence[Result]]) -> list[PaperConfig]:
     papers: list[PaperConfig] = []
     for target, row in results.items():
         paper = target.config.paper if target.config else None
-        if paper is not None and paper.dataset == row[0].dataset and paper not in papers:
+        comparable = paper is not None and paper.dataset == row[0].dataset and _is_papers_attack(row[0])
+        if paper is not None and comparable and paper not in papers:
             papers.append(paper)
     return papers
+
+
+def _is_papers_attack(result: Result) -> bool:
+    return (result.epsilon, result.step_size) == (8 / 255, 2 / 255)
 
 
 def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
     configs = {target.run.path: target.config for target in results if target.run and target.config}
     for path, config in configs.items():
         split = "test images" if config.selection.split == "test" else "held-out training images"
+        others = other_settings(config)
+        if config.paper is not None and others:
+            yield f"{path}: not the paper's settings ({config.paper.row}): other {', '.join(others)}"
         yield f"{path}: best epochs were chosen on {split} (selection.split = {config.selection.split})"
     counts = {result.targets for row in results.values() for result in row if result.targets is not None}
     for count in counts:

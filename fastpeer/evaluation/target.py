@@ -1,11 +1,11 @@
 """Finds the weights that an evaluation is about, and what is known of them."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastpeer.config import Config
+from fastpeer.data.dataset import file_sha256
 from fastpeer.engine.checkpoint import load_state
 from fastpeer.errors import UserError
 from fastpeer.recipe import nearest
@@ -43,7 +43,7 @@ class Target:
     @property
     def sha256(self) -> str:
         """Checksum of the weights."""
-        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        return file_sha256(self.weights)
 
 
 def find_targets(paths: Sequence[Path], checkpoints: str) -> list[Target]:
@@ -88,7 +88,7 @@ def _of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Target]:
         if name not in CHECKPOINTS:
             raise UserError(f"no checkpoint is called {name}: did you mean {nearest(name, CHECKPOINTS)}?")
         weights = run.checkpoints / CHECKPOINTS[name]
-        if weights.is_file() and not (name == "swa" and _average_is_empty(run)):
+        if weights.is_file() and not (name == "swa" and _average_is_unfinished(run)):
             found += 1
             yield Target(f"{label} {name}", weights, run, config)
         elif not every:
@@ -98,6 +98,6 @@ def _of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Target]:
         raise UserError(f"{run.path} holds no checkpoint yet: {go_on}")
 
 
-def _average_is_empty(run: RunFolder) -> bool:
-    """Before its first epoch, the average is saved as a mere copy of the initial student."""
-    return not load_state(run.checkpoints / "last").get("swa_count")
+def _average_is_unfinished(run: RunFolder) -> bool:
+    """Tell whether there is no average yet, or none whose BatchNorm statistics were measured."""
+    return not load_state(run.checkpoints / "last").get("swa_measured")

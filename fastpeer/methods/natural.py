@@ -11,6 +11,6 @@ def natural(config: Config) -> Method:
         trained=("student",),
         attack=None,
         forwards=(student_clean,),
-        terms={"student_labels": CrossEntropy(student_clean, 1.0)},
+        terms={"student_ce": CrossEntropy(student_clean, 1.0)},
         reduction=config.loss.reduction,
     )

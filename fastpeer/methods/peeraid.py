@@ -4,9 +4,9 @@ Inner:  x* maximises KL(P(x) ‖ S(x̃)), aimed at the student S alone; P is the
 Peer:   γ1·H(y, P(x*)) + γ2·τp²·KL(S(x*) ‖ P(x*))                                           (eq. 3)
 Student: λ1·H(y, S(x*)) + λ2·τ²·KL(P(x*) ‖ S(x*)) + λ3·τ²·KL(S(x) ‖ S(x*))                  (eq. 4)
 
-differs from the paper, as the released code does: the peer's term has a temperature of its own, the
-divergences are averaged over the classes too (`loss.reduction`), and both targets that are the
-student's learn as well (`loss.peer_target_grad`, `loss.clean_target_grad`).
+Differs from the paper, as the released code does: the attack's temperature is 1 and the peer's term has
+one of its own, the divergences are averaged over the classes too (`loss.reduction`), and both targets
+that are the student's learn as well (`loss.peer_target_grad`, `loss.clean_target_grad`).
 """
 
 from fastpeer.config import Config
@@ -25,13 +25,13 @@ def peeraid(config: Config) -> Method:
         attack=Attack(student="student", away_from="peer"),
         forwards=(peer_adv, student_adv, student_clean),
         terms={
-            "peer_labels": CrossEntropy(peer_adv, loss.gamma1),
-            "peer_student": Divergence(
+            "peer_ce": CrossEntropy(peer_adv, loss.gamma1),
+            "peer_kl_student": Divergence(
                 peer_adv, student_adv, loss.gamma2, loss.peer_temperature, loss.peer_target_grad
             ),
-            "student_labels": CrossEntropy(student_adv, loss.lambda1),
-            "student_peer": Divergence(student_adv, peer_adv, loss.lambda2, loss.temperature, False),
-            "student_clean": Divergence(
+            "student_ce": CrossEntropy(student_adv, loss.lambda1),
+            "student_kl_peer": Divergence(student_adv, peer_adv, loss.lambda2, loss.temperature, False),
+            "student_kl_clean": Divergence(
                 student_adv, student_clean, loss.lambda3, loss.temperature, loss.clean_target_grad
             ),
         },

@@ -98,3 +98,12 @@ def test_predictions_are_made_in_eval_mode_for_every_image_of_every_batch(networ
     for name, network in named.items():
         right = network.eval()(batch.images).argmax(1) == batch.labels
         assert torch.equal(hits[name], right.repeat(2))
+
+
+def test_gaussian_start_is_normal_noise_of_the_asked_for_size():
+    images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = gaussian_start(images, 0.001, torch.Generator().manual_seed(1)) - images
+    normal = (noise / 0.001).flatten().sort().values
+    assert abs(normal.mean()) < 0.02
+    assert abs(normal.std() - 1) < 0.02
+    assert abs(normal[round(0.975 * len(normal))] - 1.96) < 0.05

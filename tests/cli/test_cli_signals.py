@@ -110,7 +110,7 @@ def test_a_real_process(fastpeer, workshop: Path, tmp_path: Path, number: signal
     step = 0
     assert process.stdout is not None
     for line in process.stdout:
-        step = int(found[1]) if (found := re.match(r"step (\d+)/", line)) else step
+        step = int(found[1]) if (found := re.match(r"epoch \d+ step (\d+)/", line)) else step
         if step >= 8:
             break
     # Whoever goes on with a run that is still going would spoil it.
@@ -120,7 +120,9 @@ def test_a_real_process(fastpeer, workshop: Path, tmp_path: Path, number: signal
     outcome = finish(process)
     if number == signal.SIGINT:
         stopped(outcome, run)
-    step = max([step, *(int(found) for found in re.findall(r"^step (\d+)/", outcome.out, re.M))]) + 3
+    step = (
+        max([step, *(int(found) for found in re.findall(r"^epoch \d+ step (\d+)/", outcome.out, re.M))]) + 3
+    )
     fastpeer(f"train --resume --train.max-steps {step} --quiet --out", run).succeeded()
     fastpeer("train --quiet --out", whole, *words, "--train.max-steps", step).succeeded()
     assert weights(run) == weights(whole)

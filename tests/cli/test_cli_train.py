@@ -34,7 +34,7 @@ def test_run_json_knows_the_data(original: Path, workshop: Path) -> None:
     assert facts["data"]["classes"] == 4
     assert facts["data"]["train_sha256"] == prepared["splits"]["train"]["sha256"]
     assert facts["device"]
-    assert facts["torch"] == torch.__version__
+    assert facts["versions"]["torch"] == torch.__version__
 
 
 def test_metrics_have_a_line_for_each_interval_and_epoch(original: Path) -> None:
@@ -60,7 +60,7 @@ def test_output_to_a_file_is_plain_lines(fastpeer, tmp_path: Path) -> None:
     lines = shown.splitlines()
     assert str(tmp_path / "run") in lines[0]
     assert all(word in lines[0] for word in ("resnet8", "4 classes", "8x8", "fp32", "cpu"))
-    assert [line for line in lines if line.startswith("step 2/5")]
+    assert [line for line in lines if line.startswith("epoch 0 step 2/5 left ")]
     assert [line for line in lines if line.startswith("epoch 0")]
     assert any("best" in line and "0" in line for line in lines)
 

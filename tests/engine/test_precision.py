@@ -1,9 +1,12 @@
 """Number formats and devices."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from fastpeer.engine.precision import amp_precision, choose_device, number_format
+from fastpeer.engine.precision import amp_precision, choose_device, keep_pixels_exact, number_format
 from fastpeer.errors import UserError
 
 CPU = torch.device("cpu")
@@ -52,3 +55,19 @@ def test_absent_and_nonsense_devices_are_refused_in_one_line(name):
     text = str(refusal.value)
     assert "\n" not in text
     assert text.startswith(f"--device {name}: ")
+
+
+def test_the_convolution_that_sees_the_pixels_is_left_out_of_autocast():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    names = list(network.state_dict())
+    images = torch.rand(2, 3, 8, 8)
+    exact = network[0](images)
+    keep_pixels_exact(network)
+    copied = copy.deepcopy(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network[0](images), exact)
+        assert network(images).dtype == torch.bfloat16
+    assert list(network.state_dict()) == names
+    # An averaged student is a copy: its stem must be its own.
+    copied[0].weight.data.zero_()
+    assert torch.equal(network[0](images), exact)

@@ -1,11 +1,14 @@
 """The engine's step against an independent literal transcription of the released one, in float64."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fastpeer.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from fastpeer.attack.pgd import gaussian_start
+from fastpeer.config import AttackConfig, Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
 from fastpeer.engine.precision import number_format
 from fastpeer.engine.step import TrainingStep
@@ -57,20 +60,25 @@ def batches(classes, size, count=3, batch=4):
     ]
 
 
-def literal_run(pair, literal, data):
+def attack_noise(images, std, number):
+    source = generator(torch.device("cpu"), Config().seed, "attack", number)
+    return gaussian_start(torch.zeros_like(images), std, source)
+
+
+def literal_run(pair, literal, data, std=0.0):
     optimizers = [
         torch.optim.SGD(
             pair[role].parameters(), literal.lr, literal.momentum, weight_decay=literal.weight_decay
         )
         for role in ("student", "peer")
     ]
-    for images, labels in data:
-        noise = torch.zeros_like(images)
+    for number, (images, labels) in enumerate(data):
+        noise = attack_noise(images, std, number)
         training_step(pair["student"], pair["peer"], *optimizers, images, labels, literal, noise)
 
 
-def engine_run(pair, config, data):
-    config = Config(**{**vars(config), "attack": type(config.attack)(start_std=0.0)})
+def engine_run(pair, config, data, std=0.0):
+    config = replace(config, attack=AttackConfig(start_std=std))
     step = TrainingStep(
         build_method(config), pair, config.attack, config.optim, number_format("fp64"), config.seed
     )
@@ -121,6 +129,17 @@ def test_loss_switches_mean_what_they_say(reduction, peer_target_grad, clean_tar
     data = batches(5, 16, count=2)
     engine_run(ours, config_for(literal), data)
     literal_run(theirs, literal, data)
+    assert_same(ours, theirs)
+
+
+def test_steps_agree_from_a_noisy_start_too():
+    literal = LiteralSettings.cifar10()
+    ours = networks("wideresnet10x1", 10)
+    theirs = copy.deepcopy(ours)
+    data = batches(10, 16)
+    engine_run(ours, config_for(literal), data, literal.start_std)
+    literal_run(theirs, literal, data, literal.start_std)
+    assert literal.start_std == Config().attack.start_std == 0.001
     assert_same(ours, theirs)
 
 

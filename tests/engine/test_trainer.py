@@ -161,7 +161,7 @@ def test_run_in_double_precision_saves_it(uninterrupted):
 def test_loss_that_is_not_finite_is_named_and_the_former_checkpoint_kept(trainer_for, tmp_path):
     trainer_for(tmp_path / "run", replace(CONFIG, train=replace(CONFIG.train, max_steps=2))).train()
     exploding = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e30))
-    with pytest.raises(UserError, match="the loss peer_labels is not finite at step") as refusal:
+    with pytest.raises(UserError, match="the loss peer_ce is not finite at step") as refusal:
         trainer_for(tmp_path / "run", exploding).train()
     assert "\n" not in str(refusal.value)
     folder = tmp_path / "run/checkpoints/last"

@@ -21,7 +21,7 @@ def run(tmp_path, small_dataset):
     """A run with all checkpoints; its average holds one model."""
     folder = RunFolder(tmp_path / "runs" / "some")
     folder.create(CONFIG, {"data": {"folder": str(small_dataset), "train_sha256": ""}}, force=False)
-    save_last(folder, swa_count=1)
+    save_last(folder, measured=True)
     for name in ("best", "best-swa"):
         save_checkpoint(folder.checkpoints, name, 1, {"student": build_model("resnet8", 5)}, {})
     return folder
@@ -33,9 +33,9 @@ def lone_file(run, tmp_path):
     return (run.checkpoints / "best/student.safetensors").rename(tmp_path / "alone.safetensors")
 
 
-def save_last(run, swa_count):
+def save_last(run, measured):
     networks = {name: build_model("resnet8", 5) for name in ("student", "peer", "swa")}
-    save_checkpoint(run.checkpoints, "last", 1, networks, {"swa_count": swa_count})
+    save_checkpoint(run.checkpoints, "last", 1, networks, {"swa_measured": measured})
 
 
 def names(run, checkpoints="all"):
@@ -50,7 +50,7 @@ def test_run_folder_stands_for_all_its_checkpoints_or_for_the_named_ones(run):
 
 
 def test_average_of_no_model_is_left_out(run):
-    save_last(run, swa_count=0)
+    save_last(run, measured=False)
     assert names(run) == ["last", "best", "best-swa"]
     with pytest.raises(UserError, match="holds no checkpoint swa"):
         find_targets([run.path], "swa")
