@@ -1,10 +1,10 @@
 """`fastpeer train`: begin a run, or go on with one."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -14,6 +14,10 @@ from fastpeer.config import Config
 from fastpeer.errors import Interrupted, UserError
 from fastpeer.recipe import DEFAULT_RECIPE, differences, load_recipe
 from fastpeer.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from fastpeer.engine.parts import Parts
+    from fastpeer.engine.trainer import Trainer
 
 PROG = "fastpeer train"
 CHANGEABLE = ("train.epochs", "train.max_steps", "log.every", "log.tensorboard")
@@ -37,12 +41,28 @@ def train_command(words: Sequence[str]) -> None:
 
 def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
-    from fastpeer.data.dataset import open_dataset
-    from fastpeer.engine.interrupt import Stopped, stopping_on_signals
-    from fastpeer.engine.parts import build_parts, describe
-    from fastpeer.engine.precision import amp_precision, choose_device, memory_errors
+    from fastpeer.engine.interrupt import stopping_on_signals
     from fastpeer.engine.progress import choose_reporter
     from fastpeer.engine.trainer import Trainer
+
+    config, parts = _prepare(arguments, run, console)
+    reporter = choose_reporter(arguments.quiet, console)
+    with run.locked(), stopping_on_signals() as stop:
+        trainer = Trainer(run, config, parts, reporter, stop)
+        if arguments.resume:
+            trainer.resume()
+            run.write_config(config)
+        for line in _opening(trainer):
+            reporter.message(line)
+        _carry_out(trainer)
+    print_summary(trainer.summary, trainer.selection, console)
+
+
+def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tuple[Config, Parts]":
+    """Check what was asked for, cheap checks first, and make the run folder ready."""
+    from fastpeer.data.dataset import open_dataset
+    from fastpeer.engine.parts import build_parts, describe
+    from fastpeer.engine.precision import amp_precision, choose_device
 
     device = choose_device(arguments.device)
     config = arguments.config
@@ -52,32 +72,30 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
         _refuse_other_settings(config, run.read_config())
     else:
         run.refuse_unless_free(arguments.force)
-    initial = {"student": arguments.init_student, "peer": arguments.init_peer}
     # FFCV compiles for seconds before anything moves.
     with console.status("reading and checking the data"):
         dataset = open_dataset(_data_folder(arguments, run, config))
+        initial = {"student": arguments.init_student, "peer": arguments.init_peer}
         parts = build_parts(config, dataset, device, initial)
-    reporter = choose_reporter(arguments.quiet, console)
-    if not arguments.resume:
+    if arguments.resume:
+        _refuse_other_data(run, describe(parts))
+    else:
         run.create(config, describe(parts), arguments.force)
-    with run.locked(), stopping_on_signals() as stop:
-        trainer = Trainer(run, config, parts, reporter, stop)
-        if arguments.resume:
-            _refuse_other_data(run, describe(parts))
-            trainer.resume()
-            run.write_config(config)
-        reporter.message(_opening(run, config, describe(parts)))
-        peer = "; the peer's on the student's examples" if "peer" in parts.networks else ""
-        reporter.message(f"at each epoch's end: {trainer.selection.describe()}{peer}")
-        try:
-            with memory_errors("--train.batch_size or --selection.batch_size"):
-                trainer.train()
-        except Stopped:
-            raise Interrupted(
-                f"stopped at step {trainer.position.step}, all saved; go on with:"
-                f" {PROG} --resume --out {shlex.quote(str(run.path))}"
-            ) from None
-    print_summary(trainer.summary, trainer.selection, console)
+    return config, parts
+
+
+def _carry_out(trainer: "Trainer") -> None:
+    from fastpeer.engine.interrupt import Stopped
+    from fastpeer.engine.precision import memory_errors
+
+    try:
+        with memory_errors("--train.batch_size or --selection.batch_size"):
+            trainer.train()
+    except Stopped:
+        raise Interrupted(
+            f"stopped at step {trainer.position.step}, all saved; go on with:"
+            f" {PROG} --resume --out {shlex.quote(str(trainer.run.path))}"
+        ) from None
 
 
 def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Config:
@@ -131,12 +149,14 @@ def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> P
     return Path("data") / config.data.dataset
 
 
-def _opening(run: RunFolder, config: Config, facts: dict[str, Any]) -> str:
-    networks = f"student {config.model.student}"
-    if config.method == "peeraid":
-        networks += f", peer {config.model.peer}"
-    data = facts["data"]
-    return (
-        f"{run.path}: {config.method}, {networks}, {data['name']} ({data['classes']} classes,"
-        f" {data['size'][0]}x{data['size'][1]}), {config.precision} on {facts['device']}, seed {config.seed}"
+def _opening(trainer: "Trainer") -> Iterator[str]:
+    """Say what is trained on what, and what will be measured."""
+    config, parts = trainer.config, trainer.parts
+    networks = ", ".join(f"{name} {getattr(config.model, name)}" for name in reversed(parts.method.trained))
+    height, width = parts.dataset.size
+    yield (
+        f"{trainer.run.path}: {config.method}, {networks}, {parts.dataset.name} ({parts.classes} classes,"
+        f" {height}x{width}), {config.precision} on {parts.device}, seed {config.seed}"
     )
+    peer = "; the peer's on the student's examples" if "peer" in parts.networks else ""
+    yield f"at each epoch's end: {trainer.selection.describe()}{peer}"
