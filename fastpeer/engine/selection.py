@@ -49,9 +49,8 @@ class Selection:
     def describe(self) -> str:
         """Say what the accuracies at an epoch's end are, and on which images."""
         images = "held-out training images" if self.split == "val" else "test images"
-        return (
-            f"clean / {self.robust} accuracy in % on {self.images} {images} (selection.split = {self.split})"
-        )
+        where = f"{self.images} {images} (selection.split = {self.split})"
+        return f"clean / {self.robust} accuracy in % on {where}, in {self.precision}"
 
     def evaluate(self, networks: Mapping[str, nn.Module], attacked: str) -> dict[str, Accuracies]:
         """Return the accuracies of all networks, clean and on PGD examples aimed at one of them."""

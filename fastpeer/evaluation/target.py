@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fastpeer.config import Config
@@ -40,7 +41,7 @@ class Target:
         """Where results are kept: in the run, or beside weights that belong to none."""
         return self.run.results_file if self.run else Path(f"{self.weights}.results.json")
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Checksum of the weights."""
         return file_sha256(self.weights)

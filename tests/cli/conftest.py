@@ -7,22 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from cli_files import CIFAR10, RECIPE, Outcome, make_images
 
 from fastpeer.cli import main
 from fastpeer.data import beton
 
 Command = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Waiting for one another costs threads more than these small tensors do where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="package", autouse=True)
