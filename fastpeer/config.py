@@ -18,6 +18,8 @@ Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 MethodName = Literal["peeraid", "natural"]
 Reduction = Literal["mean", "batchmean"]
 Split = Literal["val", "test"]
+Switch = Literal["auto", "on", "off"]
+Residency = Literal["auto", "host", "device"]
 
 
 def parse_fraction(value: object) -> float:
@@ -75,6 +77,9 @@ class DataConfig:
     """New order of the training images each epoch."""
     drop_last: bool = False
     """Leave out the last, partial batch of an epoch (the released code keeps it)."""
+    residency: Residency = "auto"
+    """Images are decoded for each batch (host), or once and kept where they are needed (device). auto is
+    device on a GPU if they take at most a quarter of its free memory. The batches are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +204,30 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Parts of the fast training step; each leaves the result as it is, up to rounding.
+
+    auto takes what is known to be faster on the device, and the run says what that is; on insists, but falls
+    back with a warning where a part cannot be had.
+    """
+
+    fold: Switch = "auto"
+    """Attack a copy of the student whose BatchNorm is folded into its convolutions."""
+    chain: Switch = "auto"
+    """Run the folded student forward and back as an explicit chain, without autograd."""
+    merge: Switch = "auto"
+    """Train the student on adversarial and clean images as one batch, with BatchNorm statistics of each."""
+    compile: Switch = "auto"
+    """torch.compile the attack, and the forwards of student and peer as one region."""
+    graph: Switch = "auto"
+    """Replay the whole step as one CUDA graph."""
+    kernels: Switch = "auto"
+    """Triton kernels in place of PyTorch's for loss, attack update, folding and noise."""
+    streams: Switch = "auto"
+    """Run the peer beside the student on a CUDA stream of its own; each is compiled by itself then."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """What is written while training."""
 
@@ -248,6 +277,7 @@ class Config:
     swa: SwaConfig = field(default_factory=SwaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     paper: Annotated[PaperConfig | None, tyro.conf.Suppress, tyro.conf.Fixed] = None
     """The paper's figures for this recipe; not a flag."""

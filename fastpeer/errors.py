@@ -19,3 +19,9 @@ class Interrupted(UserError):
 def one_line(text: object) -> str:
     """Fold any text, such as another library's message, onto a single line."""
     return " ".join(str(text).split())
+
+
+def brief(error: BaseException, longest: int = 160) -> str:
+    """Return the beginning of an error's text, which in libraries may be hundreds of lines."""
+    text = one_line(error)
+    return text if len(text) <= longest else f"{text[:longest]}…"

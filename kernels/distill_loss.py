@@ -1,7 +1,8 @@
-"""The loss of a whole method: a list of cross-entropy and temperature-KL terms over several logits."""
+"""The loss of a whole method: a list of terms over the logits of several forwards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,15 @@ from fastpeer.config import Reduction
 
 @dataclass(frozen=True)
 class CrossEntropyTerm:
-    """weight · H(y, softmax(logits[prediction])), averaged over the batch."""
+    """weight · H(y, softmax(logits[prediction])), averaged over the batch.
+
+    `sample_weight`, here and below: number of the sample weights that each sample's share is multiplied by
+    before it is averaged; the divisor does not see them.
+    """
 
     prediction: int
     weight: float
+    sample_weight: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,47 +37,87 @@ class DivergenceTerm:
     temperature: float
     reduction: Reduction
     target_grad: bool
+    sample_weight: int | None = None
 
 
-Term = CrossEntropyTerm | DivergenceTerm
+@dataclass(frozen=True)
+class LogitDistanceTerm:
+    """weight · ‖logits[prediction] − logits[target]‖², reduced as a divergence is."""
+
+    prediction: int
+    target: int
+    weight: float
+    reduction: Reduction
+    target_grad: bool
+    sample_weight: int | None = None
+
+
+Term = CrossEntropyTerm | DivergenceTerm | LogitDistanceTerm
+
+
+class LossResult(NamedTuple):
+    """What a batch costs, and what follows from it.
+
+    Attributes:
+        values: the weighted value of each term, (terms,), float64 for float64 logits and else float32.
+        gradients: of the sum of the terms with respect to the logits, times the scale: M tensors (B, C) in
+            the logits' dtypes, for `torch.autograd.backward(logits, gradients)`.
+        correct: how many samples each forward classifies right, int64 (M,); of equal logits the first counts.
+    """
+
+    values: Tensor
+    gradients: tuple[Tensor, ...]
+    correct: Tensor
 
 
 def distill_loss(
-    logits: Sequence[Tensor], labels: Tensor, terms: Sequence[Term], scale: Tensor | float = 1.0
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Evaluate every term, and the gradient of their sum.
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    terms: Sequence[Term],
+    scale: Tensor | float = 1.0,
+    sample_weights: Sequence[Tensor] = (),
+) -> LossResult:
+    """Evaluate every term, the gradient of their sum, and the accuracy of each forward.
 
     Args:
         logits: M tensors (B, C) of any floating dtype; half precisions are computed in float32.
         labels: int64 (B,).
-        terms: what to add up.
-        scale: factor of the gradients alone, applied before they are rounded to float16 (loss scaling).
-
-    Returns:
-        The weighted value of each term, (len(terms),), float64 for float64 logits and else float32,
-        and M gradients (B, C) of the sum with respect to the logits, in the logits' dtypes:
-        hand them to `torch.autograd.backward(logits, gradients)`.
+        terms: what to add up, at least one.
+        scale: factor of the gradients alone, applied before they are rounded to float16 (loss scaling);
+            a tensor has one element.
+        sample_weights: what `sample_weight` of a term counts, each (B,) of any floating dtype; constants.
     """
     leaves = [_at_least_float32(one.detach()).requires_grad_() for one in logits]
     with torch.enable_grad():
-        values = torch.stack([_value(term, leaves, labels) for term in terms])
+        values = torch.stack([_value(term, leaves, labels, sample_weights) for term in terms])
         gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
     scaled = (grad * scale for grad in gradients)
-    return values.detach(), tuple(grad.to(one.dtype) for grad, one in zip(scaled, logits, strict=True))
+    rounded = tuple(grad.to(one.dtype) for grad, one in zip(scaled, logits, strict=True))
+    correct = torch.stack([(one.detach().argmax(1) == labels).sum() for one in logits])
+    return LossResult(values.detach(), rounded, correct)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _value(term: Term, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+def _value(term: Term, logits: Sequence[Tensor], labels: Tensor, sample_weights: Sequence[Tensor]) -> Tensor:
     prediction = logits[term.prediction]
     if isinstance(term, CrossEntropyTerm):
-        return term.weight * torch.nn.functional.cross_entropy(prediction, labels)
-    target = logits[term.target] if term.target_grad else logits[term.target].detach()
+        shares = torch.nn.functional.cross_entropy(prediction, labels, reduction="none")
+    else:
+        target = logits[term.target] if term.target_grad else logits[term.target].detach()
+        shares = _distances(term, prediction, target)
+    if term.sample_weight is not None:
+        shares = shares * sample_weights[term.sample_weight].to(shares.dtype)
+    by_class = not isinstance(term, CrossEntropyTerm) and term.reduction == "mean"
+    return term.weight * shares.sum() / (prediction.numel() if by_class else len(prediction))
+
+
+def _distances(term: DivergenceTerm | LogitDistanceTerm, prediction: Tensor, target: Tensor) -> Tensor:
+    if isinstance(term, LogitDistanceTerm):
+        return (prediction - target).square().sum(1)
     log_target = torch.log_softmax(target / term.temperature, dim=1)
     log_prediction = torch.log_softmax(prediction / term.temperature, dim=1)
     # Log-probabilities on both sides: where a target class underflows, the gradient stays finite.
-    divergence = (log_target.exp() * (log_target - log_prediction)).sum()
-    count = prediction.numel() if term.reduction == "mean" else len(prediction)
-    return term.weight * term.temperature**2 * divergence / count
+    return term.temperature**2 * (log_target.exp() * (log_target - log_prediction)).sum(1)

@@ -4,25 +4,36 @@ import torch
 from torch import Tensor
 
 
-def attack_gradient(logits: Tensor, target: Tensor) -> Tensor:
-    """Gradient at the logits of Σ KL(target ‖ softmax(logits)), the loss that the attacks climb.
-
-    Args:
-        logits: (B, C), any floating dtype.
-        target: (B, C) probabilities: a one-hot label makes it cross-entropy.
-
-    Returns:
-        softmax(logits) − target, (B, C), in the target's dtype.
-    """
-    return torch.softmax(logits.to(target.dtype), dim=1) - target
-
-
 def pgd_update(
-    adversarial: Tensor, gradient: Tensor, images: Tensor, step_size: float, epsilon: float
-) -> Tensor:
+    adversarial: Tensor,
+    gradient: Tensor,
+    images: Tensor,
+    step_size: float,
+    epsilon: float,
+    *,
+    copy: torch.dtype | None = None,
+    nan_count: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Step along the gradient's sign, then back into the `epsilon` box around `images`, then into [0, 1].
 
-    All tensors (B, 3, H, W) of one dtype; the order (step, box, pixel range) is that of the official codes.
+    The order (step, box, pixel range) is that of the official codes.
+
+    Args:
+        adversarial: float32 or float64, any shape.
+        gradient: of the same shape, any floating dtype; where it is zero or NaN, its pixel does not step.
+        images: like `adversarial`.
+        step_size: how far the step moves each pixel.
+        epsilon: half the width of the box.
+        copy: dtype of a second result, for a network of lower precision.
+        nan_count: int64, one element, to which the number of NaN in the gradient is added.
+
+    Returns:
+        The updated images, in the dtype of `adversarial`, and the same in `copy`'s dtype; without `copy`,
+        twice the same tensor.
     """
-    moved = adversarial + step_size * gradient.sign()
-    return torch.clamp(moved, images - epsilon, images + epsilon).clamp_(0, 1)
+    if nan_count is not None:
+        nan_count += gradient.isnan().sum()
+    # sign(NaN) is 0 in PyTorch.
+    moved = adversarial + step_size * gradient.sign().to(adversarial.dtype)
+    updated = torch.clamp(moved, images - epsilon, images + epsilon).clamp_(0, 1)
+    return updated, updated if copy is None else updated.to(copy)

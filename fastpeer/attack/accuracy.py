@@ -5,55 +5,66 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fastpeer.attack.pgd import evaluating, one_hot, pgd, uniform_start
+from fastpeer.attack.pgd import evaluating, pgd, uniform_start
+from fastpeer.attack.victim import Victim
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
+from fastpeer.kernels.choice import Kernels
 
-MakeExamples = Callable[[Callable[[Tensor], Tensor], Batch, int], Tensor]
-"""Makes adversarial images of a batch for a network; the number is the batch's."""
+MakeExamples = Callable[[Batch, int], Tensor]
+"""Makes adversarial images of a batch; the number is the batch's."""
 
 
 def label_pgd(
-    epsilon: float, step_size: float, steps: int, classes: int, seed: int, purpose: str = "evaluation"
+    victim: Victim,
+    kernels: Kernels,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    seed: int,
+    purpose: str = "evaluation",
 ) -> MakeExamples:
     """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ball.
 
     Each `purpose` has random starts of its own: an epoch is not judged by those it was selected on.
     """
 
-    def attack(network: Callable[[Tensor], Tensor], batch: Batch, number: int) -> Tensor:
+    def attack(batch: Batch, number: int) -> Tensor:
         noise = generator(batch.images.device, seed, f"{purpose} start", number)
         start = uniform_start(batch.images, epsilon, noise)
-        target = one_hot(batch.labels, classes, batch.images.dtype)
-        return pgd(network, batch.images, target, start, epsilon=epsilon, step_size=step_size, steps=steps)
+        return pgd(
+            victim, batch.images, batch.labels, start,
+            epsilon=epsilon, step_size=step_size, steps=steps, kernels=kernels,
+        )  # fmt: skip
 
     return attack
 
 
-def fgsm(epsilon: float, classes: int) -> MakeExamples:
+def fgsm(victim: Victim, kernels: Kernels, epsilon: float) -> MakeExamples:
     """Return the fast gradient sign method: one step of ε from the image itself."""
 
-    def attack(network: Callable[[Tensor], Tensor], batch: Batch, number: int) -> Tensor:
-        target = one_hot(batch.labels, classes, batch.images.dtype)
-        return pgd(network, batch.images, target, batch.images, epsilon=epsilon, step_size=epsilon, steps=1)
+    def attack(batch: Batch, number: int) -> Tensor:
+        return pgd(
+            victim, batch.images, batch.labels, batch.images,
+            epsilon=epsilon, step_size=epsilon, steps=1, kernels=kernels,
+        )  # fmt: skip
 
     return attack
 
 
-def clean(network: Callable[[Tensor], Tensor], batch: Batch, number: int) -> Tensor:
+def clean(batch: Batch, number: int) -> Tensor:
     """No attack: the images as they are."""
     return batch.images
 
 
 @torch.no_grad()
 def correct_predictions(
-    networks: Mapping[str, nn.Module], attacked: str, batches: Iterable[Batch], attack: MakeExamples
+    networks: Mapping[str, nn.Module], batches: Iterable[Batch], attack: MakeExamples
 ) -> dict[str, Tensor]:
-    """Classify the images that `attack` makes against one network, by all of them, in eval mode.
+    """Classify the images that `attack` makes by some networks, in eval mode.
 
     Args:
-        networks: by name.
-        attacked: name of the network that the examples are aimed at.
+        networks: by name; they classify as they are, however the attack runs one of them.
         batches: images and labels.
         attack: makes the images that are classified.
 
@@ -63,7 +74,7 @@ def correct_predictions(
     hits: dict[str, list[Tensor]] = {name: [] for name in networks}
     with evaluating(*networks.values()):
         for number, batch in enumerate(batches):
-            images = attack(networks[attacked], batch, number)
+            images = attack(batch, number)
             for name, network in networks.items():
                 hits[name].append((network(images).argmax(1) == batch.labels).cpu())
     return {name: torch.cat(parts) for name, parts in hits.items()}

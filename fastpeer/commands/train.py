@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastpeer.engine.trainer import Trainer
 
 PROG = "fastpeer train"
-CHANGEABLE = ("train.epochs", "train.max_steps", "log.every", "log.tensorboard")
+CHANGEABLE = ("train.epochs", "train.max_steps", "log.", "engine.", "data.residency")
 """Settings that a run may be resumed with other values of."""
 
 
@@ -76,7 +76,7 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     with console.status("reading and checking the data"):
         dataset = open_dataset(_data_folder(arguments, run, config))
         initial = {"student": arguments.init_student, "peer": arguments.init_peer}
-        parts = build_parts(config, dataset, device, initial)
+        parts = build_parts(config, dataset, device, initial, console.print)
     if arguments.resume:
         _refuse_other_data(run, describe(parts))
     else:
@@ -89,7 +89,7 @@ def _carry_out(trainer: "Trainer") -> None:
     from fastpeer.engine.precision import memory_errors
 
     try:
-        with memory_errors("--train.batch_size or --selection.batch_size"):
+        with memory_errors("--selection.batch_size"):
             trainer.train()
     except Stopped:
         raise Interrupted(
@@ -118,7 +118,7 @@ def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Co
 
 def _refuse_other_settings(config: Config, saved: Config) -> None:
     for name, (new, old) in differences(config, saved).items():
-        if name not in CHANGEABLE:
+        if not name.startswith(CHANGEABLE):
             raise UserError(
                 f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run"
             )
@@ -159,4 +159,5 @@ def _opening(trainer: "Trainer") -> Iterator[str]:
         f" {height}x{width}), {config.precision} on {parts.device}, seed {config.seed}"
     )
     peer = "; the peer's on the student's examples" if "peer" in parts.networks else ""
+    yield from trainer.step.plan.describe()
     yield f"at each epoch's end: {trainer.selection.describe()}{peer}"

@@ -1,6 +1,6 @@
 """Batches out of a .beton file, through FFCV."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -34,7 +34,7 @@ class BetonLoader:
         labels: np.ndarray = self._loader.reader.metadata[f"f{field}"]
         return labels
 
-    def batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: np.ndarray) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Yield images uint8 (B, 3, H, W), channels-last, and labels int64 (B,), in the given order.
 
         FFCV writes later batches into the same memory: copy what is to outlive the next batch.

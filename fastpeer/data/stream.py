@@ -1,14 +1,13 @@
 """The images of a run: which are trained on, in which order, which are held out."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastpeer.data.augment import crop_and_flip, to_unit_range
-from fastpeer.data.beton import BetonLoader
 from fastpeer.data.counter import counter_key, permutation
 from fastpeer.errors import UserError
 
@@ -21,23 +20,47 @@ class Batch:
     labels: Tensor
 
 
+class Source(Protocol):
+    """Where the images of a split come from: all sources give the same batches."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of all samples, int64 (N,)."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch; the last may hold fewer."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+
+    def batches(self, order: np.ndarray, key: int | None, dtype: torch.dtype) -> Generator[Batch, None, None]:
+        """Yield samples as batches that outlive later ones.
+
+        Args:
+            order: indices of samples (n,).
+            key: of their augmentation; None: none.
+            dtype: of the images.
+        """
+
+
 @dataclass(frozen=True)
 class TrainingStream:
     """The training images, epoch after epoch; any step of any epoch can be asked for again.
 
     Args:
-        loader: of the training split; its batch size is the step's.
+        source: of the training split; its batch size is the step's.
         indices: samples trained on (n,).
-        device, dtype: where and as what the images are wanted.
+        dtype: as what the images are wanted.
         seed: of order and augmentation.
         augment: random crop and flip.
         shuffle: new order each epoch.
         drop_last: leave out a partial last batch.
     """
 
-    loader: BetonLoader
+    source: Source
     indices: np.ndarray
-    device: torch.device
     dtype: torch.dtype
     seed: int
     augment: bool
@@ -47,44 +70,38 @@ class TrainingStream:
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches."""
-        size = self.loader.batch_size
+        size = self.source.batch_size
         return len(self.indices) // size if self.drop_last else -(-len(self.indices) // size)
 
     def epoch(self, epoch: int, first: int = 0, purpose: str = "train") -> Generator[Batch, None, None]:
         """Yield the batches of an epoch from number `first` on; each purpose has a randomness of its own."""
-        size = self.loader.batch_size
+        size = self.source.batch_size
         order = self._order(epoch, purpose)[first * size : self.steps_per_epoch * size]
-        key = counter_key(self.seed, f"{purpose} augmentation", epoch)
-        for number, (images, labels) in enumerate(self.loader.batches(order)):
-            samples = order[number * size : number * size + len(images)]
-            yield Batch(self._prepared(images, samples, key), _copied(labels, self.device))
+        key = counter_key(self.seed, f"{purpose} augmentation", epoch) if self.augment else None
+        return self.source.batches(order, key, self.dtype)
 
     def _order(self, epoch: int, purpose: str) -> np.ndarray:
         if not self.shuffle:
             return self.indices
         return permutation(self.indices, self.seed, f"{purpose} order", epoch)
 
-    def _prepared(self, images: Tensor, samples: np.ndarray, key: int) -> Tensor:
-        images = images.to(self.device)
-        if self.augment:
-            indices = torch.from_numpy(samples.astype(np.int64)).to(self.device)
-            images = crop_and_flip(images, indices, key)
-        return to_unit_range(images, self.dtype)
-
 
 @dataclass(frozen=True)
 class EvaluationStream:
     """Images to be classified, in order, unaugmented; as `TrainingStream` otherwise."""
 
-    loader: BetonLoader
+    source: Source
     indices: np.ndarray
-    device: torch.device
     dtype: torch.dtype
 
-    def __iter__(self) -> Iterator[Batch]:
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.source.device
+
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Yield all batches."""
-        for images, labels in self.loader.batches(self.indices):
-            yield Batch(to_unit_range(images.to(self.device), self.dtype), _copied(labels, self.device))
+        return self.source.batches(self.indices, None, self.dtype)
 
 
 def hold_out(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -117,8 +134,3 @@ def spread(indices: np.ndarray, count: int) -> np.ndarray:
     if count <= 0 or count >= len(indices):
         return indices
     return indices[np.arange(count) * len(indices) // count]
-
-
-def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the CPU `.to` would hand out FFCV's own memory, which it writes to again."""
-    return tensor.to(device, copy=True)

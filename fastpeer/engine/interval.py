@@ -30,6 +30,8 @@ class Interval:
         """Take in a step's result."""
         self._losses += result.losses.double() * images
         self._correct += result.correct
+        self._nan_gradients += result.nan_gradients
+        self._skipped += result.skipped
         self._images += images
         self._seen += images
 
@@ -42,8 +44,14 @@ class Interval:
             # Only now: reading the values has waited for the device to finish.
             "images_per_second": self._seen / (time.perf_counter() - self._since),
         }
+        record |= self._faults()
         self._clear()
         return record
+
+    def _faults(self) -> dict[str, int]:
+        """Return what went wrong without stopping the run, where something did."""
+        found = {"nan_gradients": int(self._nan_gradients), "skipped_steps": int(self._skipped)}
+        return {name: count for name, count in found.items() if count}
 
     def losses(self) -> dict[str, float]:
         """Return the mean of each term so far."""
@@ -52,13 +60,21 @@ class Interval:
 
     def state(self) -> dict[str, Any]:
         """Return what is summed up so far, for a checkpoint."""
-        return {"losses": self._losses.cpu(), "correct": self._correct.cpu(), "images": self._images}
+        return {
+            "losses": self._losses.cpu(),
+            "correct": self._correct.cpu(),
+            "images": self._images,
+            "nan_gradients": int(self._nan_gradients),
+            "skipped": int(self._skipped),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's sums."""
         self._losses = state["losses"].to(self.device)
         self._correct = state["correct"].to(self.device)
         self._images = state["images"]
+        self._nan_gradients.fill_(state["nan_gradients"])
+        self._skipped.fill_(state["skipped"])
 
     def restart_clock(self) -> None:
         """Leave out of images per second what went on before, such as an evaluation."""
@@ -68,5 +84,7 @@ class Interval:
     def _clear(self) -> None:
         self._losses = torch.zeros(len(self.terms), dtype=torch.float64, device=self.device)
         self._correct = torch.zeros(len(self.forwards), dtype=torch.int64, device=self.device)
+        self._nan_gradients = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._skipped = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._images = 0
         self.restart_clock()

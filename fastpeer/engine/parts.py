@@ -1,10 +1,12 @@
 """Builds what a training needs from its settings: images, networks, device."""
 
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,10 @@ from fastpeer.config import Config
 from fastpeer.data.beton import BetonLoader
 from fastpeer.data.counter import counter_key
 from fastpeer.data.dataset import PreparedDataset, file_sha256
-from fastpeer.data.stream import EvaluationStream, TrainingStream, hold_out, spread
+from fastpeer.data.host import HostSource
+from fastpeer.data.resident import ResidentSource, open_source
+from fastpeer.data.stream import EvaluationStream, Source, TrainingStream, hold_out, spread
+from fastpeer.engine.plan import make_plan
 from fastpeer.engine.precision import NumberFormat, keep_pixels_exact, number_format
 from fastpeer.errors import UserError
 from fastpeer.methods import Method, build_method
@@ -44,7 +49,11 @@ class Parts:
 
 
 def build_parts(
-    config: Config, dataset: PreparedDataset, device: torch.device, initial: Mapping[str, Path | None]
+    config: Config,
+    dataset: PreparedDataset,
+    device: torch.device,
+    initial: Mapping[str, Path | None],
+    say: Callable[[str], None] = print,
 ) -> Parts:
     """Open the data and build the networks.
 
@@ -53,6 +62,7 @@ def build_parts(
         dataset: what to train on.
         device: where to compute.
         initial: files with initial weights, by network; the others start at random from the seed.
+        say: takes a line if the images cannot be kept on the device.
 
     Raises:
         UserError: data or weights do not fit.
@@ -63,15 +73,32 @@ def build_parts(
     unused = [name for name, file in initial.items() if file is not None and name not in method.trained]
     if unused:
         raise UserError(f"--init-{unused[0]}: the method {config.method} has no {unused[0]}")
-    training, selection = _streams(config, dataset, device, numbers)
+    training, selection = _streams(config, dataset, device, numbers, say)
+    networks = build_networks(config, method, len(dataset.classes), device, initial)
+    files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
+    return Parts(method, networks, training, selection, numbers, device, dataset, files)
+
+
+def build_networks(
+    config: Config,
+    method: Method,
+    classes: int,
+    device: torch.device,
+    initial: Mapping[str, Path | None] = MappingProxyType({}),
+) -> dict[str, nn.Module]:
+    """Build the networks that a method trains, from the seed or from files, ready for the step.
+
+    Raises:
+        UserError: weights do not fit.
+    """
+    numbers = number_format(config.precision)
     networks: dict[str, nn.Module] = {}
     for name in method.trained:
-        network = _network(config, name, initial.get(name), len(dataset.classes))
+        network = _network(config, name, initial.get(name), classes)
         networks[name] = placed(network, device, numbers.weights)
         if numbers.autocast is not None:
             keep_pixels_exact(networks[name])
-    files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
-    return Parts(method, networks, training, selection, numbers, device, dataset, files)
+    return networks
 
 
 def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -92,15 +119,22 @@ def _network(config: Config, name: str, weights: Path | None, classes: int) -> n
 
 
 def _streams(
-    config: Config, dataset: PreparedDataset, device: torch.device, numbers: NumberFormat
+    config: Config,
+    dataset: PreparedDataset,
+    device: torch.device,
+    numbers: NumberFormat,
+    say: Callable[[str], None],
 ) -> tuple[TrainingStream, EvaluationStream]:
-    train_file = dataset.beton("train")
-    loader = BetonLoader(train_file, config.train.batch_size)
-    used, held_out = np.arange(len(loader.labels)), None
+    opened = partial(
+        open_source, size=dataset.size, device=device, residency=config.data.residency,
+        gather=make_plan(config.engine, device, config.precision, _unheard).formulas().crop_and_flip, say=say,
+    )  # fmt: skip
+    source = opened(BetonLoader(dataset.beton("train"), config.train.batch_size))
+    used, held_out = np.arange(len(source.labels)), None
     if config.selection.split == "val":
-        used, held_out = hold_out(loader.labels, config.selection.fraction)
+        used, held_out = hold_out(source.labels, config.selection.fraction)
     training = TrainingStream(
-        loader, used, device, numbers.weights, config.seed, config.data.augment, config.data.shuffle,
+        source, used, numbers.weights, config.seed, config.data.augment, config.data.shuffle,
         config.data.drop_last,
     )  # fmt: skip
     if training.steps_per_epoch == 0:
@@ -108,13 +142,25 @@ def _streams(
             f"{len(used)} training images make no batch of {config.train.batch_size} with data.drop_last:"
             " lower --train.batch_size"
         )
-    images = BetonLoader(
-        dataset.beton("test") if held_out is None else train_file, config.selection.batch_size
-    )
-    chosen = spread(
-        np.arange(len(images.labels)) if held_out is None else held_out, config.selection.examples
-    )
-    return training, EvaluationStream(images, chosen, device, numbers.weights)
+    if held_out is None:
+        source = opened(BetonLoader(dataset.beton("test"), config.selection.batch_size))
+        held_out = np.arange(len(source.labels))
+    else:
+        source = _in_other_batches(source, config.selection.batch_size)
+    chosen = spread(held_out, config.selection.examples)
+    return training, EvaluationStream(source, chosen, numbers.weights)
+
+
+def _in_other_batches(source: Source, batch_size: int) -> Source:
+    """Return the same images, not kept twice where they are kept."""
+    if isinstance(source, ResidentSource):
+        return replace(source, batch_size=batch_size)
+    assert isinstance(source, HostSource)
+    return HostSource(BetonLoader(source.loader.path, batch_size), source.device)
+
+
+def _unheard(line: str) -> None:
+    """Leave it to the step, which makes the same plan."""
 
 
 def describe(parts: Parts) -> dict[str, Any]:

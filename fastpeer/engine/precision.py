@@ -75,6 +75,11 @@ def amp_precision(device: torch.device) -> Precision:
     return "bf16"
 
 
+def new_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return a CUDA stream of one's own."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def memory_errors(setting: str) -> Iterator[None]:
     """Say in one line that the device's memory is full, and which setting to lower."""

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor, nn
 
 from fastpeer.attack.accuracy import MakeExamples, clean, correct_predictions, label_pgd
+from fastpeer.attack.pgd import evaluating
+from fastpeer.attack.prepare import Preparation
+from fastpeer.attack.victim import Victim
 from fastpeer.config import Config
 from fastpeer.data.stream import Batch, EvaluationStream
-from fastpeer.engine.precision import NumberFormat
 
 Accuracies = dict[str, float]
 """Per cent, by name: clean, pgd10."""
@@ -19,8 +21,7 @@ class Selection:
     Args:
         config: of the run.
         stream: the images: the held-out part, or the test split.
-        classes: how many there are.
-        number_format: what to compute in.
+        preparation: how networks are run and attacked.
         attacked: whether the method trains for robustness, so that PGD accuracy decides.
         check: called between batches; raises to stop.
     """
@@ -29,8 +30,7 @@ class Selection:
         self,
         config: Config,
         stream: EvaluationStream,
-        classes: int,
-        number_format: NumberFormat,
+        preparation: Preparation,
         attacked: bool,
         check: Callable[[], None],
     ) -> None:
@@ -40,11 +40,10 @@ class Selection:
         self.robust = f"pgd{config.selection.steps}"
         self.metric = self.robust if attacked else "clean"
         self._stream = stream
-        self._format = number_format
+        self._preparation = preparation
         self._check = check
-        attack = config.attack
-        steps = config.selection.steps
-        self._pgd = label_pgd(attack.epsilon, attack.step_size, steps, classes, config.seed, "selection")
+        self._attack = config.attack
+        self._steps, self._seed = config.selection.steps, config.seed
 
     def describe(self) -> str:
         """Say what the accuracies at an epoch's end are, and on which images."""
@@ -54,9 +53,11 @@ class Selection:
 
     def evaluate(self, networks: Mapping[str, nn.Module], attacked: str) -> dict[str, Accuracies]:
         """Return the accuracies of all networks, clean and on PGD examples aimed at one of them."""
-        with self._format.autocasting(self._stream.device):
-            natural = self._accuracy(networks, attacked, clean)
-            robust = self._accuracy(networks, attacked, self._pgd)
+        victim = self._preparation.victim(networks[attacked], attacked)
+        victim.refresh()
+        with evaluating(*networks.values()), self._preparation.context():
+            natural = self._accuracy(networks, clean)
+            robust = self._accuracy(networks, self._pgd(victim))
         # A network's own examples and another's are two questions: the second is a transfer attack.
         names = {
             name: self.robust if name == attacked else f"{self.robust}_on_{attacked}" for name in networks
@@ -67,8 +68,14 @@ class Selection:
         """Compare by the metric; where that is equal, by the clean accuracy."""
         return (accuracies[self.metric], accuracies["clean"]) > (best[self.metric], best["clean"])
 
-    def _accuracy(self, networks: Mapping[str, nn.Module], attacked: str, attack: MakeExamples) -> Accuracies:
-        hits = correct_predictions(networks, attacked, self._batches(), attack)
+    def _pgd(self, victim: Victim) -> MakeExamples:
+        attack, kernels = self._attack, self._preparation.kernels
+        return label_pgd(
+            victim, kernels, attack.epsilon, attack.step_size, self._steps, self._seed, "selection"
+        )
+
+    def _accuracy(self, networks: Mapping[str, nn.Module], attack: MakeExamples) -> Accuracies:
+        hits = correct_predictions(networks, self._batches(), attack)
         return {name: _percent(right) for name, right in hits.items()}
 
     def _batches(self) -> Iterator[Batch]:

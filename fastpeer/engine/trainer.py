@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastpeer.config import Config
@@ -14,11 +15,12 @@ from fastpeer.engine.averaging import AveragedStudent
 from fastpeer.engine.checkpoint import load_networks, load_state, save_checkpoint
 from fastpeer.engine.interrupt import Stopped, StopWish
 from fastpeer.engine.interval import Interval
+from fastpeer.engine.memory import out_of_memory
 from fastpeer.engine.metrics import MetricsLog
 from fastpeer.engine.parts import Parts
 from fastpeer.engine.progress import Reporter
 from fastpeer.engine.selection import Selection
-from fastpeer.engine.step import TrainingStep
+from fastpeer.engine.step import StepResult, TrainingStep
 from fastpeer.errors import UserError
 from fastpeer.runfolder import RunFolder
 
@@ -52,13 +54,9 @@ class Trainer:
         self.reporter = reporter
         self.stop = stop
         self.position = Position()
-        self.step = TrainingStep(
-            parts.method, parts.networks, config.attack, config.optim, parts.number_format, config.seed
-        )
+        self.step = TrainingStep(config, parts.method, parts.networks, reporter.message)
         attacked = parts.method.attack is not None
-        self.selection = Selection(
-            config, parts.selection, parts.classes, parts.number_format, attacked, stop.check
-        )
+        self.selection = Selection(config, parts.selection, self.step.preparation, attacked, stop.check)
         self.average = AveragedStudent(parts.networks["student"]) if config.swa_start is not None else None
         forwards = [f"{forward.network}_{forward.images}" for forward in parts.method.forwards]
         self.interval = Interval(list(parts.method.terms), forwards, parts.device)
@@ -107,7 +105,7 @@ class Trainer:
             raise UserError(f"{folder / 'state.pt'}: damaged or not this run's checkpoint") from None
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
-        self.step.optimizer.load_state_dict(state["optimizer"])
+        self.step.load_optimizer(state["optimizer"])
         self.step.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.count = state["swa_count"]
@@ -145,7 +143,7 @@ class Trainer:
         self.interval.restart_clock()
         with closing(self.parts.training.epoch(position.epoch, position.in_epoch)) as batches:
             for batch in batches:
-                result = self.step(batch, position.step)
+                result = self._train_on(batch)
                 position.in_epoch += 1
                 position.step += 1
                 self.interval.add(result, len(batch.labels))
@@ -155,6 +153,11 @@ class Trainer:
                 if self._at_limit():
                     return
                 self.stop.check()
+
+    def _train_on(self, batch: Batch) -> StepResult:
+        with suppress(torch.OutOfMemoryError):
+            return self.step(batch, self.position.step)
+        raise UserError(out_of_memory(self.step, batch))
 
     def _at_log_line(self) -> bool:
         at_end = self.position.in_epoch == self._steps_per_epoch
@@ -167,8 +170,18 @@ class Trainer:
             # Halves whenever a step was left out because its gradients overflowed.
             record["loss_scale"] = self.step.scaler.get_scale()
         self._refuse_non_finite(record["losses"])
+        self._report_faults(record)
         self.log.write(record)
         self.reporter.interval(record)
+
+    def _report_faults(self, record: Mapping[str, Any]) -> None:
+        """Say what low precision swallowed: it would look like a weak attack or a slow start."""
+        if "nan_gradients" in record:
+            count = record["nan_gradients"]
+            self.reporter.message(f"step {record['step']}: {count} pixels of the attack met a NaN gradient")
+        if "skipped_steps" in record:
+            count = record["skipped_steps"]
+            self.reporter.message(f"step {record['step']}: {count} steps left out, fp16 gradients overflowed")
 
     def _refuse_non_finite(self, losses: Mapping[str, float]) -> None:
         bad = [name for name, value in losses.items() if not math.isfinite(value)]

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from fastpeer.attack.accuracy import MakeExamples, clean, correct_predictions, fgsm, label_pgd
 from fastpeer.attack.pgd import evaluating
+from fastpeer.attack.prepare import Preparation
+from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch
+from fastpeer.engine.plan import make_plan
+from fastpeer.engine.precision import number_format
 from fastpeer.errors import UserError
 from fastpeer.recipe import nearest
 
@@ -26,6 +30,22 @@ class AttackSettings:
     classes: int
     seed: int
     batch_size: int
+    preparation: Preparation
+    """How the network is attacked, by all but AutoAttack."""
+
+
+def float32_preparation(device: torch.device) -> Preparation:
+    """Return how an evaluation attacks: folded, as a chain, in float32.
+
+    Both are exact up to rounding; compiling would cost more time than it saves.
+    """
+    engine = EngineConfig(compile="off", graph="off", streams="off", kernels="off")
+    plan = make_plan(engine, device, "fp32", _unheard)
+    return plan.preparation(number_format("fp32"), device, _unheard)
+
+
+def _unheard(line: str) -> None:
+    """Drop it: a network that cannot be folded is attacked with the same result."""
 
 
 def parse_attacks(text: str) -> list[str]:
@@ -54,13 +74,19 @@ def right_under_attack(
     """
     if name == "aa":
         return _autoattack(network, batches, settings, progress)
-    attack: MakeExamples = clean
+    attack = _attack(name, network, settings)
+    return correct_predictions({"it": network}, _counted(batches, progress), attack)["it"]
+
+
+def _attack(name: str, network: nn.Module, settings: AttackSettings) -> MakeExamples:
+    if name == "clean":
+        return clean
+    victim, kernels = settings.preparation.victim(network, "network"), settings.preparation.kernels
+    victim.refresh()
     if name == "fgsm":
-        attack = fgsm(settings.epsilon, settings.classes)
-    elif name.startswith("pgd"):
-        steps = int(name.removeprefix("pgd"))
-        attack = label_pgd(settings.epsilon, settings.step_size, steps, settings.classes, settings.seed)
-    return correct_predictions({"it": network}, "it", _counted(batches, progress), attack)["it"]
+        return fgsm(victim, kernels, settings.epsilon)
+    steps = int(name.removeprefix("pgd"))
+    return label_pgd(victim, kernels, settings.epsilon, settings.step_size, steps, settings.seed)
 
 
 def _autoattack(

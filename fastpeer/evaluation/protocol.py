@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
+from fastpeer.data.host import HostSource
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.engine.parts import placed
 from fastpeer.engine.precision import memory_errors, number_format
 from fastpeer.errors import UserError
-from fastpeer.evaluation.attacks import AttackSettings, Progress, right_under_attack
+from fastpeer.evaluation.attacks import AttackSettings, Progress, float32_preparation, right_under_attack
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.target import Target
@@ -63,9 +64,9 @@ class Protocol:
         number_format("fp32").allow_tf32()
         dataset = open_dataset(_data_folder(target, data))
         network = placed(_network(target, model, len(dataset.classes)), self.device, torch.float32)
-        loader = BetonLoader(dataset.beton("test"), self.batch_size)
-        chosen = spread(np.arange(len(loader.labels)), self.examples)
-        stream = EvaluationStream(loader, chosen, self.device, torch.float32)
+        source = HostSource(BetonLoader(dataset.beton("test"), self.batch_size), self.device)
+        chosen = spread(np.arange(len(source.labels)), self.examples)
+        stream = EvaluationStream(source, chosen, torch.float32)
         for name in self.attacks:
             yield self._result(name, network, stream, dataset, target, watch)
 
@@ -74,7 +75,14 @@ class Protocol:
         target: Target, watch: Watch,
     ) -> Result:  # fmt: skip
         classes, images = len(dataset.classes), len(stream.indices)
-        settings = AttackSettings(self.epsilon, self.step_size, classes, self.seed, self.batch_size)
+        settings = AttackSettings(
+            self.epsilon,
+            self.step_size,
+            classes,
+            self.seed,
+            self.batch_size,
+            float32_preparation(self.device),
+        )
         began = time.perf_counter()
         with watch(f"{target.label}: {name}", images) as progress, memory_errors("--batch-size"):
             right: Tensor = right_under_attack(name, network, stream, settings, progress)
@@ -84,7 +92,7 @@ class Protocol:
             attack=name,
             correct=int(right.sum()),
             images=images,
-            total=len(stream.loader.labels),
+            total=len(stream.source.labels),
             epsilon=self.epsilon,
             step_size=self.step_size,
             seed=self.seed,

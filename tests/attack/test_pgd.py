@@ -7,15 +7,18 @@ import torch
 from torch import nn
 
 from fastpeer.attack.accuracy import clean, correct_predictions, fgsm, label_pgd
-from fastpeer.attack.pgd import evaluating, gaussian_start, one_hot, pgd, uniform_start
+from fastpeer.attack.pgd import evaluating, pgd, uniform_start
+from fastpeer.attack.victim import LiveVictim
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
+from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.pgd_update import pgd_update
 from fastpeer.models import build_model
 from tests import literal_peeraid
 
 CPU = torch.device("cpu")
 CLASSES = 5
+KERNELS = torch_kernels()
 ATTACK = {"epsilon": 8 / 255, "step_size": 2 / 255}
 
 
@@ -23,6 +26,10 @@ ATTACK = {"epsilon": 8 / 255, "step_size": 2 / 255}
 def networks():
     torch.manual_seed(0)
     return [build_model("resnet8", CLASSES).double() for _ in range(2)]
+
+
+def victim(network):
+    return LiveVictim(network, KERNELS)
 
 
 @pytest.fixture
@@ -35,23 +42,26 @@ def batch():
 def test_pgd_makes_the_images_of_the_released_code(networks, batch):
     student, peer = networks
     literal = literal_peeraid.LiteralSettings.cifar10()
-    start = gaussian_start(batch.images, literal.start_std, torch.Generator().manual_seed(3))
+    noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    start = batch.images + literal.start_std * noise
     expected = literal_peeraid.attack(student, peer, batch.images, literal, start - batch.images)
     with evaluating(student, peer), torch.no_grad():
         target = torch.softmax(peer(batch.images), 1)
-        ours = pgd(student, batch.images, target, start, **ATTACK, steps=literal.steps)
+        ours = pgd(
+            victim(student), batch.images, target, start, **ATTACK, steps=literal.steps, kernels=KERNELS
+        )
     assert not torch.equal(ours, batch.images)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
 def test_no_steps_return_the_start(networks, batch):
     start = batch.images + 0.5
-    target = one_hot(batch.labels, CLASSES, torch.float64)
-    assert torch.equal(pgd(networks[0], batch.images, target, start, **ATTACK, steps=0), start)
+    found = pgd(victim(networks[0]), batch.images, batch.labels, start, **ATTACK, steps=0, kernels=KERNELS)
+    assert torch.equal(found, start)
 
 
 def test_weights_get_no_gradient(networks, batch):
-    label_pgd(**ATTACK, steps=2, classes=CLASSES, seed=0)(networks[0], batch, 0)
+    label_pgd(victim(networks[0]), KERNELS, **ATTACK, steps=2, seed=0)(batch, 0)
     assert all(weight.grad is None and weight.requires_grad for weight in networks[0].parameters())
 
 
@@ -69,9 +79,8 @@ def test_evaluating_restores_each_mode_also_after_an_error():
     assert not resting.training
 
 
-@pytest.mark.parametrize("start", [uniform_start, gaussian_start])
-def test_random_starts_are_a_function_of_seed_and_counter(start, batch):
-    draw = partial(start, batch.images, 8 / 255)
+def test_random_starts_are_a_function_of_seed_and_counter(batch):
+    draw = partial(uniform_start, batch.images, 8 / 255)
     first = draw(generator(CPU, 0, "attack", 5))
     assert torch.equal(first, draw(generator(CPU, 0, "attack", 5)))
     assert not torch.equal(first, draw(generator(CPU, 0, "attack", 6)))
@@ -87,23 +96,14 @@ def test_uniform_start_fills_the_ball_and_leaves_the_pixel_range():
 def test_fgsm_is_one_step_of_epsilon_from_the_image(networks, batch):
     network, leaf = networks[0].eval(), batch.images.clone().requires_grad_()
     nn.functional.cross_entropy(network(leaf), batch.labels).backward()
-    expected = pgd_update(batch.images, leaf.grad, batch.images, 0.03, 0.03)
-    assert torch.equal(fgsm(0.03, CLASSES)(network, batch, 0), expected)
+    expected, _ = pgd_update(batch.images, leaf.grad, batch.images, 0.03, 0.03)
+    assert torch.equal(fgsm(victim(network), KERNELS, 0.03)(batch, 0), expected)
 
 
 def test_predictions_are_made_in_eval_mode_for_every_image_of_every_batch(networks, batch):
     named = dict(zip(("student", "peer"), networks, strict=True))
-    hits = correct_predictions(named, "student", [batch, batch], clean)
+    hits = correct_predictions(named, [batch, batch], clean)
     assert all(network.training for network in networks)
     for name, network in named.items():
         right = network.eval()(batch.images).argmax(1) == batch.labels
         assert torch.equal(hits[name], right.repeat(2))
-
-
-def test_gaussian_start_is_normal_noise_of_the_asked_for_size():
-    images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noise = gaussian_start(images, 0.001, torch.Generator().manual_seed(1)) - images
-    normal = (noise / 0.001).flatten().sort().values
-    assert abs(normal.mean()) < 0.02
-    assert abs(normal.std() - 1) < 0.02
-    assert abs(normal[round(0.975 * len(normal))] - 1.96) < 0.05

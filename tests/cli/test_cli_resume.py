@@ -41,6 +41,11 @@ def test_without_a_recipe(fastpeer, half: Path, original: Path) -> None:
     assert (half / "config.toml").read_bytes() == (original / "config.toml").read_bytes()
 
 
+def test_with_images_that_are_kept_on_the_device_from_then_on(fastpeer, half: Path, original: Path) -> None:
+    fastpeer("train --resume --train.max-steps 0 --data.residency device --quiet --out", half).succeeded()
+    same_as_uninterrupted(half, original)
+
+
 def test_with_its_recipe(fastpeer, half: Path, original: Path) -> None:
     fastpeer("train tiny.toml --resume --quiet --out", half).succeeded()
     same_as_uninterrupted(half, original)

@@ -74,7 +74,8 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(fastpeer, tmp_pa
     ).succeeded()
     config = tomllib.loads((run / "config.toml").read_text("utf-8"))
     assert config["attack"] == {"epsilon": "4/255", "step_size": "1/255", "steps": 1, "start_std": 0.001}
-    assert config["data"] == {"dataset": "photos", "augment": False, "shuffle": True, "drop_last": True}
+    data = {"dataset": "photos", "augment": False, "shuffle": True, "drop_last": True, "residency": "auto"}
+    assert config["data"] == data
     assert config["optim"]["milestones"] == [1]
     assert config["optim"]["lr"] == 0.1
     assert config["precision"] == "fp64"

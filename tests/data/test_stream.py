@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpeer.data.augment import to_unit_range
 from fastpeer.data.beton import BetonLoader
+from fastpeer.data.host import HostSource
 from fastpeer.data.stream import EvaluationStream, TrainingStream, hold_out, spread
 from fastpeer.errors import UserError
+from fastpeer.kernels.crop_and_flip import to_unit_range
 
 CPU = torch.device("cpu")
 IMAGES = 45
@@ -27,7 +28,9 @@ def loader(small_dataset):
 def stream(loader):
     def build(indices=None, seed=0, augment=True, shuffle=True, drop_last=False):
         indices = np.arange(IMAGES) if indices is None else indices
-        return TrainingStream(loader, indices, CPU, torch.float32, seed, augment, shuffle, drop_last)
+        return TrainingStream(
+            HostSource(loader, CPU), indices, torch.float32, seed, augment, shuffle, drop_last
+        )
 
     return build
 
@@ -106,7 +109,7 @@ def test_without_shuffling_the_order_is_the_data_sets(stream, loader):
     assert batch.labels.tolist() == loader.labels[chosen].tolist()
     (images, _), *_ = loader.batches(chosen)
     assert torch.equal(batch.images, to_unit_range(images, torch.float32))
-    (evaluated,) = EvaluationStream(loader, chosen, CPU, torch.float32)
+    (evaluated,) = EvaluationStream(HostSource(loader, CPU), chosen, torch.float32)
     assert_same([batch], [evaluated])
 
 
@@ -136,9 +139,8 @@ def test_no_thread_is_left_of_an_epoch_left_early(stream):
 
 
 def test_batches_of_one_image(small_dataset, stream):
-    single = TrainingStream(
-        BetonLoader(small_dataset / "train.beton", 1), np.arange(3), CPU, torch.float32, 0, True, False, False
-    )
+    source = HostSource(BetonLoader(small_dataset / "train.beton", 1), CPU)
+    single = TrainingStream(source, np.arange(3), torch.float32, 0, True, False, False)
     (together,) = stream(np.arange(3), shuffle=False).epoch(0)
     assert torch.equal(all_images(single.epoch(0)), together.images)
 

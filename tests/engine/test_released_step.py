@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastpeer.attack.pgd import gaussian_start
-from fastpeer.config import AttackConfig, Config, DataConfig, LossConfig, OptimConfig, TrainConfig
-from fastpeer.data.counter import generator
+from fastpeer.config import AttackConfig, Config, EngineConfig, LossConfig, OptimConfig
+from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
-from fastpeer.engine.precision import number_format
 from fastpeer.engine.step import TrainingStep
+from fastpeer.kernels.counter_bits import mixed, signed
+from fastpeer.kernels.gaussian_start import gaussian_start
 from fastpeer.methods import build_method
 from fastpeer.models import build_model
 from tests.literal_peeraid import LiteralSettings, training_step
@@ -36,9 +36,7 @@ def config_for(literal, **changes):
         peer_target_grad=literal.peer_target_grad,
         clean_target_grad=literal.clean_target_grad,
     )
-    return Config(
-        loss=loss, optim=OptimConfig(lr=literal.lr), data=DataConfig(), train=TrainConfig(), **changes
-    )
+    return Config(loss=loss, optim=OptimConfig(lr=literal.lr), precision="fp64", **changes)
 
 
 def networks(name, classes):
@@ -61,8 +59,8 @@ def batches(classes, size, count=3, batch=4):
 
 
 def attack_noise(images, std, number):
-    source = generator(torch.device("cpu"), Config().seed, "attack", number)
-    return gaussian_start(torch.zeros_like(images), std, source)
+    key = signed(mixed(counter_key(Config().seed, "attack"), number))
+    return gaussian_start(torch.zeros_like(images), std, torch.tensor(key))
 
 
 def literal_run(pair, literal, data, std=0.0):
@@ -79,9 +77,7 @@ def literal_run(pair, literal, data, std=0.0):
 
 def engine_run(pair, config, data, std=0.0):
     config = replace(config, attack=AttackConfig(start_std=std))
-    step = TrainingStep(
-        build_method(config), pair, config.attack, config.optim, number_format("fp64"), config.seed
-    )
+    step = TrainingStep(config, build_method(config), pair, pytest.fail)
     for number, (images, labels) in enumerate(data):
         step(Batch(images.to(memory_format=torch.channels_last), labels), number)
 
@@ -113,6 +109,30 @@ def test_three_steps_change_every_weight_and_buffer_as_the_released_code_does(mo
     data = batches(classes, size)
     engine_run(ours, config_for(literal), data)
     literal_run(theirs, literal, data)
+    assert_same(ours, theirs)
+
+
+OFF = EngineConfig(fold="off", chain="off", merge="off", compile="off")
+ENGINES = {
+    "nothing": OFF,
+    "fold": replace(OFF, fold="on"),
+    "fold and chain": replace(OFF, fold="on", chain="on"),
+    "merge": replace(OFF, merge="on"),
+    "fold, chain and merge": replace(OFF, fold="on", chain="on", merge="on"),
+    "compile": replace(OFF, compile="on"),
+    "fold and compile": replace(OFF, fold="on", compile="on"),
+    "all": replace(OFF, fold="on", chain="on", merge="on", compile="on"),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_no_part_of_the_engine_changes_the_step(engine):
+    literal = LiteralSettings.cifar10()
+    ours = networks("resnet8", 10)
+    theirs = copy.deepcopy(ours)
+    data = batches(10, 16, count=2)
+    engine_run(ours, config_for(literal, engine=engine), data, literal.start_std)
+    literal_run(theirs, literal, data, literal.start_std)
     assert_same(ours, theirs)
 
 
@@ -148,6 +168,6 @@ def test_student_runs_on_the_adversarial_images_once():
     pair = networks("resnet8", 10)
     modes = []
     pair["student"].register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    engine_run(pair, config_for(literal), batches(10, 16, count=1))
+    engine_run(pair, config_for(literal, engine=OFF), batches(10, 16, count=1))
     assert modes.count(True) == 2
     assert modes.count(False) == 10

@@ -1,0 +1,243 @@
+"""Is the fast step the released one? Checked on the device at hand, by the differences in all weights.
+
+python benchmarks/checks.py
+Fails (exit status 1) where a difference is beyond what rounding explains.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from fast import allow_many_compilations, every_part
+from fastpeer.config import Config, EngineConfig, ModelConfig, Precision, TrainConfig
+from fastpeer.data.counter import counter_key
+from fastpeer.data.stream import Batch
+from fastpeer.engine.parts import build_networks
+from fastpeer.engine.precision import number_format
+from fastpeer.engine.step import TrainingStep
+from fastpeer.errors import one_line
+from fastpeer.kernels.counter_bits import mixed, signed
+from fastpeer.kernels.gaussian_start import gaussian_start
+from fastpeer.methods import build_method
+from harness.arguments import Common
+from harness.flags import Flags
+from harness.program import start
+from harness.record import Report, counted
+from harness.table import missing, show
+from literal import LiteralStep
+
+Networks = Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Common):
+    """Check the step on this device."""
+
+    models: tuple[str, ...] = ("resnet18", "wideresnet10x1", "mobilenetv2")
+    """Networks, as student and as peer."""
+    batch: int = 16
+    """Images in a step."""
+    tail: bool = True
+    """End with a smaller batch, as epochs do."""
+    size: int = 32
+    """Side of an image, in pixels."""
+    steps: int = 4
+    """Steps that are compared."""
+    parts: tuple[str, ...] = ("fold", "chain", "kernels", "merge", "compile", "streams")
+    """Parts that are compared with the step without any."""
+    compile: bool = True
+    """Let the engine's own choice compile; much of the time goes into that."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+    """Of the comparison of captured with uncaptured steps."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        name: of the check.
+        difference: of the weights, see `relative_difference`.
+        limit: what rounding explains.
+        remarks: what the engine said.
+    """
+
+    name: str
+    difference: float
+    limit: float
+    remarks: Sequence[str] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is small; NaN is not."""
+        return self.difference <= self.limit
+
+
+def main(arguments: Arguments) -> None:
+    """Check, show and write; exit with 1 if anything failed."""
+    device = arguments.chosen_device()
+    report = Report("checks", arguments, device, arguments.json)
+    verdicts = []
+    for model in arguments.models:
+        for name, check in checks(model, arguments, device).items():
+            try:
+                verdicts.append(check())
+            except Exception as error:  # Whatever goes wrong in one check, the others are worth having.
+                report.miss(name, one_line(error)[:300])
+    report.add(*(counted(one.name, one.difference, "relative difference") for one in verdicts))
+    report.notes["failed"] = [one.name for one in verdicts if not one.passed]
+    report.notes["remarks"] = {one.name: list(one.remarks) for one in verdicts if one.remarks}
+    report.save()
+    show(table_of(verdicts), *missing(report))
+    if report.missing or report.notes["failed"]:
+        sys.exit(1)
+
+
+def checks(model: str, arguments: Arguments, device: torch.device) -> dict[str, Callable[[], Verdict]]:
+    """Return all checks of a network, by name."""
+    trial = Trial(model, arguments, device)
+    found: dict[str, Callable[[], Verdict]] = {
+        f"{model}, fp64, {switch}: the released step": lambda switch=switch: trial.released(switch)  # type: ignore[misc]
+        for switch in ("off", "auto")
+    }
+    for part in arguments.parts:
+        found[f"{model}, fp32, {part}: the plain step"] = lambda part=part: trial.part(part)  # type: ignore[misc]
+    for precision in arguments.precisions:
+        if device.type == "cuda":
+            found[f"{model}, {precision}: captured"] = lambda one=precision: trial.captured(one)  # type: ignore[misc]
+    found[f"{model}: learning rate 0 after the first step"] = lambda: trial.rate()
+    return found
+
+
+class Trial:
+    """Trains one network by different steps, from the same weights and over the same batches."""
+
+    def __init__(self, model: str, arguments: Arguments, device: torch.device) -> None:
+        self.model = model
+        self.steps = arguments.steps
+        self.device = device
+        source = torch.Generator().manual_seed(7)
+        last = max(arguments.batch - 3, 2) if arguments.tail else arguments.batch
+        sizes = [arguments.batch] * (self.steps - 1) + [last]
+        self.auto = EngineConfig(compile="auto" if arguments.compile else "off")
+        self.batches = [_batch(size, arguments.size, source, device) for size in sizes]
+
+    def released(self, switch: str) -> Verdict:
+        """Compare with the released step in float64."""
+        engine = self.auto if switch == "auto" else every_part("off")
+        config = self._config("fp64", engine)
+        expected, initial = self._literally(config)
+        networks, said = self._fast(config)
+        difference = relative_difference(networks, expected, initial)
+        return Verdict(f"{self.model}, fp64, {switch}: the released step", difference, 1e-9, said)
+
+    def part(self, part: str) -> Verdict:
+        """Compare one part, and those it needs, with the step without any, in float32."""
+        needed = ("fold", part) if part == "chain" else (part,)
+        initial = self._initial(self._config("fp32", every_part("off")))
+        expected, _ = self._fast(self._config("fp32", every_part("off")))
+        networks, said = self._fast(self._config("fp32", every_part("off", *needed)))
+        difference = relative_difference(networks, expected, initial)
+        return Verdict(f"{self.model}, fp32, {part}: the plain step", difference, 2e-2, said)
+
+    def captured(self, precision: Precision) -> Verdict:
+        """Compare a replayed CUDA graph with the same step run by the host; two such runs differ too."""
+        config = self._config(precision, replace(self.auto, graph="on"))
+        by_host = self._config(precision, replace(self.auto, graph="off"))
+        initial = self._initial(config)
+        networks, said = self._fast(config)
+        expected, again = (self._fast(by_host)[0] for _ in range(2))
+        noise = relative_difference(again, expected, initial)
+        difference = relative_difference(networks, expected, initial)
+        return Verdict(f"{self.model}, {precision}: captured", difference, max(3 * noise, 1e-3), said)
+
+    def rate(self) -> Verdict:
+        """See that a learning rate of 0 reaches the step, captured or not: no weight moves any more."""
+        config = self._config("fp32", self.auto)
+        expected, _ = self._fast(config, steps=1)
+        still, said = self._fast(config, stop_after=1)
+        difference = relative_difference(still, expected, self._initial(config), statistics=False)
+        return Verdict(f"{self.model}: learning rate 0 after the first step", difference, 1e-3, said)
+
+    def _config(self, precision: Precision, engine: EngineConfig) -> Config:
+        model = ModelConfig(student=self.model, peer=self.model)
+        return Config(precision=precision, engine=engine, model=model, train=TrainConfig())
+
+    def _initial(self, config: Config) -> dict[str, nn.Module]:
+        return build_networks(config, build_method(config), 10, self.device)
+
+    def _fast(
+        self, config: Config, steps: int = 0, stop_after: int = 0
+    ) -> tuple[dict[str, nn.Module], list[str]]:
+        """Train; from step `stop_after` on (if any) at a learning rate of 0."""
+        said: list[str] = []
+        with Flags.current().applied():
+            number_format(config.precision).allow_tf32()
+            allow_many_compilations()
+            networks = self._initial(config)
+            step = TrainingStep(config, build_method(config), networks, said.append)
+            for number, batch in enumerate(self.batches[: steps or self.steps]):
+                if stop_after and number >= stop_after:
+                    step.set_learning_rate(0.0)
+                step(_typed(batch, config), number)
+        return networks, said
+
+    def _literally(self, config: Config) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        networks, initial = self._initial(config), self._initial(config)
+        step = LiteralStep(config, networks["student"], networks["peer"])
+        for number, batch in enumerate(self.batches):
+            typed = _typed(batch, config)
+            step(typed.images, typed.labels, start_noise(typed.images, config, number))
+        return networks, initial
+
+
+def relative_difference(
+    found: Networks, expected: Networks, initial: Networks, statistics: bool = True
+) -> float:
+    """‖found − expected‖ over ‖expected − initial‖, over all numbers of the worst network."""
+    worst = 0.0
+    for name, network in expected.items():
+        theirs, before, ours = (_flat(one, statistics) for one in (network, initial[name], found[name]))
+        worst = max(worst, ((ours - theirs).norm() / (theirs - before).norm()).item())
+    return worst
+
+
+def start_noise(images: Tensor, config: Config, number: int) -> Tensor:
+    """Return the noise that fastpeer's step begins the attack of a step with."""
+    key = signed(mixed(counter_key(config.seed, "attack"), number))
+    where = torch.tensor(key, device=images.device)
+    return gaussian_start(torch.zeros_like(images), config.attack.start_std, where)
+
+
+def table_of(verdicts: Sequence[Verdict]) -> Table:
+    """Return all verdicts."""
+    table = Table("check", "relative difference", "limit", "verdict", "the engine said")
+    for one in verdicts:
+        said = " ".join(one.remarks)
+        table.add_row(
+            one.name, f"{one.difference:.1e}", f"{one.limit:.0e}", "passed" if one.passed else "FAILED", said
+        )
+    return table
+
+
+def _flat(network: nn.Module, statistics: bool) -> Tensor:
+    tensors = network.state_dict().values() if statistics else network.parameters()
+    return torch.cat([one.detach().double().flatten() for one in tensors if one.is_floating_point()])
+
+
+def _batch(count: int, size: int, source: torch.Generator, device: torch.device) -> Batch:
+    pixels = torch.randint(0, 256, (count, 3, size, size), generator=source)
+    images = (pixels.double() / 255).to(device).contiguous(memory_format=torch.channels_last)
+    return Batch(images, torch.randint(0, 10, (count,), generator=source).to(device))
+
+
+def _typed(batch: Batch, config: Config) -> Batch:
+    return replace(batch, images=batch.images.to(number_format(config.precision).weights))
+
+
+if __name__ == "__main__":
+    start(main, Arguments)

@@ -1,0 +1,73 @@
+"""fastpeer's own step as one of the steps that are compared."""
+
+from dataclasses import fields
+from itertools import count, cycle
+from typing import Literal
+
+import torch
+
+from cases import Case, random_batches
+from fastpeer.config import EngineConfig, Precision, Switch
+from fastpeer.engine.parts import build_networks
+from fastpeer.engine.precision import number_format
+from fastpeer.engine.step import TrainingStep
+from fastpeer.methods import build_method
+from harness.flags import Flags
+from variants import Build, Built
+
+
+def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Build:
+    """Return fastpeer's step with the given parts.
+
+    Args:
+        precision: of the whole run.
+        engine: which parts are on.
+        needs: a part without which the step is not what it is called, and is not measured.
+    """
+
+    def build(case: Case, device: torch.device) -> Built:
+        # What the step does not set itself is as it is in a run: PyTorch's defaults.
+        Flags(benchmark=False, cudnn_tf32=True, matmul_tf32=False).set()
+        number_format(precision).allow_tf32()
+        if engine.compile != "off":
+            allow_many_compilations()
+        config = case.config(precision, engine)
+        method = build_method(config)
+        networks = build_networks(config, method, case.classes, device)
+        said: list[str] = []
+        step = TrainingStep(config, method, networks, said.append)
+        batches, numbers = cycle(random_batches(case, device, torch.channels_last)), count()
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                step(next(batches), next(numbers))
+
+        return Built(
+            run,
+            notes=lambda: {"plan": step.plan.describe(), "said": said},
+            obstacle=lambda: obstacle(needs, step, said),
+        )
+
+    return build
+
+
+def allow_many_compilations() -> None:
+    """Let torch.compile keep the code of all steps that are compared; beyond 8 it would run them eagerly."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = 64
+
+
+def every_part(switch: Literal["on", "off"], *but: str) -> EngineConfig:
+    """Return all parts switched alike, but for some that are switched the other way."""
+    other: Switch = "off" if switch == "on" else "on"
+    return EngineConfig(**{one.name: other if one.name in but else switch for one in fields(EngineConfig)})
+
+
+def obstacle(part: str, step: TrainingStep, said: list[str]) -> str:
+    """Return why a part is not in use, by the step's plan and by what it said while it ran; or nothing."""
+    reasons = dict(step.plan.reasons)
+    if part and not getattr(step.plan, part):
+        return reasons.get(part, "not used")
+    # A part that fails when it is first used falls back, and says so.
+    return next((line for line in said if part and line.startswith(f"engine.{part}:")), "")

@@ -1,0 +1,76 @@
+"""Bar plots that can be read in a README."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.record import Record
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One group of bars below a title; `reference` draws a line there, such as a ceiling."""
+
+    title: str
+    bars: Sequence[Record]
+    reference: tuple[str, float] | None = None
+
+
+COLOURS = ("#9aa5b1", "#7b8794", "#d9a441", "#2f7d6b", "#2a9d8f", "#3d6fb6", "#6c5fb0", "#a34f7d", "#c0583f")
+
+
+def bar_plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
+    """Draw horizontal bars, medians with their 20th and 80th percentile, one panel below the other."""
+    panels = [panel for panel in panels if panel.bars]
+    if not panels:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    heights = [0.8 + 0.42 * len(panel.bars) for panel in panels]
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(9, 0.7 + sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for panel, axis in zip(panels, axes[:, 0], strict=True):
+        _draw(axis, panel)
+    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.02, ha="left")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _draw(axis: Any, panel: Panel) -> None:
+    bars = list(panel.bars)
+    places = range(len(bars))
+    values = [bar.value for bar in bars]
+    spread = [[bar.value - bar.p20 for bar in bars], [bar.p80 - bar.value for bar in bars]]
+    colours = [COLOURS[place % len(COLOURS)] for place in places]
+    axis.barh(places, values, xerr=spread, color=colours, height=0.7, ecolor="#333333", capsize=2)
+    _label(axis, panel, bars)
+
+
+def _label(axis: Any, panel: Panel, bars: Sequence[Record]) -> None:
+    top = max([bar.p80 for bar in bars] + ([panel.reference[1]] if panel.reference else []))
+    axis.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    axis.invert_yaxis()
+    axis.set_xlim(0, top * 1.18 or 1)
+    axis.set_title(panel.title, fontsize=10, loc="left")
+    axis.set_xlabel(bars[0].unit, fontsize=9)
+    for place, bar in enumerate(bars):
+        axis.text(bar.p80 + top * 0.01, place, short(bar.value), va="center", fontsize=9)
+    if panel.reference:
+        name, value = panel.reference
+        axis.axvline(value, color="#333333", linestyle=":", label=name)
+        axis.legend(fontsize=8, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def short(value: float) -> str:
+    """Write a number with about three digits."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

@@ -1,0 +1,109 @@
+"""Records: a median with its spread, and the report of a script that holds them."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.facts import facts
+
+Label = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured quantity.
+
+    Attributes:
+        name: of the variant that was measured.
+        value: median of the samples, in `unit`.
+        p20, p80: percentiles of the samples.
+        n: number of samples; 1 for what is counted and not measured.
+        unit: of value, p20 and p80.
+        labels: what it was measured on, such as model and batch size.
+    """
+
+    name: str
+    value: float
+    p20: float
+    p80: float
+    n: int
+    unit: str
+    labels: Mapping[str, Label] = field(default_factory=dict)
+
+
+def record(name: str, samples: Sequence[float], unit: str, **labels: Label) -> Record:
+    """Summarise samples."""
+    low, high = np.percentile(samples, [20, 80])
+    return Record(name, statistics.median(samples), float(low), float(high), len(samples), unit, labels)
+
+
+def counted(name: str, value: float, unit: str, **labels: Label) -> Record:
+    """Record what has no spread, such as bytes."""
+    return Record(name, value, value, value, 1, unit, labels)
+
+
+class Report:
+    """What a script found, written anew after each part so that a kill loses only what was under way.
+
+    Args:
+        script: name of the benchmark.
+        settings: dataclass of its arguments.
+        device: what was measured.
+        path: JSON file; None keeps everything in memory.
+    """
+
+    def __init__(self, script: str, settings: object, device: torch.device, path: Path | None) -> None:
+        self.script = script
+        self.path = path
+        self.facts = facts(device)
+        self.settings = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {}
+        self.records: list[Record] = []
+        self.missing: list[dict[str, Label]] = []
+        self.notes: dict[str, Any] = {}
+
+    def add(self, *records: Record) -> None:
+        """Take records in."""
+        self.records += records
+
+    def miss(self, name: str, reason: str, **labels: Label) -> None:
+        """Name what could not be measured, and why."""
+        self.missing.append({"name": name, "reason": reason, **labels})
+
+    def select(self, unit: str, **labels: Label) -> list[Record]:
+        """Return the records of a unit whose labels contain the given ones."""
+        return [
+            one
+            for one in self.records
+            if one.unit == unit and all(one.labels.get(key) == value for key, value in labels.items())
+        ]
+
+    def content(self) -> dict[str, Any]:
+        """Return everything as JSON takes it."""
+        return {
+            "script": self.script,
+            "facts": self.facts,
+            "settings": self.settings,
+            "records": [asdict(one) for one in self.records],
+            "missing": self.missing,
+            "notes": self.notes,
+        }
+
+    def save(self) -> None:
+        """Write the JSON file, if one was asked for: beside, then renamed."""
+        if self.path is None:
+            return
+        write_json(self.path, self.content())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON such that a reader sees the former file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(content, indent=1, default=str) + "\n", "utf-8")
+    beside.replace(path)

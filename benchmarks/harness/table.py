@@ -1,0 +1,40 @@
+"""Tables on the terminal."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.plot import short
+from harness.record import Label, Record, Report
+
+WIDTH = 130
+
+
+def show(*what: Table | str) -> None:
+    """Print tables and lines; into a file or pipe wide enough for all columns."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    for one in what:
+        console.print(one, highlight=False, soft_wrap=isinstance(one, str))
+
+
+def spread(one: Record) -> str:
+    """Write the 20th and 80th percentile."""
+    return f"{short(one.p20)} .. {short(one.p80)}"
+
+
+def beside(report: Report, one: Record, unit: str) -> str:
+    """Write another quantity of what a record is about: same name, same labels."""
+    found = [other for other in report.select(unit, **one.labels) if other.name == one.name]
+    return short(found[0].value) if found else "–"
+
+
+def missing(report: Report, labels: Mapping[str, Label] | None = None) -> list[str]:
+    """Return a line for each thing that could not be measured."""
+    return [
+        f"not measured: {lost['name']} ({lost['reason']})"
+        for lost in report.missing
+        if all(lost.get(key) == value for key, value in (labels or {}).items())
+    ]

@@ -1,0 +1,141 @@
+"""What the libraries give for the pieces of a step: convolutions, epilogues, the stem, BatchNorm.
+
+python benchmarks/primitives.py --batches 128 256
+On CUDA each piece is timed inside a CUDA graph, as the captured step runs it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from rich.table import Table
+
+from fastpeer.errors import one_line
+from harness.arguments import Timed
+from harness.flags import Flags
+from harness.plot import Panel, bar_plot, short
+from harness.program import start
+from harness.record import Label, Record, Report, record
+from harness.replay import in_turn, replayed
+from harness.table import beside, missing, show, spread
+from harness.timing import Run, alternate
+from limits import Limits, measured_limits
+from primitive_cases import (
+    STAGES,
+    Group,
+    Item,
+    batchnorms,
+    convolutions,
+    epilogues,
+    stems,
+)
+
+Piece = Literal["convolutions", "epilogues", "stem", "batchnorm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Timed):
+    """Measure the pieces of a step, and which share of the measured matrix product's rate they reach."""
+
+    pieces: tuple[Piece, ...] = ("convolutions", "epilogues", "stem", "batchnorm")
+    """What to measure."""
+    networks: tuple[Literal["resnet18", "wideresnet34x10", "small"], ...] = ("resnet18", "wideresnet34x10")
+    """Whose stages' shapes; small is one small shape."""
+    batches: tuple[int, ...] = (128, 256)
+    """Images at once; 256 is what a merged student sees."""
+    dtypes: tuple[Literal["bf16", "fp16", "fp32"], ...] = ("bf16", "fp16")
+    """Formats."""
+    compile: bool = True
+    """Measure compiled BatchNorm, too."""
+    seconds: float = 0.02
+    """Seconds of a round for each variant, about."""
+    rounds: int = 10
+    """Rounds of the alternation, at most."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure, show and write."""
+    device = arguments.chosen_device()
+    report = Report("primitives", arguments, device, arguments.json)
+    limits = measured_limits(device, 0.5)
+    report.add(*limits.records())
+    # cuDNN tries its algorithms out, as it does in the step.
+    with Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=True).applied():
+        for piece in arguments.pieces:
+            for group in groups(arguments, device)[piece]():
+                measure(piece, group, arguments, device, limits, report)
+                report.save()
+            show(table_of(piece, report))
+    show(*missing(report))
+    if arguments.plot is not None:
+        bar_plot(arguments.plot, f"Pieces of a step, {report.facts['device']}", panels(report))
+
+
+def groups(arguments: Arguments, device: torch.device) -> dict[Piece, Callable[[], Iterator[Group]]]:
+    """Return what makes the groups of each piece."""
+    stages = [stage for network in arguments.networks for stage in STAGES[network]]
+    batches, dtypes = arguments.batches, arguments.dtypes
+    size = stages[0].size
+    return {
+        "convolutions": lambda: convolutions(stages, batches, dtypes, device),
+        "epilogues": lambda: epilogues(stages, batches[:1], dtypes, device),
+        "stem": lambda: stems(batches[:1], (*dtypes, "fp32"), size, device),
+        "batchnorm": lambda: batchnorms(stages, batches[:1], dtypes, arguments.compile, device),
+    }
+
+
+def measure(
+    piece: str, group: Group, arguments: Arguments, device: torch.device, limits: Limits, report: Report
+) -> None:
+    """Measure one group in alternation; what fails is named."""
+    items: dict[str, Item] = {}
+    runs: dict[str, tuple[Run, int]] = {}
+    for item in group():
+        try:
+            for call in item.calls:
+                call()
+            runs[item.name] = (
+                replayed(item.calls, device) if device.type == "cuda" else (in_turn(item.calls), 1)
+            )
+            items[item.name] = item
+        except RuntimeError as error:
+            report.miss(f"{piece}, {item.name}", one_line(error)[:200], **item.labels)
+    found = alternate({name: run for name, (run, _) in runs.items()}, device, arguments.plan())
+    for name, rounds in found.items():
+        each = [one / runs[name][1] for one in rounds.seconds]
+        report.add(*_records(piece, items[name], each, limits))
+
+
+def _records(piece: str, item: Item, seconds: list[float], limits: Limits) -> list[Record]:
+    labels: dict[str, Label] = {"piece": piece, **item.labels}
+    records = [record(item.name, [1e6 * one for one in seconds], "µs", **labels)]
+    if item.flop:
+        # A CPU's limits leave formats out.
+        ceiling = limits.matmuls.get("tf32" if item.dtype == "fp32" else item.dtype)
+        if ceiling is not None:
+            shares = [100 * item.flop / one / ceiling.value for one in seconds]
+            records.append(record(item.name, shares, "% of matrix product", **labels))
+    return records
+
+
+def table_of(piece: str, report: Report) -> Table:
+    """Return a piece's results."""
+    table = Table("where", "batch", "what", "µs", "20th..80th percentile", "% of matrix product", title=piece)
+    for one in report.select("µs", piece=piece):
+        place = str(one.labels["stage"]), str(one.labels["batch"])
+        share = beside(report, one, "% of matrix product")
+        table.add_row(*place, one.name, short(one.value), spread(one), share)
+    return table
+
+
+def panels(report: Report) -> list[Panel]:
+    """Return the plot's panels: the convolutions' shares, a stage each."""
+    found: dict[str, list[Record]] = {}
+    for one in report.select("% of matrix product", piece="convolutions"):
+        found.setdefault(f"{one.labels['stage']}, batch {one.labels['batch']}", []).append(one)
+    return [Panel(title, bars) for title, bars in found.items()]
+
+
+if __name__ == "__main__":
+    start(main, Arguments)

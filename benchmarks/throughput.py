@@ -1,0 +1,100 @@
+"""Images per second of the training step: fastpeer beside the released step, in alternation.
+
+python benchmarks/throughput.py --models resnet18 --datasets cifar10 tiny --batch-sizes 128 256
+python benchmarks/throughput.py --reference PATH/TO/PeerAiD
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from cases import Case, cases
+from fast import fastpeer
+from fastpeer.config import EngineConfig, Precision
+from harness.arguments import Timed
+from harness.plot import bar_plot, short
+from harness.program import start
+from harness.record import Record, Report
+from harness.table import beside, missing, show, spread
+from limits import measured_limits
+from released import ReleasedCode
+from variants import Build, case_panels, compare, literal, literal_amp, released_code
+from work import step_work
+
+FIRST = "released step, fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Timed):
+    """Measure images/s of whole training steps (attack, losses, updates) on random images."""
+
+    models: tuple[str, ...] = ("resnet18",)
+    """Networks, as student and as peer."""
+    datasets: tuple[str, ...] = ("cifar10",)
+    """cifar10, cifar100 or tiny: sizes, classes and loss weights."""
+    batch_sizes: tuple[int, ...] = (128,)
+    """Images in a step."""
+    precisions: tuple[Precision, ...] = ("bf16",)
+    """fastpeer's, each a variant of its own."""
+    amp: Literal["bf16", "fp16"] = "bf16"
+    """What the released step autocasts to in its second variant."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Parts of fastpeer's step."""
+    reference: Path | None = None
+    """Checkout of the released code, whose own step is then measured too."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure each case, show it and write."""
+    device = arguments.chosen_device()
+    report = Report("throughput", arguments, device, arguments.json)
+    limits = measured_limits(device, 0.5)
+    report.add(*limits.records())
+    builds = variants(arguments)
+    for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes):
+        compare(builds, case, device, arguments.plan(), report)
+        add_shares(case, limits.best_matmul(), report)
+        show(table_of(case, report), *missing(report, case.labels))
+        report.save()
+        if arguments.plot is not None:
+            bar_plot(arguments.plot, f"Training step, {report.facts['device']}", case_panels(report))
+
+
+def variants(arguments: Arguments) -> dict[str, Build]:
+    """Return what is compared, the base of all ratios first."""
+    builds = {
+        FIRST: literal,
+        f"released step, {arguments.amp} AMP": literal_amp(arguments.amp),
+    }
+    if arguments.reference is not None:
+        builds["the authors' code, fp32"] = released_code(ReleasedCode(arguments.reference))
+    for precision in arguments.precisions:
+        builds[f"fastpeer, {precision}"] = fastpeer(precision, arguments.engine)
+    return builds
+
+
+def add_shares(case: Case, ceiling: float, report: Report) -> None:
+    """Record which share of the measured matrix product's rate the step's necessary operations reach."""
+    flop = step_work(case).flop
+    for one in report.select("images/s", **case.labels):
+        middle, low, high = (100 * rate * flop / ceiling for rate in (one.value, one.p20, one.p80))
+        report.add(Record(one.name, middle, low, high, one.n, "% of matrix product", one.labels))
+
+
+def table_of(case: Case, report: Report) -> Table:
+    """Return a case's results."""
+    table = Table(
+        "step", "images/s", "20th..80th percentile", "× the first", "% of matrix product", "GiB",
+        title=case.title,
+    )  # fmt: skip
+    others = ("times the first", "% of matrix product", "GiB reserved")
+    for one in report.select("images/s", **case.labels):
+        row = (beside(report, one, unit) for unit in others)
+        table.add_row(one.name, short(one.value), spread(one), *row)
+    return table
+
+
+if __name__ == "__main__":
+    start(main, Arguments)

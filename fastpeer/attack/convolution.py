@@ -1,0 +1,65 @@
+"""Convolution with bias, residual and ReLU, and its input gradient, by the libraries there are."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastpeer.attack.folding import FoldedConv2d
+
+
+class Convolutions(Protocol):
+    """How a chain runs its convolutions."""
+
+    def forget(self) -> None:
+        """Drop whatever was derived from the weights: they have changed."""
+
+    def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        """Return [relu](conv(x) + bias [+ residual]), in the weights' dtype."""
+
+    def input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, partial: Tensor | None
+    ) -> Tensor:
+        """Return the gradient at x from the one at conv(x), plus what has come to x on other ways."""
+
+
+class PlainConvolutions:
+    """PyTorch's operators, one by one; what torch.compile fuses best."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+    def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        """Convolve, add, rectify."""
+        out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        out = out + conv.bias.view(1, -1, 1, 1)
+        if residual is not None:
+            out = out + residual
+        return (torch.relu(out) if relu else out).to(x.dtype)
+
+    def input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, partial: Tensor | None
+    ) -> Tensor:
+        """Transposed convolution, and add."""
+        found: Tensor = torch.ops.aten.convolution_backward(
+            gradient, x, conv.weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0],
+            conv.groups, [True, False, False],
+        )[0]  # fmt: skip
+        return found if partial is None else found + partial
+
+
+class CudnnConvolutions(PlainConvolutions):
+    """cuDNN's convolutions with bias, residual and ReLU in their epilogue, on the way forward."""
+
+    def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        """One call where the epilogue ends in a ReLU, which is the only one cuDNN has."""
+        if not relu or conv.groups > 1:
+            return super().forward(conv, x, residual, relu)
+        shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        bias = conv.bias.to(x.dtype)
+        if residual is None:
+            out: Tensor = torch.cudnn_convolution_relu(x, conv.weight, bias, *shape)
+            return out
+        out = torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, bias, *shape)
+        return out

@@ -1,0 +1,118 @@
+"""Convolutions of an attack on the CPU: oneDNN's, and matrix products where planes are small."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastpeer.attack.convolution import PlainConvolutions
+from fastpeer.attack.folding import FoldedConv2d
+
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+SMALL_PLANE = 16
+"""Up to so many pixels, one matrix product for all images is faster than oneDNN's row by row."""
+
+
+class OnednnConvolutions(PlainConvolutions):
+    """Runs on weights that are laid out once for all steps of an attack.
+
+    The input gradient at stride 1 is itself a convolution, with the kernels turned around.
+    """
+
+    def __init__(self) -> None:
+        self._laid_out: dict[tuple[int, str, torch.Size], Tensor] = {}
+
+    def forget(self) -> None:
+        """Lay out anew from now on."""
+        self._laid_out.clear()
+
+    def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        """One call, whatever the epilogue."""
+        padding, stride = conv.padding, conv.stride
+        if _small(x, conv, padding):
+            weight = self._rows(conv, "forward", x, conv.weight)
+            return _product(x, weight, conv, padding, stride, conv.bias, residual, relu)
+        weight = self._packed(conv, "forward", x, conv.weight, padding, stride, conv.groups)
+        shape = (padding, stride, conv.dilation, conv.groups)
+        return _convolution(x, weight, conv.bias, residual, shape, "relu" if relu else None)
+
+    def input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, partial: Tensor | None
+    ) -> Tensor:
+        """One call at stride 1 without groups."""
+        padding = _turned_padding(conv)
+        if padding is None:
+            return super().input_gradient(conv, x, gradient, partial)
+        turned, stride = conv.weight.flip(2, 3).transpose(0, 1), [1, 1]
+        if _small(gradient, conv, padding):
+            weight = self._rows(conv, "back", gradient, turned)
+            return _product(gradient, weight, conv, padding, stride, None, partial, False)
+        weight = self._packed(conv, "back", gradient, turned, padding, stride, 1)
+        return _convolution(gradient, weight, None, partial, (padding, stride, conv.dilation, 1), None)
+
+    def _packed(
+        self, conv: FoldedConv2d, way: str, x: Tensor, weight: Tensor,
+        padding: list[int], stride: list[int], groups: int,
+    ) -> Tensor:  # fmt: skip
+        """Return weights in the blocked layout that oneDNN wants for images of this shape."""
+        key = (id(conv), way, x.shape)
+        if key not in self._laid_out:
+            self._laid_out[key] = torch.ops.mkldnn._reorder_convolution_weight(
+                weight.contiguous(memory_format=torch.channels_last),
+                padding, stride, conv.dilation, groups, list(x.shape),
+            )  # fmt: skip
+        return self._laid_out[key]
+
+    def _rows(self, conv: FoldedConv2d, way: str, x: Tensor, weight: Tensor) -> Tensor:
+        """Return weights as a matrix (kh·kw·in, out)."""
+        key = (id(conv), way, x.shape)
+        if key not in self._laid_out:
+            self._laid_out[key] = weight.permute(2, 3, 1, 0).reshape(-1, len(weight)).contiguous()
+        return self._laid_out[key]
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None,
+    shape: tuple[list[int], list[int], list[int], int], last: str | None,
+) -> Tensor:  # fmt: skip
+    ops = torch.ops.mkldnn
+    if added is None:
+        out: Tensor = ops._convolution_pointwise(x, weight, bias, *shape, last or "none", [], "")
+    else:
+        # With a sum, the operator wants the bias in the images' dtype.
+        bias = None if bias is None else bias.to(x.dtype)
+        out = ops._convolution_pointwise.binary(x, added, weight, bias, *shape, "add", 1.0, last, [], "")
+    return out
+
+
+def _product(
+    x: Tensor, weight: Tensor, conv: FoldedConv2d, padding: list[int], stride: list[int],
+    bias: Tensor | None, added: Tensor | None, relu: bool,
+) -> Tensor:  # fmt: skip
+    """Convolve as the product of all patches (B·H·W, kh·kw·in) with the weights."""
+    (kh, kw), (dy, dx) = conv.weight.shape[2:], padding
+    padded = F.pad(x, (dx, dx, dy, dy)).permute(0, 2, 3, 1)
+    patches = padded.unfold(1, kh, stride[0]).unfold(2, kw, stride[1]).permute(0, 1, 2, 4, 5, 3)
+    planes = patches.shape[:3]
+    out = patches.reshape(-1, len(weight)) @ weight
+    if bias is not None:
+        out += bias
+    out = out.view(*planes, -1).permute(0, 3, 1, 2)
+    if added is not None:
+        out += added
+    return torch.relu_(out) if relu else out
+
+
+def _small(x: Tensor, conv: FoldedConv2d, padding: list[int]) -> bool:
+    """Tell whether the planes that come out are small, and the kernels spread over several pixels."""
+    spread = conv.weight.shape[2:].numel() > 1 and conv.groups == 1 and conv.dilation == [1, 1]
+    plane = x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
+    return spread and plane <= SMALL_PLANE and min(padding) >= 0
+
+
+def _turned_padding(conv: FoldedConv2d) -> list[int] | None:
+    """Return the input gradient's padding as a convolution; None: it is no plain one."""
+    if conv.groups > 1 or conv.stride != [1, 1]:
+        return None
+    size = conv.weight.shape[2:]
+    padding = [d * (k - 1) - p for d, k, p in zip(conv.dilation, size, conv.padding, strict=True)]
+    return padding if min(padding) >= 0 else None

@@ -1,0 +1,126 @@
+"""Chooses how a network is attacked: folded or live, as a chain or through autograd, compiled or not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fastpeer.attack.chain import Chain, NotAChain
+from fastpeer.attack.convolution import Convolutions, CudnnConvolutions, PlainConvolutions
+from fastpeer.attack.folding import FoldedNetwork, NotFoldable
+from fastpeer.attack.onednn import ONEDNN_DTYPES, OnednnConvolutions
+from fastpeer.attack.victim import ChainVictim, Context, FoldedVictim, LiveVictim, Victim
+from fastpeer.compiling import compiled
+from fastpeer.kernels.choice import Kernels, torch_kernels
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How networks are attacked.
+
+    Attributes:
+        dtype: of convolutions.
+        fold, chain, compile: see `EngineConfig`.
+        kernels: formulas between the network's runs.
+        context: makes the context that a network is run in by autograd, such as autocast.
+        say: takes a line about what could not be had.
+    """
+
+    dtype: torch.dtype
+    fold: bool
+    chain: bool
+    compile: bool
+    kernels: Kernels
+    context: Context
+    say: Callable[[str], None]
+    _victims: dict[nn.Module, Victim] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def victim(self, network: nn.Module, name: str) -> Victim:
+        """Prepare a network once, as far as its layers allow; `name` is for lines about what they do not."""
+        if network not in self._victims:
+            victim = self._eager(network, name)
+            self._victims[network] = CompiledVictim(victim, name, self.say) if self.compile else victim
+        return self._victims[network]
+
+    def _eager(self, network: nn.Module, name: str) -> LiveVictim | ChainVictim:
+        folded = self._folded(network, name)
+        if folded is None:
+            return LiveVictim(network, self.kernels, self._scale, self.context)
+        return self._chain(folded, name) or FoldedVictim(folded, self.kernels, self._scale, self.context)
+
+    def _folded(self, network: nn.Module, name: str) -> FoldedNetwork | None:
+        if not self.fold:
+            return None
+        try:
+            return FoldedNetwork(network, self.dtype, self.kernels.fold)
+        except NotFoldable as reason:
+            self.say(f"engine.fold: the {name} is attacked unfolded: {reason}")
+            return None
+
+    def _chain(self, folded: FoldedNetwork, name: str) -> ChainVictim | None:
+        if not self.chain:
+            return None
+        device = next(folded.module.buffers()).device
+        try:
+            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.compile))
+        except NotAChain as reason:
+            self.say(f"engine.chain: the {name} is attacked through autograd: {reason}")
+            return None
+        return ChainVictim(folded, chain, self.kernels, self._scale)
+
+    @property
+    def _scale(self) -> float:
+        """Keeps small gradients of a float16 backward pass from vanishing; their sign does not see it."""
+        return 1024.0 if self.dtype == torch.float16 else 1.0
+
+
+def choose_convolutions(device: torch.device, dtype: torch.dtype, compiled: bool) -> Convolutions:
+    """Return what runs a chain best: Inductor fuses plain operators itself, and oneDNN has no float64."""
+    if compiled:
+        return PlainConvolutions()
+    if device.type == "cuda" and dtype != torch.float64:
+        return CudnnConvolutions()
+    if device.type == "cpu" and torch._C._has_mkldnn and dtype in ONEDNN_DTYPES:
+        return OnednnConvolutions()
+    return PlainConvolutions()
+
+
+class CompiledVictim:
+    """A victim whose logits and gradient torch.compile runs."""
+
+    def __init__(self, victim: LiveVictim | ChainVictim, name: str, say: Callable[[str], None]) -> None:
+        gradient = _functional_gradient(victim)
+        self.victim = victim
+        self.input_dtype: torch.dtype | None = victim.input_dtype
+        self._logits = compiled(victim.logits, f"the {name} in eval mode", say)
+        self._gradient = compiled(gradient, f"the attack on the {name}", say, victim.input_gradient)
+
+    def refresh(self) -> None:
+        """Take up the weights that the network has now."""
+        self.victim.refresh()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Run it forward."""
+        return self._logits(images)
+
+    def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
+        """Run it forward and back."""
+        return self._gradient(images, target)
+
+
+def _functional_gradient(victim: LiveVictim | ChainVictim) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the input gradient as Inductor takes it best: torch.func leaves the weights' gradients out."""
+    if isinstance(victim, ChainVictim):
+        # It fuses the plain formula at the logits with what surrounds it.
+        return ChainVictim(victim.folded, victim.chain, torch_kernels(), victim.scale).input_gradient
+
+    def loss(images: Tensor, target: Tensor) -> Tensor:
+        with victim.context():
+            logits = victim.network(images)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if not target.is_floating_point():
+            return victim.scale * nn.functional.cross_entropy(wide, target, reduction="sum")
+        return -victim.scale * (target * torch.log_softmax(wide, dim=1)).sum()
+
+    return torch.func.grad(loss)

@@ -1,0 +1,123 @@
+"""The network under attack: its logits, and the gradient at its images."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastpeer.attack.chain import Chain
+from fastpeer.attack.folding import FoldedNetwork
+from fastpeer.kernels.choice import Kernels
+
+Logits = Callable[[Tensor], Tensor]
+Context = Callable[[], AbstractContextManager[object]]
+
+
+class Victim(Protocol):
+    """What an attack needs of a network in eval mode."""
+
+    input_dtype: torch.dtype | None
+    """What the first layer converts images to; None: it takes them as they are."""
+
+    def refresh(self) -> None:
+        """Take up the weights that the network has now."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, C), without a gradient."""
+
+    def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
+        """Gradient of Σ KL(target ‖ softmax(logits)) at the images, up to a positive factor.
+
+        The target is (B, C) probabilities, or int64 labels (B,).
+        """
+
+
+class LiveVictim:
+    """A network as it is, through autograd; put it into eval mode first (`evaluating`).
+
+    Args:
+        network: logits of images.
+        kernels: for the gradient at the logits.
+        scale: factor of the gradient at the logits.
+        context: makes the context that the network is run in, such as autocast.
+    """
+
+    input_dtype: torch.dtype | None = None
+
+    def __init__(
+        self,
+        network: Logits,
+        kernels: Kernels,
+        scale: float = 1.0,
+        context: Context = nullcontext,
+    ) -> None:
+        self.network = network
+        self.kernels = kernels
+        self.scale = scale
+        self.context = context
+
+    def refresh(self) -> None:
+        """Nothing is kept."""
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Run it."""
+        with self.context():
+            return self.network(images)
+
+    def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
+        """Run it forward and back; no loss is computed, and weights get no gradient."""
+        leaf = images.detach().requires_grad_()
+        with torch.enable_grad(), self.context():
+            logits = self.network(leaf)
+        at_logits = self.kernels.attack_gradient(logits.detach(), target, self.scale)
+        return torch.autograd.grad(logits, leaf, at_logits)[0]
+
+
+class FoldedVictim(LiveVictim):
+    """A folded network through autograd."""
+
+    def __init__(
+        self,
+        folded: FoldedNetwork,
+        kernels: Kernels,
+        scale: float,
+        context: Context,
+    ) -> None:
+        super().__init__(folded.module, kernels, scale, context)
+        self.folded = folded
+        self.input_dtype = folded.input_dtype
+
+    def refresh(self) -> None:
+        """Fold anew."""
+        self.folded.refresh()
+
+
+class ChainVictim:
+    """A folded network as an explicit chain."""
+
+    def __init__(self, folded: FoldedNetwork, chain: Chain, kernels: Kernels, scale: float) -> None:
+        self.folded = folded
+        self.chain = chain
+        self.kernels = kernels
+        self.scale = scale
+        self.input_dtype: torch.dtype | None = folded.input_dtype
+
+    def refresh(self) -> None:
+        """Fold anew."""
+        self.folded.refresh()
+        self.chain.convolutions.forget()
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Run it forward."""
+        return self.chain.logits(images)
+
+    @torch.no_grad()
+    def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
+        """Run it forward and back."""
+        return self.chain.input_gradient(
+            images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
+        )

@@ -1,0 +1,54 @@
+"""Images that FFCV decodes on the host, batch after batch."""
+
+from collections.abc import Generator
+from contextlib import closing
+
+import numpy as np
+import torch
+
+from fastpeer.data.beton import BetonLoader
+from fastpeer.data.prefetch import Decoded, uploader
+from fastpeer.data.stream import Batch
+from fastpeer.kernels.crop_and_flip import augmented, to_unit_range
+
+
+class HostSource:
+    """Reads a split anew each epoch, and augments it on the device that computes.
+
+    Args:
+        loader: of the split.
+        device: where the batches are wanted.
+    """
+
+    def __init__(self, loader: BetonLoader, device: torch.device) -> None:
+        self.loader = loader
+        self.device = device
+        self._upload = uploader(device, loader.batch_size)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of all samples, int64 (N,)."""
+        return self.loader.labels
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch; the last may hold fewer."""
+        return self.loader.batch_size
+
+    def batches(self, order: np.ndarray, key: int | None, dtype: torch.dtype) -> Generator[Batch, None, None]:
+        """See `fastpeer.data.stream.Source`."""
+
+        def prepare(decoded: Decoded) -> Batch:
+            images = decoded.images if key is None else augmented(decoded.images, decoded.indices, key)
+            return Batch(to_unit_range(images, dtype), decoded.labels)
+
+        with closing(self._decoded(order)) as decoded, closing(self._upload(decoded, prepare)) as batches:
+            yield from batches
+
+    def _decoded(self, order: np.ndarray) -> Generator[Decoded, None, None]:
+        samples = torch.from_numpy(order.astype(np.int64))
+        with closing(self.loader.batches(order)) as batches:
+            for number, (images, labels) in enumerate(batches):
+                indices = samples[number * self.batch_size :][: len(labels)]
+                # FFCV writes to its memory again, and labels may go into a batch as they are.
+                yield Decoded(images, labels.clone(), indices)

@@ -1,0 +1,101 @@
+"""A function of tensors, recorded as a CUDA graph for each shape that it meets, and replayed from then on."""
+
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastpeer.engine.precision import new_stream
+from fastpeer.errors import brief
+
+Result = TypeVar("Result")
+WARM_UP = 3
+"""Runs before a capture: cuDNN, Inductor and Triton choose and compile their kernels in them."""
+
+
+class Recorder(Protocol):
+    """Records work on the device, and does it again on demand."""
+
+    def warm_up(self, function: Callable[[], object]) -> None:
+        """Run a function that leaves traces which are undone afterwards."""
+
+    def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        """Return what the function returns, in memory that stays, and what fills it anew."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs, all in one memory pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = new_stream(device)
+
+    def warm_up(self, function: Callable[[], object]) -> None:
+        """Run on the stream that is recorded later."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UP):
+                function()
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        torch.cuda.synchronize(self.device)
+
+    def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        """Capture; threads of the data loader may go on with what they do."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            result = function()
+        return result, graph.replay
+
+
+class Captured(Generic[Result]):
+    """Replays a function of tensors; what it returns is overwritten by the next call.
+
+    Args:
+        function: reads nothing back to the host, and finds whatever it changes in the same memory each time.
+        recorder: does the recording.
+        keep: called before the warm-up; returns what brings everything back that the function changes.
+        say: takes a line if the function cannot be captured; it is called as it is from then on.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Result],
+        recorder: Recorder,
+        keep: Callable[[], Callable[[], None]],
+        say: Callable[[str], None],
+    ) -> None:
+        self.function = function
+        self.recorder = recorder
+        self.keep = keep
+        self.say = say
+        self._recorded: dict[object, tuple[Sequence[Tensor], Result, Callable[[], None]]] = {}
+        self._works = True
+
+    def __call__(self, *inputs: Tensor) -> Result:
+        """Run, or replay, on inputs (any shapes)."""
+        key = tuple((one.shape, one.dtype) for one in inputs)
+        if self._works and key not in self._recorded:
+            self._try_to_record(key, inputs)
+        if not self._works:
+            return self.function(*inputs)
+        static, result, replay = self._recorded[key]
+        for own, given in zip(static, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        replay()
+        return result
+
+    def _try_to_record(self, key: object, inputs: Sequence[Tensor]) -> None:
+        undo = self.keep()
+        static = [one.clone() for one in inputs]
+        try:
+            self.recorder.warm_up(lambda: self.function(*static))
+            undo()
+            self._recorded[key] = (static, *self.recorder.record(lambda: self.function(*static)))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # A capture fails with whatever the offending operation raises.
+            undo()
+            self._works = False
+            self.say(f"engine.graph: the step runs uncaptured ({brief(error)})")

@@ -1,0 +1,39 @@
+"""What a training step changes, kept aside and brought back."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def keep_state(
+    networks: Iterable[nn.Module], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> Callable[[], None]:
+    """Copy weights, buffers, momentum, loss scale and CUDA's random state.
+
+    Returns:
+        Brings all of it back, into the same memory, as often as it is called.
+    """
+    tensors = [*_tensors(networks), *_momenta(optimizer)]
+    copies = [one.detach().clone() for one in tensors]
+    scale = scaler.state_dict()
+    random = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    @torch.no_grad()
+    def restore() -> None:
+        for one, copy in zip(tensors, copies, strict=True):
+            one.copy_(copy)
+        if scale:
+            scaler.load_state_dict(scale)
+        if random is not None:
+            torch.cuda.set_rng_state(random)
+
+    return restore
+
+
+def _tensors(networks: Iterable[nn.Module]) -> list[Tensor]:
+    return [one for network in networks for one in (*network.parameters(), *network.buffers())]
+
+
+def _momenta(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [one for state in optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]

@@ -1,0 +1,49 @@
+"""The kernels as one set, in plain PyTorch or in Triton."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastpeer.kernels import attack_gradient, crop_and_flip, distill_loss, fold, gaussian_start, pgd_update
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One implementation of each formula; the modules of the same names say what they compute."""
+
+    distill_loss: Callable[..., Any]
+    attack_gradient: Callable[..., Any]
+    pgd_update: Callable[..., Any]
+    gaussian_start: Callable[..., Any]
+    crop_and_flip: Callable[..., Any]
+    fold: type
+
+
+def torch_kernels() -> Kernels:
+    """Return the formulas in plain PyTorch, for any device and dtype."""
+    return Kernels(
+        distill_loss=distill_loss.distill_loss,
+        attack_gradient=attack_gradient.attack_gradient,
+        pgd_update=pgd_update.pgd_update,
+        gaussian_start=gaussian_start.gaussian_start,
+        crop_and_flip=crop_and_flip.crop_and_flip,
+        fold=fold.Fold,
+    )
+
+
+def triton_kernels() -> Kernels:
+    """Return the Triton kernels, for CUDA and dtypes up to float32.
+
+    Raises:
+        ImportError: Triton is not installed.
+    """
+    from fastpeer.kernels import fused
+
+    return Kernels(
+        distill_loss=fused.distill_loss.distill_loss,
+        attack_gradient=fused.attack_gradient.attack_gradient,
+        pgd_update=fused.pgd_update.pgd_update,
+        gaussian_start=fused.gaussian_start.gaussian_start,
+        crop_and_flip=fused.crop_and_flip.crop_and_flip,
+        fold=fused.fold.Fold,
+    )

@@ -1,0 +1,15 @@
+"""The formulas of a step as Triton kernels, one launch each: same names and arguments as the PyTorch oracles.
+
+They run on CUDA tensors, and in Triton's interpreter (TRITON_INTERPRET=1) on CPU tensors.
+"""
+
+from fastpeer.kernels.fused import (
+    attack_gradient,
+    crop_and_flip,
+    distill_loss,
+    fold,
+    gaussian_start,
+    pgd_update,
+)
+
+__all__ = ["attack_gradient", "crop_and_flip", "distill_loss", "fold", "gaussian_start", "pgd_update"]

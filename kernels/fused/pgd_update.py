@@ -1,0 +1,125 @@
+"""One step of projected gradient ascent in the L-infinity ball, in one pass over the images."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 1024
+"""Pixels of a program: eight for each thread, so that float32 moves in 16 bytes at a time."""
+_ITERATES = (torch.float32, torch.float64)
+
+
+def pgd_update(
+    adversarial: Tensor,
+    gradient: Tensor,
+    images: Tensor,
+    step_size: float,
+    epsilon: float,
+    *,
+    copy: torch.dtype | None = None,
+    nan_count: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Step along the gradient's sign, then back into the `epsilon` box around `images`, then into [0, 1].
+
+    Arguments and results are those of `fastpeer.kernels.pgd_update.pgd_update`, equal to the last bit.
+    The results have the memory format of `adversarial`; where gradient or images have another one, they are
+    converted first, which is a launch more.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    _check(adversarial, gradient, images, nan_count)
+    adversarial, gradient, images = _alike(adversarial.detach(), gradient.detach(), images.detach())
+    updated = torch.empty_like(adversarial)
+    low = updated if copy in (None, updated.dtype) else torch.empty_like(updated, dtype=copy)
+    with torch.cuda.device_of(updated):
+        _pgd_update[(triton.cdiv(updated.numel(), _BLOCK),)](
+            adversarial,
+            gradient,
+            images,
+            updated,
+            low,
+            updated if nan_count is None else nan_count,
+            step_size,
+            epsilon,
+            updated.numel(),
+            COPIES=low is not updated,
+            COUNTS=nan_count is not None,
+            BLOCK=_BLOCK,
+            num_warps=4,
+            # Bit equality with PyTorch.
+            enable_fp_fusion=False,
+        )
+    return updated, low
+
+
+def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Give all tensors the order in memory of the first, without gaps."""
+    first = tensors[0]
+    channels_last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return tuple(one.contiguous(memory_format=layout) for one in tensors)
+
+
+def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Tensor | None) -> None:
+    _need(
+        adversarial.dtype in _ITERATES and images.dtype == adversarial.dtype and gradient.is_floating_point(),
+        "float32 or float64 for iterate and images, both the same, and a floating gradient, "
+        f"not {adversarial.dtype}, {images.dtype} and {gradient.dtype}",
+    )
+    shapes = [tuple(one.shape) for one in (adversarial, gradient, images)]
+    _need(len(set(shapes)) == 1, f"tensors of one shape, not {shapes}")
+    _need(0 < adversarial.numel() < 1 << 31, f"1 to 2^31 - 1 pixels, not {adversarial.numel()}")
+    counters = [] if nan_count is None else [nan_count]
+    _need(
+        all(one.dtype == torch.int64 and one.numel() == 1 for one in counters),
+        "an int64 nan_count of one element",
+    )
+    devices = {one.device for one in (adversarial, gradient, images, *counters)}
+    _need(len(devices) == 1, f"all tensors on one device, not on {sorted(map(str, devices))}")
+
+
+def _need(fulfilled: bool, what: str) -> None:
+    if not fulfilled:
+        raise ValueError(f"the fused attack step needs {what}")
+
+
+@triton.jit
+def _pgd_update(
+    adversarial,
+    gradient,
+    images,
+    updated,
+    low,  # like updated, in another dtype; only where COPIES
+    nan_count,  # (1,), only where COUNTS
+    step_size: tl.float64,
+    epsilon: tl.float64,
+    count,
+    COPIES: tl.constexpr,
+    COUNTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    exact: tl.constexpr = updated.dtype.element_ty
+    everything: tl.constexpr = tl.PropagateNan.ALL
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    present = pixel < count
+    climb = tl.load(gradient + pixel, mask=present, other=0.0)
+    if gradient.dtype.element_ty != tl.float64:
+        climb = climb.to(tl.float32)
+    if COUNTS:
+        nans = tl.sum((climb != climb).to(tl.int64), axis=0)
+        tl.atomic_add(nan_count, nans, mask=nans > 0, sem="relaxed")
+    step = tl.full((), step_size, exact)
+    # Neither comparison holds for NaN.
+    step = tl.where(climb > 0, step, tl.where(climb < 0, -step, 0.0))
+    moved = tl.load(adversarial + pixel, mask=present) + step
+    center = tl.load(images + pixel, mask=present)
+    radius = tl.full((), epsilon, exact)
+    moved = tl.maximum(moved, center - radius, propagate_nan=everything)
+    moved = tl.minimum(moved, center + radius, propagate_nan=everything)
+    moved = tl.maximum(moved, 0.0, propagate_nan=everything)
+    moved = tl.minimum(moved, 1.0, propagate_nan=everything)
+    tl.store(updated + pixel, moved, mask=present)
+    if COPIES:
+        tl.store(low + pixel, moved.to(low.dtype.element_ty), mask=present)

@@ -1,0 +1,161 @@
+"""Recording and replaying, with a recorder that needs no GPU: it runs the function again."""
+
+import copy
+
+import pytest
+import torch
+
+from fastpeer.config import Config, EngineConfig
+from fastpeer.data.stream import Batch
+from fastpeer.engine.capture import WARM_UP, Captured
+from fastpeer.engine.snapshot import keep_state
+from fastpeer.engine.step import TrainingStep
+from fastpeer.methods import build_method
+from fastpeer.models import build_model
+
+
+class Rerunner:
+    """Does what a graph does: fills the recorded results anew, from the recorded inputs."""
+
+    def __init__(self):
+        self.warmed_up = self.replayed = 0
+
+    def warm_up(self, function):
+        for _ in range(WARM_UP):
+            function()
+        self.warmed_up += 1
+
+    def record(self, function):
+        results = []
+
+        def replay():
+            fresh = function()
+            if results:
+                for old, new in zip(results[0], fresh, strict=True):
+                    old.copy_(new)
+            else:
+                results.append(fresh)
+            self.replayed += 1
+
+        return _Later(results), replay
+
+
+class _Later:
+    """A graph's results have no values before its first replay."""
+
+    def __init__(self, results):
+        self.results = results
+
+    def __iter__(self):
+        return iter(self.results[0])
+
+
+def nothing():
+    return lambda: None
+
+
+def test_each_shape_is_recorded_once_and_replayed_on_what_comes():
+    recorder = Rerunner()
+    captured = Captured(lambda x: (2 * x,), recorder, nothing, pytest.fail)
+    for size in (4, 4, 3, 4, 3):
+        x = torch.rand(size)
+        assert torch.equal(next(iter(captured(x))), 2 * x)
+    assert (recorder.warmed_up, recorder.replayed) == (2, 5)
+
+
+def test_warm_up_leaves_no_trace():
+    total = torch.zeros(1)
+
+    def keep():
+        kept = total.clone()
+        return lambda: total.copy_(kept)
+
+    captured = Captured(lambda x: (total.add_(x),), Rerunner(), keep, pytest.fail)
+    for _ in range(3):
+        captured(torch.ones(1))
+    assert total.item() == 3
+
+
+class Refuser(Rerunner):
+    def record(self, function):
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+
+
+def test_what_cannot_be_captured_runs_uncaptured_with_one_warning():
+    total, said = torch.zeros(1), []
+
+    def keep():
+        kept = total.clone()
+        return lambda: total.copy_(kept)
+
+    captured = Captured(lambda x: (total.add_(x),), Refuser(), keep, said.append)
+    for _ in range(3):
+        captured(torch.ones(1))
+        captured(torch.ones(2)[:1].clone())
+    assert total.item() == 6
+    assert len(said) == 1
+    assert said[0].startswith("engine.graph: the step runs uncaptured (operation not permitted")
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_failed_capture():
+    class Full(Rerunner):
+        def warm_up(self, function):
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Captured(lambda x: x, Full(), nothing, pytest.fail)(torch.ones(1))
+
+
+def batches():
+    random = torch.Generator().manual_seed(0)
+    for size in (4, 4, 2, 4, 2):
+        images = torch.rand(size, 3, 16, 16, generator=random).to(memory_format=torch.channels_last)
+        yield Batch(images, torch.randint(0, 5, (size,), generator=random))
+
+
+def run(capture):
+    config = Config(engine=EngineConfig(merge="on"))
+    networks = {}
+    for seed, role in enumerate(("student", "peer")):
+        torch.manual_seed(seed)
+        networks[role] = build_model("resnet8", 5)
+    step = TrainingStep(config, build_method(config), networks, pytest.fail)
+    if capture:
+        step._program = Captured(step.run, Rerunner(), step.keep, pytest.fail)
+    results = []
+    for number, batch in enumerate(batches()):
+        step.set_learning_rate(0.1 / (1 + number))
+        results.append(copy.deepcopy(tuple(step(batch, number))))
+    return networks, step, results
+
+
+def test_a_captured_step_trains_as_an_uncaptured_one():
+    networks, step, results = run(capture=False)
+    others, other_step, other_results = run(capture=True)
+    for role in networks:
+        torch.testing.assert_close(networks[role].state_dict(), others[role].state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(results, other_results, rtol=0, atol=0)
+    momenta = [one["momentum_buffer"] for one in step.optimizer.state.values()]
+    other_momenta = [one["momentum_buffer"] for one in other_step.optimizer.state.values()]
+    torch.testing.assert_close(momenta, other_momenta, rtol=0, atol=0)
+
+
+def test_state_comes_back_into_the_same_memory():
+    network = build_model("resnet8", 5)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer.zero_grad()
+    network(torch.rand(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    scaler.scale(torch.ones(()))
+    tensors = network.state_dict(keep_vars=True)
+    before = copy.deepcopy((network.state_dict(), optimizer.state_dict(), scaler.state_dict()))
+    restore = keep_state([network], optimizer, scaler)
+    network(torch.rand(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    scaler.update(4.0)
+    restore()
+    after = (network.state_dict(), optimizer.state_dict(), scaler.state_dict())
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert all(network.state_dict(keep_vars=True)[name] is one for name, one in tensors.items())

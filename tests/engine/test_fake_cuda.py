@@ -1,0 +1,107 @@
+"""The step on tensors that say they are on a GPU: it waits for nothing, and mixes no devices."""
+
+import shutil
+
+import pytest
+import torch
+
+from fastpeer.config import AttackConfig, Config, EngineConfig
+from fastpeer.data.stream import Batch
+from fastpeer.engine.precision import keep_pixels_exact
+from fastpeer.engine.step import TrainingStep
+from fastpeer.methods import build_method
+from fastpeer.models import build_model
+from tests.engine.fake_cuda import NoWaiting, build, fake_cuda, to_fake_cuda
+
+CLASSES = 10
+MODELS = [
+    "resnet18", "resnet34", "resnet50", "preactresnet18", "wideresnet28x2", "wideresnet34x10", "mobilenetv2"
+]  # fmt: skip
+# Triton and CUDA graphs need a real device; a compiled region runs as it is while it is traced.
+TRACED = {"kernels": "off", "graph": "off", "streams": "off"}
+ENGINES = {
+    "all": EngineConfig(**TRACED, fold="on", chain="on", merge="on", compile="on"),
+    "uncompiled": EngineConfig(**TRACED, fold="on", chain="on", merge="on", compile="off"),
+    "none": EngineConfig(**TRACED, fold="off", chain="off", merge="off", compile="off"),
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return build(tmp_path_factory.mktemp("fake_cuda"))
+
+
+@pytest.fixture
+def _fake(library):
+    with fake_cuda(library):
+        yield
+
+
+def step_on(name, engine, precision, spoil=None):
+    config = Config(attack=AttackConfig(steps=2), engine=engine, precision=precision)
+    networks = {}
+    for role in ("student", "peer"):
+        networks[role] = to_fake_cuda(build_model(name, CLASSES))
+        if precision == "bf16":
+            keep_pixels_exact(networks[role])
+    if spoil:
+        networks["student"].register_forward_hook(spoil)
+    step = TrainingStep(config, build_method(config), networks, pytest.fail)
+    images = torch.empty(4, 3, 32, 32, device="cuda", memory_format=torch.channels_last)
+    batch = Batch(images, torch.empty(4, dtype=torch.int64, device="cuda"))
+    with NoWaiting():
+        result = step(batch, 0)
+    for network in networks.values():
+        assert all(weight.grad.device == weight.device for weight in network.parameters())
+    return result
+
+
+@pytest.mark.usefixtures("_fake")
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["resnet8", "wideresnet10x2"])
+def test_every_engine_and_precision_can_be_traced(name, precision, engine):
+    result = step_on(name, engine, precision)
+    assert {one.device.type for one in result} == {"cuda"}
+
+
+@pytest.mark.usefixtures("_fake")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "preactresnet18",
+        "wideresnet28x2",
+        "wideresnet34x10",
+        "mobilenetv2",
+    ],
+)
+def test_every_model_can_be_traced(name):
+    step_on(name, ENGINES["all"], "bf16")
+
+
+SPOILS = {
+    "item": lambda _, __, out: out * out.sum().item(),
+    "branch": lambda _, __, out: out if out.sum() > 0 else -out,
+    "device": lambda _, __, out: out + torch.ones(CLASSES, device="cpu"),
+    "transfer": lambda _, __, out: out.cpu().to("cuda"),
+    "mask": lambda _, __, out: out + out[out > 0].sum(),
+}
+
+
+@pytest.mark.usefixtures("_fake")
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_a_step_that_waits_or_mixes_devices_raises(spoil):
+    with pytest.raises(Exception, match=r"local_scalar_dense|data.dependent|device|cpu|nonzero|unbacked"):
+        step_on("resnet8", ENGINES["none"], "fp32", spoil)
+
+
+@pytest.mark.usefixtures("library")
+def test_nothing_of_it_stays():
+    leaf = torch.ones(2, requires_grad=True)
+    (leaf * 2).sum().backward()
+    assert leaf.grad.tolist() == [2, 2]

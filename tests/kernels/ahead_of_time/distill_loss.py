@@ -1,0 +1,25 @@
+"""The loss: PeerAiD's published settings, and the largest table and tile that are allowed."""
+
+import torch
+
+from fastpeer.kernels.distill_loss import DivergenceTerm
+from fastpeer.kernels.fused.distill_loss import MAX_BATCH, MAX_CLASSES, MAX_FORWARDS, distill_loss
+from tests.kernels.tables import EVERYTHING, PEERAID, random_batch
+
+PAIRS = tuple(
+    DivergenceTerm(one, MAX_FORWARDS - 1 - one, 1.0, 2.0, "mean", True) for one in range(MAX_FORWARDS)
+)
+
+
+def launch(classes, terms, dtype, batch=128, forwards=3, scale=1.0):
+    case = random_batch(0, batch, classes, forwards=forwards).to(dtype)
+    return lambda: distill_loss(case.logits, case.labels, terms, scale, case.sample_weights)
+
+
+CASES = {
+    "cifar10-float32": launch(*PEERAID["cifar10"], torch.float32),
+    "cifar100-bfloat16": launch(*PEERAID["cifar100"], torch.bfloat16),
+    "tiny-float16-scaled": launch(*PEERAID["tiny"], torch.float16, scale=torch.ones(())),
+    "everything": launch(1000, EVERYTHING, torch.float32, batch=MAX_BATCH),
+    "largest": launch(MAX_CLASSES, PAIRS, torch.bfloat16, forwards=MAX_FORWARDS),
+}

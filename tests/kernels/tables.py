@@ -1,0 +1,70 @@
+"""Loss tables and logits that the tests of the loss share."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, LogitDistanceTerm, Term
+
+
+class Setting(NamedTuple):
+    """A published setting of PeerAiD."""
+
+    classes: int
+    terms: tuple[Term, ...]
+
+
+def peeraid(gamma2: float, lambda1: float, lambda2: float, lambda3: float, tau: float) -> tuple[Term, ...]:
+    """PeerAiD on the forwards peer, student (both adversarial) and student (clean), as released."""
+    return (
+        CrossEntropyTerm(0, 1.0),
+        DivergenceTerm(0, 1, gamma2, 1.0, "mean", True),
+        CrossEntropyTerm(1, lambda1),
+        DivergenceTerm(1, 0, lambda2, tau, "mean", False),
+        DivergenceTerm(1, 2, lambda3, tau, "mean", True),
+    )
+
+
+PEERAID = {
+    "cifar10": Setting(10, peeraid(0.1, 0.0, 1.0, 1.0, 5.0)),
+    "cifar100": Setting(100, peeraid(1.0, 0.0, 1.0, 1.0, 5.0)),
+    "tiny": Setting(200, peeraid(100.0, 0.035, 35.0, 20.0, 1.0)),
+}
+
+EVERYTHING: tuple[Term, ...] = (
+    CrossEntropyTerm(0, 0.5),
+    CrossEntropyTerm(2, 0.25, sample_weight=1),
+    DivergenceTerm(0, 1, 2.0, 4.0, "batchmean", True),
+    DivergenceTerm(1, 2, 3.0, 1.0, "mean", True, sample_weight=0),
+    DivergenceTerm(2, 2, 3.0, 1.0, "batchmean", False),
+    LogitDistanceTerm(0, 2, 0.5, "mean", True),
+    LogitDistanceTerm(2, 1, 0.1, "batchmean", False, sample_weight=1),
+)
+"""Every kind of term on three forwards, with two sample weights."""
+
+
+class Batch(NamedTuple):
+    """What a loss is evaluated on."""
+
+    logits: list[Tensor]
+    labels: Tensor
+    sample_weights: list[Tensor]
+
+    def to(self, where: torch.device | torch.dtype) -> "Batch":
+        """Move to a device, or convert all but the labels to a dtype."""
+        labels = self.labels.to(where) if isinstance(where, torch.device) else self.labels
+        return Batch(
+            [one.to(where) for one in self.logits], labels, [one.to(where) for one in self.sample_weights]
+        )
+
+
+def random_batch(seed: int, batch: int, classes: int, spread: float = 3.0, forwards: int = 3) -> Batch:
+    """Normal float64 logits of standard deviation `spread`, and two sample weights in [0, 1)."""
+    random = torch.Generator().manual_seed(seed)
+    options = {"generator": random, "dtype": torch.float64}
+    return Batch(
+        [spread * torch.randn(batch, classes, **options) for _ in range(forwards)],
+        torch.randint(0, classes, (batch,), generator=random),
+        [torch.rand(batch, **options) for _ in range(2)],
+    )
