@@ -16,18 +16,19 @@ from harness.flags import Flags
 from variants import Build, Built
 
 
-def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Build:
+def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "", search: bool = False) -> Build:
     """Return fastpeer's step with the given parts.
 
     Args:
         precision: of the whole run.
         engine: which parts are on.
         needs: a part without which the step is not what it is called, and is not measured.
+        search: let cuDNN try its algorithms out at each new shape.
     """
 
     def build(case: Case, device: torch.device) -> Built:
         # What the step does not set itself is as it is in a run: PyTorch's defaults.
-        Flags(benchmark=False, cudnn_tf32=True, matmul_tf32=False).set()
+        Flags(benchmark=search, cudnn_tf32=True, matmul_tf32=False).set()
         number_format(precision).allow_tf32()
         if engine.compile != "off":
             allow_many_compilations()

@@ -99,19 +99,23 @@ def table_of(report: Report) -> Table:
     """Return all kernels and variants."""
     table = Table("kernel", "inputs", "variant", "µs", "20th..80th percentile", "GB/s")
     for one in report.select("µs"):
-        moved = one.labels["moved"]
-        rate = float(moved or 0) / one.value / 1e3
-        inputs = ", ".join(f"{k} {v}" for k, v in one.labels.items() if k not in ("kernel", "moved"))
-        table.add_row(str(one.labels["kernel"]), inputs, one.name, short(one.value), spread(one), short(rate))
+        rate = float(one.labels["moved"] or 0) / one.value / 1e3
+        where = str(one.labels["kernel"]), shape_of(one)
+        table.add_row(*where, one.name, short(one.value), spread(one), short(rate))
     return table
+
+
+def shape_of(one: Record) -> str:
+    """Write what a kernel was given."""
+    inputs = {name: value for name, value in one.labels.items() if name not in ("kernel", "moved")}
+    return ", ".join(f"{name} {value}" for name, value in inputs.items())
 
 
 def panels(report: Report) -> list[Panel]:
     """Return the plot's panels: a kernel on a shape each."""
     found: dict[str, list[Record]] = {}
     for one in report.select("µs"):
-        title = ", ".join(str(value) for key, value in one.labels.items() if key != "moved")
-        found.setdefault(title, []).append(one)
+        found.setdefault(f"{one.labels['kernel']}, {shape_of(one)}", []).append(one)
     return [Panel(title, bars) for title, bars in found.items()]
 
 

@@ -46,23 +46,23 @@ def cuda_sections(data: Path | None, reference: Path | None) -> list[Section]:
 
 def _checking() -> list[Section]:
     tests = ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-W", "default", "tests")
-    small = ("checks.py", "--models", "resnet8", "--precisions", "bf16", "--no-tail")
+    small = ("checks.py", "--models", "resnet8", "--precisions", "bf16", "--no-tail", "--parts", "compile")
     large = ("checks.py", "--models", "resnet18", "wideresnet10x1", "mobilenetv2", "--no-compile")
     parts = ("--parts", "fold", "chain", "kernels", "merge", "streams")
     return [
         Section("checks", (*large, *parts), 75),
         Section("tests", (*tests, "--continue-on-collection-errors"), 90),
         Section("kernel-errors", ("kernel_errors.py",), 45, reports=False),
-        Section("checks-compiled", small, 110),
+        Section("checks-compiled", (*small, "--part-precisions", "fp32"), 110),
     ]
 
 
 def _main_case(theirs: tuple[str, ...]) -> list[Section]:
     graphed = ("--parts", "graph", "fold", "chain", "kernels", "merge", "streams", "compile")
     return [
-        Section("throughput", ("throughput.py", "--budget", "130", *theirs), 160),
+        Section("throughput", ("throughput.py", "--search", "--budget", "130", *theirs), 160),
         Section("ablation", ("ablation.py", "--budget", "130", "--rounds", "10"), 160),
-        Section("timeline", ("timeline.py", "--budget", "60"), 75),
+        Section("timeline", ("timeline.py", "--budget", "100"), 120),
         # On top of a CUDA graph the parts show what they bring to the device, not to the host.
         Section("ablation-graphed", ("ablation.py", *graphed, "--budget", "120", "--rounds", "10"), 150),
     ]
@@ -111,7 +111,7 @@ def short_sections(device: torch.device) -> list[Section]:
         Section("tests", tests, 30),
         Section("throughput", ("throughput.py", *case, *off, *brief), 30),
         Section("ablation", ("ablation.py", *case, "--parts", "fold", "chain", "merge", "graph", *brief), 30),
-        Section("timeline", ("timeline.py", *case, "--steps", "1", "--no-captured-too", *off, *brief), 30),
+        Section("timeline", ("timeline.py", *case, "--steps", "1", "--no-others", *off, *brief), 30),
         Section("primitives", ("primitives.py", *SHORT_PRIMITIVES, *brief), 30),
         Section("kernels", ("kernels.py", "--only", "attack_gradient", "--no-compile", *brief), 30),
         Section("roofline", ("roofline.py", "--seconds", "0.1", *on), 30),

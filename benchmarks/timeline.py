@@ -39,8 +39,8 @@ class Arguments(Timed):
     """Of the step."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Parts of the step."""
-    captured_too: bool = True
-    """Measure the step with and without a CUDA graph."""
+    others: bool = True
+    """Measure the step without a CUDA graph and with peer and student on two streams, too."""
     steps: int = 5
     """Steps that are profiled."""
     top: int = 25
@@ -73,8 +73,9 @@ def builds(arguments: Arguments) -> dict[str, Build]:
     """Return the steps that are profiled."""
     precision, engine = arguments.precision, arguments.engine
     found = {"as set": fastpeer(precision, engine)}
-    if arguments.captured_too:
+    if arguments.others:
         found["without a CUDA graph"] = fastpeer(precision, replace(engine, graph="off"))
+        found["on two streams"] = fastpeer(precision, replace(engine, streams="on"), needs="streams")
     return found
 
 

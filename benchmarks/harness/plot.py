@@ -17,7 +17,10 @@ class Panel:
     reference: tuple[str, float] | None = None
 
 
-COLOURS = ("#9aa5b1", "#7b8794", "#d9a441", "#2f7d6b", "#2a9d8f", "#3d6fb6", "#6c5fb0", "#a34f7d", "#c0583f")
+OTHERS = ("released", "the authors", "PyTorch", "compiled")
+"""How the names begin of what is compared with; these bars are grey."""
+GREYS = ("#9aa5b1", "#7b8794", "#616e7c")
+COLOURS = ("#2f7d6b", "#2a9d8f", "#3d6fb6", "#6c5fb0", "#a34f7d", "#c0583f", "#d9a441", "#8a9a3b")
 
 
 def bar_plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
@@ -36,11 +39,18 @@ def bar_plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
     )
     for panel, axis in zip(panels, axes[:, 0], strict=True):
         _draw(axis, panel)
-    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.02, ha="left")
-    figure.tight_layout()
+    _head(figure, title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _head(figure: Any, title: str) -> None:
+    """Write a heading, which takes as much room over a tall figure as over a small one."""
+    height = figure.get_figheight()
+    heading = figure.suptitle(title, fontsize=12, fontweight="bold", x=0.02, y=1 - 0.1 / height, ha="left")
+    heading.set_in_layout(False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / height))
 
 
 def _draw(axis: Any, panel: Panel) -> None:
@@ -48,9 +58,16 @@ def _draw(axis: Any, panel: Panel) -> None:
     places = range(len(bars))
     values = [bar.value for bar in bars]
     spread = [[bar.value - bar.p20 for bar in bars], [bar.p80 - bar.value for bar in bars]]
-    colours = [COLOURS[place % len(COLOURS)] for place in places]
+    colours = _colours([bar.name for bar in bars])
     axis.barh(places, values, xerr=spread, color=colours, height=0.7, ecolor="#333333", capsize=2)
     _label(axis, panel, bars)
+
+
+def _colours(names: Sequence[str]) -> list[str]:
+    others = [name for name in names if name.startswith(OTHERS)]
+    own = [name for name in names if name not in others]
+    grey = {name: GREYS[place % len(GREYS)] for place, name in enumerate(others)}
+    return [grey.get(name) or COLOURS[own.index(name) % len(COLOURS)] for name in names]
 
 
 def _label(axis: Any, panel: Panel, bars: Sequence[Record]) -> None:

@@ -57,9 +57,10 @@ class Convolve(Step):
         gradient = _masked(gradients.pop(self.result), values[self.result], self.relu)
         if self.residual is not None:
             _give(gradients, self.residual, gradient)
-        dtype = self.conv.weight.dtype
+        # Pixels need more bits than bf16 has, their gradient does not: the way back stays in one dtype.
+        x = values[self.source].to(gradient.dtype)
         gradients[self.source] = self.convolutions.input_gradient(
-            self.conv, values[self.source].to(dtype), gradient.to(dtype), gradients.get(self.source)
+            self.conv, x, gradient, gradients.get(self.source)
         )
 
 

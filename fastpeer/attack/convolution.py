@@ -21,7 +21,10 @@ class Convolutions(Protocol):
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, partial: Tensor | None
     ) -> Tensor:
-        """Return the gradient at x from the one at conv(x), plus what has come to x on other ways."""
+        """Return the gradient at x from the one at conv(x), plus what has come to x on other ways.
+
+        All in the gradient's dtype, which the weights are converted to.
+        """
 
 
 class PlainConvolutions:
@@ -43,7 +46,7 @@ class PlainConvolutions:
     ) -> Tensor:
         """Transposed convolution, and add."""
         found: Tensor = torch.ops.aten.convolution_backward(
-            gradient, x, conv.weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0],
+            gradient, x, conv.weight.to(x.dtype), None, conv.stride, conv.padding, conv.dilation, False, [0, 0],
             conv.groups, [True, False, False],
         )[0]  # fmt: skip
         return found if partial is None else found + partial

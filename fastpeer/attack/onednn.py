@@ -1,5 +1,7 @@
 """Convolutions of an attack on the CPU: oneDNN's, and matrix products where planes are small."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,6 +10,7 @@ from fastpeer.attack.convolution import PlainConvolutions
 from fastpeer.attack.folding import FoldedConv2d
 
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+Way = Literal["forward", "back"]
 SMALL_PLANE = 16
 """Up to so many pixels, one matrix product for all images is faster than oneDNN's row by row."""
 
@@ -19,7 +22,7 @@ class OnednnConvolutions(PlainConvolutions):
     """
 
     def __init__(self) -> None:
-        self._laid_out: dict[tuple[int, str, torch.Size], Tensor] = {}
+        self._laid_out: dict[tuple[int, Way, torch.Size], Tensor] = {}
 
     def forget(self) -> None:
         """Lay out anew from now on."""
@@ -29,9 +32,9 @@ class OnednnConvolutions(PlainConvolutions):
         """One call, whatever the epilogue."""
         padding, stride = conv.padding, conv.stride
         if _small(x, conv, padding):
-            weight = self._rows(conv, "forward", x, conv.weight)
+            weight = self._rows(conv, "forward", x)
             return _product(x, weight, conv, padding, stride, conv.bias, residual, relu)
-        weight = self._packed(conv, "forward", x, conv.weight, padding, stride, conv.groups)
+        weight = self._packed(conv, "forward", x, padding, stride, conv.groups)
         shape = (padding, stride, conv.dilation, conv.groups)
         return _convolution(x, weight, conv.bias, residual, shape, "relu" if relu else None)
 
@@ -42,32 +45,37 @@ class OnednnConvolutions(PlainConvolutions):
         padding = _turned_padding(conv)
         if padding is None:
             return super().input_gradient(conv, x, gradient, partial)
-        turned, stride = conv.weight.flip(2, 3).transpose(0, 1), [1, 1]
+        stride = [1, 1]
         if _small(gradient, conv, padding):
-            weight = self._rows(conv, "back", gradient, turned)
+            weight = self._rows(conv, "back", gradient)
             return _product(gradient, weight, conv, padding, stride, None, partial, False)
-        weight = self._packed(conv, "back", gradient, turned, padding, stride, 1)
+        weight = self._packed(conv, "back", gradient, padding, stride, 1)
         return _convolution(gradient, weight, None, partial, (padding, stride, conv.dilation, 1), None)
 
     def _packed(
-        self, conv: FoldedConv2d, way: str, x: Tensor, weight: Tensor,
-        padding: list[int], stride: list[int], groups: int,
-    ) -> Tensor:  # fmt: skip
+        self, conv: FoldedConv2d, way: Way, x: Tensor, padding: list[int], stride: list[int], groups: int
+    ) -> Tensor:
         """Return weights in the blocked layout that oneDNN wants for images of this shape."""
         key = (id(conv), way, x.shape)
         if key not in self._laid_out:
             self._laid_out[key] = torch.ops.mkldnn._reorder_convolution_weight(
-                weight.contiguous(memory_format=torch.channels_last),
+                _turned(conv, way).contiguous(memory_format=torch.channels_last),
                 padding, stride, conv.dilation, groups, list(x.shape),
             )  # fmt: skip
         return self._laid_out[key]
 
-    def _rows(self, conv: FoldedConv2d, way: str, x: Tensor, weight: Tensor) -> Tensor:
+    def _rows(self, conv: FoldedConv2d, way: Way, x: Tensor) -> Tensor:
         """Return weights as a matrix (kh·kw·in, out)."""
         key = (id(conv), way, x.shape)
         if key not in self._laid_out:
+            weight = _turned(conv, way)
             self._laid_out[key] = weight.permute(2, 3, 1, 0).reshape(-1, len(weight)).contiguous()
         return self._laid_out[key]
+
+
+def _turned(conv: FoldedConv2d, way: Way) -> Tensor:
+    """Return the weights of the convolution that leads forward, or of the one that leads back."""
+    return conv.weight if way == "forward" else conv.weight.to(conv.result_dtype).flip(2, 3).transpose(0, 1)
 
 
 def _convolution(

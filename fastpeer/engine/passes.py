@@ -74,6 +74,9 @@ class Passes:
         """Run the first network's region beside the others'; what it allocates lives until they have met."""
         main = torch.cuda.current_stream(self.device)
         side.wait_stream(main)
+        for images in inputs.values():
+            # The way back reads them on that stream too, when nothing here holds them any more.
+            images.record_stream(side)
         with torch.cuda.stream(side):
             first = self._regions[0](inputs)
         others = [region(inputs) for region in self._regions[1:]]

@@ -38,15 +38,17 @@ class NumberFormat:
 
 
 class ExactConv2d(nn.Conv2d):
-    """A convolution that autocast leaves alone: the one that sees the pixels.
+    """A convolution that sees the pixels: under autocast only what comes out of it is rounded.
 
     In [0.5, 1] bf16 steps by 1/256, as large as a pixel step, and would swallow the attack's.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute in the precision of images (B, C, H, W) and weights."""
-        with torch.autocast(images.device.type, enabled=False):
-            return super().forward(images)
+        device = images.device.type
+        with torch.autocast(device, enabled=False):
+            out = super().forward(images)
+        return out.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else out
 
 
 def keep_pixels_exact(network: nn.Module) -> None:
