@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fast import allow_many_compilations, every_part
+from fast import every_part
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision, TrainConfig
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
@@ -190,7 +190,6 @@ class Trial:
         said: list[str] = []
         with Flags.current().applied():
             number_format(config.precision).allow_tf32()
-            allow_many_compilations()
             networks = self._initial(config)
             step = TrainingStep(config, build_method(config), networks, said.append)
             for number, batch in enumerate(self.batches[: steps or self.steps]):

@@ -16,22 +16,19 @@ from harness.flags import Flags
 from variants import Build, Built
 
 
-def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "", search: bool = False) -> Build:
+def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Build:
     """Return fastpeer's step with the given parts.
 
     Args:
         precision: of the whole run.
         engine: which parts are on.
         needs: a part without which the step is not what it is called, and is not measured.
-        search: let cuDNN try its algorithms out at each new shape.
     """
 
     def build(case: Case, device: torch.device) -> Built:
-        # What the step does not set itself is as it is in a run: PyTorch's defaults.
-        Flags(benchmark=search, cudnn_tf32=True, matmul_tf32=False).set()
+        # As `build_parts` has it in a run.
+        Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=False).set()
         number_format(precision).allow_tf32()
-        if engine.compile != "off":
-            allow_many_compilations()
         config = case.config(precision, engine)
         method = build_method(config)
         networks = build_networks(config, method, case.classes, device)
@@ -50,13 +47,6 @@ def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "", search
         )
 
     return build
-
-
-def allow_many_compilations() -> None:
-    """Let torch.compile keep the code of all steps that are compared; beyond 8 it would run them eagerly."""
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = 64
 
 
 def every_part(switch: Literal["on", "off"], *but: str) -> EngineConfig:

@@ -60,7 +60,7 @@ def _checking() -> list[Section]:
 def _main_case(theirs: tuple[str, ...]) -> list[Section]:
     graphed = ("--parts", "graph", "fold", "chain", "kernels", "merge", "streams", "compile")
     return [
-        Section("throughput", ("throughput.py", "--search", "--budget", "130", *theirs), 160),
+        Section("throughput", ("throughput.py", "--budget", "130", *theirs), 160),
         Section("ablation", ("ablation.py", "--budget", "130", "--rounds", "10"), 160),
         Section("timeline", ("timeline.py", "--budget", "100"), 120),
         # On top of a CUDA graph the parts show what they bring to the device, not to the host.

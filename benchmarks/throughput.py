@@ -42,8 +42,6 @@ class Arguments(Timed):
     """What the released step autocasts to in its second variant."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Parts of fastpeer's step."""
-    search: bool = False
-    """Measure fastpeer's step while cuDNN searches for algorithms, too, as the released code has it."""
     reference: Path | None = None
     """Checkout of the released code, whose own step is then measured too."""
 
@@ -74,8 +72,6 @@ def variants(arguments: Arguments) -> dict[str, Build]:
         builds["the authors' code, fp32"] = released_code(ReleasedCode(arguments.reference))
     for precision in arguments.precisions:
         builds[f"fastpeer, {precision}"] = fastpeer(precision, arguments.engine)
-        if arguments.search:
-            builds[f"fastpeer, {precision}, search"] = fastpeer(precision, arguments.engine, search=True)
     return builds
 
 

@@ -25,6 +25,12 @@ def compiled(
         say: takes that line; from then on `eager` runs.
         eager: None: the function as it is.
     """
+    # Takes a second, which runs without compiling need not wait for.
+    from torch._dynamo import config as dynamo
+
+    # Student, averaged student and peer, in training and selection, with their last batches: beyond the
+    # default of 8, what differs in these would run uncompiled without a word.
+    dynamo.recompile_limit = max(64, dynamo.recompile_limit)
     fast = torch.compile(function, dynamic=False)
     works = True
 

@@ -45,10 +45,10 @@ class PlainConvolutions:
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, partial: Tensor | None
     ) -> Tensor:
         """Transposed convolution, and add."""
+        shape = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups)
         found: Tensor = torch.ops.aten.convolution_backward(
-            gradient, x, conv.weight.to(x.dtype), None, conv.stride, conv.padding, conv.dilation, False, [0, 0],
-            conv.groups, [True, False, False],
-        )[0]  # fmt: skip
+            gradient, x, conv.weight.to(x.dtype), None, *shape, [True, False, False]
+        )[0]
         return found if partial is None else found + partial
 
 

@@ -69,6 +69,8 @@ def build_parts(
     """
     numbers = number_format(config.precision)
     numbers.allow_tf32()
+    # Shapes stay the same, so that cuDNN's search for its fastest algorithms is made once.
+    torch.backends.cudnn.benchmark = True
     method = build_method(config)
     unused = [name for name, file in initial.items() if file is not None and name not in method.trained]
     if unused:
