@@ -1,5 +1,6 @@
 """Convolution with bias, residual and ReLU, and its input gradient, by the libraries there are."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastpeer.attack.folding import FoldedConv2d
+from fastpeer.errors import brief
 
 
 class Convolutions(Protocol):
@@ -53,16 +55,35 @@ class PlainConvolutions:
 
 
 class CudnnConvolutions(PlainConvolutions):
-    """cuDNN's convolutions with bias, residual and ReLU in their epilogue, on the way forward."""
+    """cuDNN's convolutions with bias, residual and ReLU in their epilogue, on the way forward.
+
+    Args:
+        say: takes a line if cuDNN refuses; plain operators run from then on.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._works = True
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        """One call where the epilogue ends in a ReLU, which is the only one cuDNN has."""
-        if not relu or conv.groups > 1:
-            return super().forward(conv, x, residual, relu)
-        shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        bias = conv.bias.to(x.dtype)
-        if residual is None:
-            out: Tensor = torch.cudnn_convolution_relu(x, conv.weight, bias, *shape)
-            return out
+        """One call where the epilogue ends in a ReLU, the only one there is, and channels are aligned."""
+        aligned = conv.weight.shape[0] % 8 == 0 and conv.weight.shape[1] % 8 == 0
+        if self._works and relu and aligned and conv.groups == 1:
+            try:
+                return _with_epilogue(conv, x, residual)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._works = False
+                self._say(f"engine.chain: convolutions run without fused epilogues ({brief(error)})")
+        return super().forward(conv, x, residual, relu)
+
+
+def _with_epilogue(conv: FoldedConv2d, x: Tensor, residual: Tensor | None) -> Tensor:
+    shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    bias = conv.bias.to(x.dtype)
+    if residual is None:
+        out: Tensor = torch.cudnn_convolution_relu(x, conv.weight, bias, *shape)
+    else:
         out = torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, bias, *shape)
-        return out
+    return out

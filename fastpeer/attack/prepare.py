@@ -63,7 +63,7 @@ class Preparation:
             return None
         device = next(folded.module.buffers()).device
         try:
-            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.compile))
+            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.compile, self.say))
         except NotAChain as reason:
             self.say(f"engine.chain: the {name} is attacked through autograd: {reason}")
             return None
@@ -75,12 +75,14 @@ class Preparation:
         return 1024.0 if self.dtype == torch.float16 else 1.0
 
 
-def choose_convolutions(device: torch.device, dtype: torch.dtype, compiled: bool) -> Convolutions:
+def choose_convolutions(
+    device: torch.device, dtype: torch.dtype, compiled: bool, say: Callable[[str], None]
+) -> Convolutions:
     """Return what runs a chain best: Inductor fuses plain operators itself, and oneDNN has no float64."""
     if compiled:
         return PlainConvolutions()
     if device.type == "cuda" and dtype != torch.float64:
-        return CudnnConvolutions()
+        return CudnnConvolutions(say)
     if device.type == "cpu" and torch._C._has_mkldnn and dtype in ONEDNN_DTYPES:
         return OnednnConvolutions()
     return PlainConvolutions()

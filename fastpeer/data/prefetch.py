@@ -109,8 +109,10 @@ class Staging:
         return copy
 
     def _like(self, one: Tensor) -> Tensor:
-        memory = torch.empty((self._batch_size, *one.shape[1:]), dtype=one.dtype, pin_memory=self._pinned)
-        return memory.to(memory_format=torch.channels_last) if one.dim() == 4 else memory
+        layout = torch.channels_last if one.dim() == 4 else torch.contiguous_format
+        shape = (self._batch_size, *one.shape[1:])
+        # In its layout from the start: a converted copy would not be pinned.
+        return torch.empty(shape, dtype=one.dtype, memory_format=layout, pin_memory=self._pinned)
 
 
 class _PinnedBatch:

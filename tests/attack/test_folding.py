@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastpeer.attack.chain import Chain, NotAChain
-from fastpeer.attack.convolution import PlainConvolutions
+from fastpeer.attack.convolution import CudnnConvolutions, PlainConvolutions
 from fastpeer.attack.folding import FoldedNetwork, NotFoldable
 from fastpeer.attack.onednn import OnednnConvolutions
 from fastpeer.attack.pgd import pgd
@@ -227,3 +227,15 @@ def test_compiled_gradients_agree(fold, chain, images, target):
 
 def prepare(said, fold=True, chain=True, compile=False, dtype=torch.float64):
     return Preparation(dtype, fold, chain, compile, KERNELS, nullcontext, said.append)
+
+
+def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, target):
+    network, said = model("resnet8"), []
+    victim = chained(network, convolutions=CudnnConvolutions(said.append))
+    expected = chained(network).input_gradient(images, target)
+    # There is no cuDNN on a CPU, so that it refuses at once.
+    for _ in range(2):
+        found = victim.input_gradient(images, target)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert len(said) == 1
+    assert said[0].startswith("engine.chain: convolutions run without fused epilogues")
