@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from fastpeer.engine.parts import Parts
 from fastpeer.engine.progress import Reporter
 from fastpeer.engine.selection import Selection
 from fastpeer.engine.step import StepResult, TrainingStep
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, one_line
 from fastpeer.runfolder import RunFolder
 
 
@@ -155,8 +155,14 @@ class Trainer:
                 self.stop.check()
 
     def _train_on(self, batch: Batch) -> StepResult:
-        with suppress(torch.OutOfMemoryError):
+        try:
             return self.step(batch, self.position.step)
+        except torch.OutOfMemoryError:
+            pass  # What the step allocated is free only once the exception is gone.
+        except ValueError as error:
+            if not self.step.plan.kernels:
+                raise
+            raise UserError(f"{one_line(error)}; --engine.kernels off does without Triton") from None
         raise UserError(out_of_memory(self.step, batch))
 
     def _at_log_line(self) -> bool:

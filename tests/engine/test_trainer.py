@@ -201,3 +201,29 @@ def test_learning_rate_falls_at_the_epochs_of_the_released_code(literal):
     config = Config(optim=OptimConfig(milestones=literal.milestones))
     for epoch in range(300):
         assert learning_rate(config, epoch) == pytest.approx(literal_learning_rate(epoch, literal), rel=1e-14)
+
+
+STEP = "fastpeer.engine.step.TrainingStep.__call__"
+
+
+def raising(error):
+    def step(self, batch, number):
+        raise error
+
+    return step
+
+
+def test_memory_that_runs_out_is_said_with_the_batch_size(trainer_for, tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path / "run")
+    monkeypatch.setattr(STEP, raising(torch.OutOfMemoryError()))
+    with pytest.raises(UserError, match=r"too little memory for train.batch_size = 8: lower it"):
+        trainer.train()
+
+
+def test_what_a_kernel_refuses_is_said_with_the_way_around(trainer_for, tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path / "run")
+    monkeypatch.setattr(trainer.step, "plan", replace(trainer.step.plan, kernels=True))
+    refusal = ValueError("the fused loss needs logits (B, C) with B from 1 to 4096")
+    monkeypatch.setattr(STEP, raising(refusal))
+    with pytest.raises(UserError, match=r"B from 1 to 4096; --engine.kernels off does without Triton"):
+        trainer.train()
