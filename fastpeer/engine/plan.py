@@ -95,10 +95,7 @@ def _choose(name: str, switch: Switch, obstacle: str, device: torch.device) -> C
     return Choice(name not in unrewarding, unrewarding.get(name, "auto"))
 
 
-_CPU_UNREWARDING = {
-    "merge": "brings nothing on a CPU",
-    "compile": "takes minutes for a few per cent on a CPU",
-}
+_CPU_UNREWARDING = {"compile": "slower than oneDNN's own kernels on a CPU"}
 """Parts that auto leaves out, by benchmarks/ablation.py."""
 _CUDA_UNREWARDING = {"streams": "not measured yet; peer and student are compiled as one region"}
 

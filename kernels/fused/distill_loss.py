@@ -88,18 +88,19 @@ def _launch(
     )
 
 
-_counters: dict[tuple[torch.device, int], Tensor] = {}
-
-
 def _counter(device: torch.device) -> Tensor:
     """Return a zero for the kernel to count up and set back; launches that may overlap get different ones."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         # The graph's own, since it may be replayed on any stream.
         return torch.zeros(1, dtype=torch.int32, device=device)
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    if (device, stream) not in _counters:
-        _counters[device, stream] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _counters[device, stream]
+    return _kept_counter(
+        device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    )
+
+
+@lru_cache
+def _kept_counter(device: torch.device, stream: int) -> Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=device)
 
 
 @lru_cache

@@ -14,7 +14,7 @@ def test_a_run_says_what_it_uses_and_why_not_the_rest(fastpeer, tmp_path: Path) 
         fastpeer("train tiny.toml --train.max-steps 1 --device cpu --out", tmp_path / "run").succeeded().out
     )
     lines = shown.splitlines()
-    assert "engine: fold, chain" in lines
+    assert "engine: fold, chain, merge" in lines
     others = next(line for line in lines if line.startswith("engine, not used: "))
     assert "graph (needs CUDA)" in others
 
@@ -32,7 +32,7 @@ def test_parts_switched_off_train_the_same_student_up_to_rounding(
 ) -> None:
     words = "--train.max-steps 2 --precision fp64 --quiet --out"
     fastpeer(f"train tiny.toml {words}", tmp_path / "fast").succeeded()
-    off = "--engine.fold off --engine.chain off --engine.merge on"
+    off = "--engine.fold off --engine.chain off --engine.merge off"
     fastpeer(f"train tiny.toml {off} {words}", tmp_path / "slow").succeeded()
     last = "checkpoints/last/student.safetensors"
     fast, slow = (load_file(tmp_path / name / last) for name in ("fast", "slow"))

@@ -29,7 +29,7 @@ def used(made):
 
 def test_auto_takes_what_a_cpu_gains_by_and_says_nothing():
     made, said = plan()
-    assert used(made) == {"fold", "chain"}
+    assert used(made) == {"fold", "chain", "merge"}
     assert not said
 
 
