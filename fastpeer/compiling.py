@@ -25,9 +25,13 @@ def compiled(
         say: takes that line; from then on `eager` runs.
         eager: None: the function as it is.
     """
-    # Takes a second, which runs without compiling need not wait for.
+    # These take a second, which runs without compiling need not wait for.
     from torch._dynamo import config as dynamo
+    from torch._functorch import config as functorch
 
+    if hasattr(functorch, "force_non_lazy_backward_lowering"):
+        # The way back is compiled with the way forward, so that a failure comes before anything has run.
+        functorch.force_non_lazy_backward_lowering = True
     # Student, averaged student and peer, in training and selection, with their last batches: beyond the
     # default of 8, what differs in these would run uncompiled without a word.
     dynamo.recompile_limit = max(64, dynamo.recompile_limit)

@@ -53,6 +53,8 @@ class Chain:
         gradients = {self._logits: at_logits(values[self._logits])}
         for step in reversed(self.steps):
             step.backward(values, gradients)
+            # Steps that are still to come read what lies before it only.
+            del values[step.result]
         return gradients[self._images]
 
 

@@ -57,6 +57,9 @@ class PlainConvolutions:
 class CudnnConvolutions(PlainConvolutions):
     """cuDNN's convolutions with bias, residual and ReLU in their epilogue, on the way forward.
 
+    Only where there is a residual: without one, PyTorch hands cuDNN uninitialised memory in its place, with a
+    factor of 0, and 0·NaN is NaN.
+
     Args:
         say: takes a line if cuDNN refuses; plain operators run from then on.
     """
@@ -66,9 +69,9 @@ class CudnnConvolutions(PlainConvolutions):
         self._works = True
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        """One call where the epilogue ends in a ReLU, the only one there is, and channels are aligned."""
+        """One call where the epilogue is sum and ReLU, and channels are aligned."""
         aligned = conv.weight.shape[0] % 8 == 0 and conv.weight.shape[1] % 8 == 0
-        if self._works and relu and aligned and conv.groups == 1:
+        if self._works and residual is not None and relu and aligned and conv.groups == 1:
             try:
                 return _with_epilogue(conv, x, residual)
             except torch.OutOfMemoryError:
@@ -79,11 +82,8 @@ class CudnnConvolutions(PlainConvolutions):
         return super().forward(conv, x, residual, relu)
 
 
-def _with_epilogue(conv: FoldedConv2d, x: Tensor, residual: Tensor | None) -> Tensor:
+def _with_epilogue(conv: FoldedConv2d, x: Tensor, residual: Tensor) -> Tensor:
     shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
     bias = conv.bias.to(x.dtype)
-    if residual is None:
-        out: Tensor = torch.cudnn_convolution_relu(x, conv.weight, bias, *shape)
-    else:
-        out = torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, bias, *shape)
+    out: Tensor = torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, bias, *shape)
     return out

@@ -99,8 +99,8 @@ class FoldedNetwork:
     """What a network computes in eval mode, from weights that were folded at the last `refresh`.
 
     Args:
-        network: traceable by torch.fx; its parameters and statistics are read again at each `refresh`,
-            from where they lie now.
+        network: traceable by torch.fx; its parameters and statistics are read again at each `refresh`, so
+            they may be changed in place, but not replaced.
         dtype: of convolutions.
         fold: writes the folded weights (`fastpeer.kernels.fold.Fold` or its Triton version).
 

@@ -113,11 +113,17 @@ class ChainVictim:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Run it forward."""
-        return self.chain.logits(images)
+        with self._own_precision(images):
+            return self.chain.logits(images)
 
     @torch.no_grad()
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
         """Run it forward and back."""
-        return self.chain.input_gradient(
-            images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
-        )
+        with self._own_precision(images):
+            return self.chain.input_gradient(
+                images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
+            )
+
+    def _own_precision(self, images: Tensor) -> AbstractContextManager[object]:
+        """Switch autocast off: each layer has its dtype, and the first one's is not to be lowered."""
+        return torch.autocast(images.device.type, enabled=False)

@@ -56,7 +56,8 @@ class SideStream:
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # Of another pool than those that FFCV takes.
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         # Two, so that one is filled while the other is still being copied.
         self._staging = itertools.cycle([_PinnedBatch(batch_size), _PinnedBatch(batch_size)])
 

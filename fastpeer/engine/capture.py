@@ -1,6 +1,7 @@
 """A function of tensors, recorded as a CUDA graph for each shape that it meets, and replayed from then on."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -35,18 +36,37 @@ class CudaRecorder:
     def warm_up(self, function: Callable[[], object]) -> None:
         """Run on the stream that is recorded later."""
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP):
-                function()
-        torch.cuda.current_stream(self.device).wait_stream(self._stream)
-        torch.cuda.synchronize(self.device)
+        try:
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UP):
+                    function()
+        finally:
+            # Also after an error: what was launched must be over before it is undone.
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            torch.cuda.synchronize(self.device)
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
         """Capture; threads of the data loader may go on with what they do."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = function()
+        # torch.cuda.graph leaves its stream the current one where ending a capture fails.
+        with torch.cuda.stream(self._stream):
+            try:
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    result = function()
+            except BaseException:
+                self._stop_recording()
+                raise
         return result, graph.replay
+
+    def _stop_recording(self) -> None:
+        """Tell the allocator that a failed capture is over, which PyTorch before 2.12 forgets."""
+        index = self.device.index or torch.cuda.current_device()
+        # It refuses where there is nothing left to end.
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+            torch._C._cuda_releasePool(index, self._pool)
 
 
 class Captured(Generic[Result]):
@@ -93,9 +113,10 @@ class Captured(Generic[Result]):
             self.recorder.warm_up(lambda: self.function(*static))
             undo()
             self._recorded[key] = (static, *self.recorder.record(lambda: self.function(*static)))
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # A capture fails with whatever the offending operation raises.
             undo()
             self._works = False
-            self.say(f"engine.graph: the step runs uncaptured ({brief(error)})")
+            # What was recorded for other shapes is not used any more, but holds its memory.
+            self._recorded.clear()
+            # Where a capture fails, the error it began with is the context of the one it ends with.
+            self.say(f"engine.graph: the step runs uncaptured ({brief(error.__context__ or error)})")

@@ -19,8 +19,8 @@ def out_of_memory(step: TrainingStep, batch: Batch) -> str:
     """
     size = len(batch.labels)
     fits = _fitting(step, batch) if step.device.type == "cuda" and size > 1 else 0
-    advice = f"about {fits} images fit" if 0 < fits < size else "lower it"
-    return f"the device has too little memory for train.batch_size = {size}: {advice}"
+    advice = f", about {fits} fit" if 0 < fits < size else ""
+    return f"the device has too little memory for a step of {size} images{advice}: lower --train.batch_size"
 
 
 def largest_batch(measure: Callable[[int], int], small: tuple[int, int], capacity: int) -> int:
@@ -46,8 +46,10 @@ def _fitting(step: TrainingStep, batch: Batch) -> int:
     capacity = int(SHARE * (free + torch.cuda.memory_reserved(step.device)))
 
     def measure(images: int) -> int:
-        torch.cuda.reset_peak_memory_stats(step.device)
-        step.run(batch.images[:images], batch.labels[:images])
+        # The first run of a shape also searches for algorithms, with memory of its own.
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats(step.device)
+            step.run(batch.images[:images], batch.labels[:images])
         return torch.cuda.max_memory_allocated(step.device)
 
     try:

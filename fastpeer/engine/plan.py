@@ -114,14 +114,18 @@ def _obstacle(name: str, device: torch.device, precision: Precision, choices: di
 def _compile_obstacle(device: torch.device) -> str:
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         return "needs a C++ compiler"
-    return ""
+    return "" if device.type == "cpu" or _has_triton() else "needs Triton"
 
 
 def _kernels_obstacle(device: torch.device, precision: Precision) -> str:
     if precision == "fp64":
         return "Triton's kernels compute in float32"
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "needs Triton"
     if device.type != "cuda":
         return "needs CUDA"
     return ""
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def keep_state(
     networks: Iterable[nn.Module], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> Callable[[], None]:
-    """Copy weights, buffers, momentum, loss scale and CUDA's random state.
+    """Copy weights, buffers, momentum, loss scale and CUDA's random state; gradients are dropped.
 
     Returns:
         Brings all of it back, into the same memory, as often as it is called.
@@ -21,6 +21,8 @@ def keep_state(
 
     @torch.no_grad()
     def restore() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        _forget_interrupted_step(optimizer, scaler)
         for one, copy in zip(tensors, copies, strict=True):
             one.copy_(copy)
         if scale:
@@ -29,6 +31,15 @@ def keep_state(
             torch.cuda.set_rng_state(random)
 
     return restore
+
+
+def _forget_interrupted_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Drop what a scaler leaves with itself and a fused optimizer if the step between fails."""
+    if scaler.is_enabled():
+        scaler._per_optimizer_states.clear()
+    for name in ("grad_scale", "found_inf"):
+        if hasattr(optimizer, name):
+            delattr(optimizer, name)
 
 
 def _tensors(networks: Iterable[nn.Module]) -> list[Tensor]:

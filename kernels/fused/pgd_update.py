@@ -6,6 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
+_MOST = (1 << 31) - _BLOCK
+"""Pixels that the last block of can still be numbered in 32 bits."""
 """Pixels of a program: eight for each thread, so that float32 moves in 16 bytes at a time."""
 _ITERATES = (torch.float32, torch.float64)
 
@@ -70,7 +72,7 @@ def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Ten
     )
     shapes = [tuple(one.shape) for one in (adversarial, gradient, images)]
     _need(len(set(shapes)) == 1, f"tensors of one shape, not {shapes}")
-    _need(0 < adversarial.numel() < 1 << 31, f"1 to 2^31 - 1 pixels, not {adversarial.numel()}")
+    _need(0 < adversarial.numel() <= _MOST, f"1 to {_MOST} pixels, not {adversarial.numel()}")
     counters = [] if nan_count is None else [nan_count]
     _need(
         all(one.dtype == torch.int64 and one.numel() == 1 for one in counters),

@@ -239,3 +239,13 @@ def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, tar
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert len(said) == 1
     assert said[0].startswith("engine.chain: convolutions run without fused epilogues")
+
+
+@pytest.mark.parametrize("convolutions", [PlainConvolutions(), OnednnConvolutions()])
+def test_autocast_around_a_chain_does_not_round_the_pixels(convolutions, images, target):
+    network = model("resnet8").float()
+    single = images.float(), target.float()
+    victim = chained(network, torch.bfloat16, convolutions)
+    expected = victim.input_gradient(*single)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(victim.input_gradient(*single), expected)

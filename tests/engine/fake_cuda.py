@@ -108,17 +108,12 @@ def to_fake_cuda(network: nn.Module) -> nn.Module:
     return network
 
 
-def _convolution_relu(x, weight, bias, stride, padding, dilation, groups):
-    return aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-
-
 def _convolution_add_relu(x, weight, other, alpha, bias, stride, padding, dilation, groups):
-    return _convolution_relu(x, weight, bias, stride, padding, dilation, groups) + other
+    return aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups) + other
 
 
 _STAND_INS = {
     aten._fused_sgd_: lambda *args, **kwargs: None,
-    aten.cudnn_convolution_relu: _convolution_relu,
     aten.cudnn_convolution_add_relu: _convolution_add_relu,
 }
 """For operators that have no shape function: what comes out has the right shape, dtype and device."""

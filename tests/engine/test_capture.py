@@ -98,13 +98,28 @@ def test_what_cannot_be_captured_runs_uncaptured_with_one_warning():
     assert said[0].startswith("engine.graph: the step runs uncaptured (operation not permitted")
 
 
-def test_memory_that_runs_out_is_not_taken_for_a_failed_capture():
+def test_without_the_memory_to_record_what_was_recorded_is_given_back():
     class Full(Rerunner):
         def warm_up(self, function):
-            raise torch.OutOfMemoryError
+            if self.warmed_up:
+                raise torch.OutOfMemoryError("out of memory")
+            super().warm_up(function)
+
+    said = []
+    captured = Captured(lambda x: (2 * x,), Full(), nothing, said.append)
+    for size in (4, 3, 4):
+        x = torch.rand(size)
+        assert torch.equal(next(iter(captured(x))), 2 * x)
+    assert said == ["engine.graph: the step runs uncaptured (out of memory)"]
+    assert not captured._recorded
+
+
+def test_memory_that_runs_out_without_recording_is_the_callers():
+    def fail(x):
+        raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        Captured(lambda x: x, Full(), nothing, pytest.fail)(torch.ones(1))
+        Captured(fail, Rerunner(), nothing, lambda line: None)(torch.ones(1))
 
 
 def batches():

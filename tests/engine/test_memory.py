@@ -29,7 +29,7 @@ class Step:
 
 def test_without_cuda_nothing_is_measured():
     batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4))
-    expected = "the device has too little memory for train.batch_size = 4: lower it"
+    expected = "the device has too little memory for a step of 4 images: lower --train.batch_size"
     assert out_of_memory(Step(), batch) == expected
 
 
@@ -37,4 +37,4 @@ def test_what_fits_is_named(monkeypatch):
     monkeypatch.setattr("fastpeer.engine.memory._fitting", lambda step, batch: 3)
     monkeypatch.setattr(Step, "device", torch.device("cuda"))
     batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4))
-    assert out_of_memory(Step(), batch).endswith("train.batch_size = 4: about 3 images fit")
+    assert out_of_memory(Step(), batch).endswith("a step of 4 images, about 3 fit: lower --train.batch_size")

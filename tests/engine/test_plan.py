@@ -89,3 +89,10 @@ def test_every_part_is_described_with_its_reason():
         assert f"{name} (" in lines[1]
     assert "merge (engine.merge = off)" in lines[1]
     assert Plan().describe() == ["engine: no fast part"]
+
+
+def test_without_triton_cuda_does_without_compiling_and_kernels(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    made, said = plan(CUDA)
+    assert used(made) == {"fold", "chain", "merge", "graph"}
+    assert not said

@@ -216,7 +216,9 @@ def raising(error):
 def test_memory_that_runs_out_is_said_with_the_batch_size(trainer_for, tmp_path, monkeypatch):
     trainer = trainer_for(tmp_path / "run")
     monkeypatch.setattr(STEP, raising(torch.OutOfMemoryError()))
-    with pytest.raises(UserError, match=r"too little memory for train.batch_size = 8: lower it"):
+    with pytest.raises(
+        UserError, match=r"too little memory for a step of 8 images: lower --train.batch_size"
+    ):
         trainer.train()
 
 
