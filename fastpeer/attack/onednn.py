@@ -12,7 +12,7 @@ from fastpeer.attack.folding import FoldedConv2d
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 Way = Literal["forward", "back"]
 SMALL_PLANE = 16
-"""Up to so many pixels, one matrix product for all images is faster than oneDNN's row by row."""
+"""Up to so many pixels, one bf16 matrix product for all images is faster than oneDNN's row by row."""
 
 
 class OnednnConvolutions(PlainConvolutions):
@@ -112,6 +112,8 @@ def _product(
 
 def _small(x: Tensor, conv: FoldedConv2d, padding: list[int]) -> bool:
     """Tell whether the planes that come out are small, and the kernels spread over several pixels."""
+    if x.dtype != torch.bfloat16:
+        return False
     spread = conv.weight.shape[2:].numel() > 1 and conv.groups == 1 and conv.dilation == [1, 1]
     plane = x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
     return spread and plane <= SMALL_PLANE and min(padding) >= 0
