@@ -62,7 +62,13 @@ class Report:
         self.script = script
         self.path = path
         self.facts = facts(device)
-        self.settings = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {}
+        given = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {}
+        # Results are shared: how files and folders are called, not where they lie on a machine.
+        self.settings = {
+            name: value.name if isinstance(value, Path) else value
+            for name, value in given.items()
+            if name not in ("json", "out")
+        }
         self.records: list[Record] = []
         self.missing: list[dict[str, Label]] = []
         self.notes: dict[str, Any] = {}

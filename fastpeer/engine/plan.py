@@ -95,7 +95,7 @@ def _choose(name: str, switch: Switch, obstacle: str, device: torch.device) -> C
     return Choice(name not in unrewarding, unrewarding.get(name, "auto"))
 
 
-_CPU_UNREWARDING = {"compile": "slower than oneDNN's own kernels on a CPU"}
+_CPU_UNREWARDING = {"compile": "no faster than the chain on a CPU"}
 """Parts that auto leaves out, by benchmarks/ablation.py."""
 _CUDA_UNREWARDING = {"streams": "not measured yet; peer and student are compiled as one region"}
 
