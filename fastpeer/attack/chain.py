@@ -67,7 +67,6 @@ class _Builder:
         self.convolutions = convolutions
         self.steps: list[Step] = []
         self.numbers: dict[fx.Node, int] = {}
-        self.users: dict[int, int] = {}
 
     def build(self) -> tuple[list[Step], int, int]:
         """Return the steps, and the numbers of images and logits."""
