@@ -12,10 +12,10 @@ from fast import every_part, fastpeer
 from fastpeer.config import EngineConfig, Precision
 from fastpeer.errors import UserError
 from harness.arguments import Timed
-from harness.plot import bar_plot, short
+from harness.plot import bar_plot
 from harness.program import start
 from harness.record import Report
-from harness.table import beside, missing, show, spread
+from harness.table import missing, rates_table, show
 from variants import AUTOCAST, Build, case_panels, compare, literal, literal_amp
 
 
@@ -76,14 +76,12 @@ def ladder(arguments: Arguments) -> dict[str, Build]:
 
 def table_of(case: Case, report: Report) -> Table:
     """Return a case's rungs."""
-    table = Table(
-        "step", "images/s", "20th..80th percentile", "× the first", "× the one above", "GiB", title=case.title
-    )
-    others = ("times the first", "times the one above", "GiB reserved")
-    for one in report.select("images/s", **case.labels):
-        row = (beside(report, one, unit) for unit in others)
-        table.add_row(one.name, short(one.value), spread(one), *row)
-    return table
+    columns = {
+        "× the first": "times the first",
+        "× the one above": "times the one above",
+        "GiB": "GiB reserved",
+    }
+    return rates_table(report, case.title, columns, case.labels)
 
 
 if __name__ == "__main__":

@@ -68,10 +68,18 @@ def convolutions(
     stages: Sequence[Stage], batches: Sequence[int], dtypes: Sequence[str], device: torch.device
 ) -> Iterator[Group]:
     """Forward, input gradient and weight gradient of each stage: a group for a stage and batch."""
+    return _groups(_convolution, stages, batches, dtypes, device)
+
+
+def _groups(
+    items: Callable[[Stage, int, str, torch.device], list[Item]],
+    stages: Sequence[Stage], batches: Sequence[int], dtypes: Sequence[str], device: torch.device,
+) -> Iterator[Group]:  # fmt: skip
+    """Yield what makes the items of all dtypes, for each stage and batch."""
     for stage in stages:
         for batch in batches:
             yield lambda stage=stage, batch=batch: [  # type: ignore[misc]
-                item for dtype in dtypes for item in _convolution(stage, batch, dtype, device)
+                item for dtype in dtypes for item in items(stage, batch, dtype, device)
             ]
 
 
@@ -99,11 +107,7 @@ def epilogues(
     stages: Sequence[Stage], batches: Sequence[int], dtypes: Sequence[str], device: torch.device
 ) -> Iterator[Group]:
     """Bias, residual and ReLU in cuDNN's epilogue, and after the convolution."""
-    for stage in stages:
-        for batch in batches:
-            yield lambda stage=stage, batch=batch: [  # type: ignore[misc]
-                item for dtype in dtypes for item in _epilogue(stage, batch, dtype, device)
-            ]
+    return _groups(_epilogue, stages, batches, dtypes, device)
 
 
 def _epilogue(stage: Stage, batch: int, dtype: str, device: torch.device) -> list[Item]:

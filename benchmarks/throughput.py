@@ -14,10 +14,10 @@ from cases import Case, cases
 from fast import fastpeer
 from fastpeer.config import EngineConfig, Precision
 from harness.arguments import Timed
-from harness.plot import bar_plot, short
+from harness.plot import bar_plot
 from harness.program import start
 from harness.record import Record, Report
-from harness.table import beside, missing, show, spread
+from harness.table import missing, rates_table, show
 from limits import measured_limits
 from released import ReleasedCode
 from variants import Build, case_panels, compare, literal, literal_amp, released_code
@@ -85,15 +85,12 @@ def add_shares(case: Case, ceiling: float, report: Report) -> None:
 
 def table_of(case: Case, report: Report) -> Table:
     """Return a case's results."""
-    table = Table(
-        "step", "images/s", "20th..80th percentile", "× the first", "% of matrix product", "GiB",
-        title=case.title,
-    )  # fmt: skip
-    others = ("times the first", "% of matrix product", "GiB reserved")
-    for one in report.select("images/s", **case.labels):
-        row = (beside(report, one, unit) for unit in others)
-        table.add_row(one.name, short(one.value), spread(one), *row)
-    return table
+    columns = {
+        "× the first": "times the first",
+        "% of matrix product": "% of matrix product",
+        "GiB": "GiB reserved",
+    }
+    return rates_table(report, case.title, columns, case.labels)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,15 @@ def beside(report: Report, one: Record, unit: str) -> str:
     return short(found[0].value) if found else "–"
 
 
+def rates_table(report: Report, title: str, columns: Mapping[str, str], labels: Mapping[str, Label]) -> Table:
+    """Return the images/s of what has these labels, with other units of it beside: by heading."""
+    table = Table("step", "images/s", "20th..80th percentile", *columns, title=title)
+    for one in report.select("images/s", **labels):
+        row = (beside(report, one, unit) for unit in columns.values())
+        table.add_row(one.name, short(one.value), spread(one), *row)
+    return table
+
+
 def missing(report: Report, labels: Mapping[str, Label] | None = None) -> list[str]:
     """Return a line for each thing that could not be measured."""
     return [

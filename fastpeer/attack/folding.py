@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastpeer.errors import brief
 from fastpeer.kernels.fold import FoldedLayer
 
 
@@ -141,7 +142,7 @@ def _traced(network: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
     try:
         graph = _Tracer().trace(network)
     except Exception as error:  # Tracing runs the network's own code, which may raise anything.
-        raise NotFoldable(f"torch.fx cannot trace it ({error})") from None
+        raise NotFoldable(f"torch.fx cannot trace it ({brief(error)})") from None
     modules = dict(network.named_modules())
     called = [node.target for node in graph.nodes if node.op == "call_module"]
     shared = [name for name in called if called.count(name) > 1 and list(modules[name].parameters())]

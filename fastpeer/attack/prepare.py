@@ -83,9 +83,13 @@ def choose_convolutions(
         return PlainConvolutions()
     if device.type == "cuda" and dtype != torch.float64:
         return CudnnConvolutions(say)
-    if device.type == "cpu" and torch._C._has_mkldnn and dtype in ONEDNN_DTYPES:
+    if device.type == "cpu" and dtype in ONEDNN_DTYPES and _has_onednn():
         return OnednnConvolutions()
     return PlainConvolutions()
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 class CompiledVictim:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastpeer.data.stream import Batch
+from fastpeer.streams import new_stream
 
 T = TypeVar("T")
 
@@ -56,8 +57,7 @@ class SideStream:
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
         self._device = device
-        # Of another pool than those that FFCV takes.
-        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        self._stream = new_stream(device)
         # Two, so that one is filled while the other is still being copied.
         self._staging = itertools.cycle([_PinnedBatch(batch_size), _PinnedBatch(batch_size)])
 

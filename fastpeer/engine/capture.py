@@ -7,8 +7,8 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fastpeer.engine.precision import new_stream
 from fastpeer.errors import brief
+from fastpeer.streams import new_stream
 
 Result = TypeVar("Result")
 WARM_UP = 3

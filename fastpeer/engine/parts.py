@@ -129,7 +129,8 @@ def _streams(
 ) -> tuple[TrainingStream, EvaluationStream]:
     opened = partial(
         open_source, size=dataset.size, device=device, residency=config.data.residency,
-        gather=make_plan(config.engine, device, config.precision, _unheard).formulas().crop_and_flip, say=say,
+        # Of the step's own plan, which says there what cannot be had.
+        gather=make_plan(config.engine, device, config.precision).formulas().crop_and_flip, say=say,
     )  # fmt: skip
     source = opened(BetonLoader(dataset.beton("train"), config.train.batch_size))
     used, held_out = np.arange(len(source.labels)), None
@@ -159,10 +160,6 @@ def _in_other_batches(source: Source, batch_size: int) -> Source:
         return replace(source, batch_size=batch_size)
     assert isinstance(source, HostSource)
     return HostSource(BetonLoader(source.loader.path, batch_size), source.device)
-
-
-def _unheard(line: str) -> None:
-    """Leave it to the step, which makes the same plan."""
 
 
 def describe(parts: Parts) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from fastpeer.compiling import compiled
 from fastpeer.engine.batchnorm import let_count, set_counts
 from fastpeer.engine.plan import Plan
-from fastpeer.engine.precision import NumberFormat, new_stream
+from fastpeer.engine.precision import NumberFormat
 from fastpeer.methods.table import Forward
+from fastpeer.streams import new_stream
 
 Run = Callable[..., tuple[Tensor, ...]]
 

@@ -62,8 +62,12 @@ class Plan:
         return [*lines, f"engine, not used: {'; '.join(unused)}"] if unused else lines
 
 
+def unheard(line: str) -> None:
+    """Drop a line that has nobody to read it."""
+
+
 def make_plan(
-    engine: EngineConfig, device: torch.device, precision: Precision, say: Callable[[str], None]
+    engine: EngineConfig, device: torch.device, precision: Precision, say: Callable[[str], None] = unheard
 ) -> Plan:
     """Decide on every part.
 

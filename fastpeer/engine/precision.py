@@ -77,15 +77,6 @@ def amp_precision(device: torch.device) -> Precision:
     return "bf16"
 
 
-def new_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return a CUDA stream that nobody else has.
-
-    Streams come from pools of 32, round and round; FFCV takes many of normal priority and waits on them,
-    which would end a capture that goes on there.
-    """
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-
-
 @contextmanager
 def memory_errors(setting: str) -> Iterator[None]:
     """Say in one line that the device's memory is full, and which setting to lower."""

@@ -12,7 +12,7 @@ from fastpeer.attack.pgd import evaluating
 from fastpeer.attack.prepare import Preparation
 from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch
-from fastpeer.engine.plan import make_plan
+from fastpeer.engine.plan import make_plan, unheard
 from fastpeer.engine.precision import number_format
 from fastpeer.errors import UserError
 from fastpeer.recipe import nearest
@@ -40,12 +40,9 @@ def float32_preparation(device: torch.device) -> Preparation:
     Both are exact up to rounding; compiling would cost more time than it saves.
     """
     engine = EngineConfig(compile="off", graph="off", streams="off", kernels="off")
-    plan = make_plan(engine, device, "fp32", _unheard)
-    return plan.preparation(number_format("fp32"), device, _unheard)
-
-
-def _unheard(line: str) -> None:
-    """Drop it: a network that cannot be folded is attacked with the same result."""
+    plan = make_plan(engine, device, "fp32")
+    # A network that cannot be folded is attacked with the same result: nothing to say.
+    return plan.preparation(number_format("fp32"), device, unheard)
 
 
 def parse_attacks(text: str) -> list[str]:
