@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cases import SHAPES, Case
 from fastpeer.attack.folding import FoldedNetwork
+from fastpeer.engine.loss import LossTable
 from fastpeer.kernels import crop_and_flip
 from fastpeer.kernels.choice import Kernels, torch_kernels
-from fastpeer.methods import build_method
 from fastpeer.models import build_model
 from harness.replay import Call
 
@@ -40,11 +40,15 @@ class KernelCase:
 def kernel_cases(batch: int, device: torch.device) -> list[KernelCase]:
     """Return every kernel on the shapes of the recipes."""
     return [
-        *(make(dataset, batch, device) for dataset in SHAPES for make in (loss_case, gradient_case)),
+        *(
+            make(dataset, batch, device)
+            for dataset in SHAPES
+            for make in (loss_case, gradient_case, moving_case)
+        ),
         *(
             make(dataset, batch, device)
             for dataset in ("cifar10", "tiny")
-            for make in (update_case, start_case, crop_case)
+            for make in (update_case, start_case, uniform_case, crop_case)
         ),
         *(fold_case(model, device) for model in ("resnet18", "wideresnet34x10")),
     ]
@@ -53,7 +57,7 @@ def kernel_cases(batch: int, device: torch.device) -> list[KernelCase]:
 def loss_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
     """PeerAiD's five terms over three bf16 logits, with their gradients."""
     classes = SHAPES[dataset][1]
-    terms = build_method(Case("resnet18", dataset, batch).config("bf16")).loss_terms()
+    terms = LossTable(Case("resnet18", dataset, batch).config("bf16").table).terms
 
     def inputs() -> Sequence[Any]:
         logits = [normal(batch, classes, device=device, dtype=torch.bfloat16) for _ in range(3)]
@@ -84,6 +88,23 @@ def gradient_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
     )
 
 
+def moving_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
+    """Gradients at the float32 logits of two networks."""
+    classes = SHAPES[dataset][1]
+
+    def inputs() -> Sequence[Any]:
+        return normal(batch, classes, device=device), normal(batch, classes, device=device)
+
+    moved = 4 * batch * classes * 4
+    return KernelCase(
+        "moving_attack_gradient",
+        {"batch": batch, "classes": classes},
+        inputs,
+        lambda one: one.moving_attack_gradient,
+        moved,
+    )
+
+
 def update_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
     """One step of the iterate in float32: the first convolution sees float32."""
     size = SHAPES[dataset][0]
@@ -101,16 +122,36 @@ def update_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
 
 def start_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
     """Gaussian noise on float32 images."""
-    size = SHAPES[dataset][0]
-
-    def inputs() -> Sequence[Any]:
-        return pixels(batch, size, device), torch.tensor(12345, device=device)
 
     def function(kernels: Kernels) -> Callable[..., object]:
         return lambda images, key: kernels.gaussian_start(images, 0.001, key)
 
+    return noise_case("gaussian_start", SHAPES[dataset][0], batch, device, function)
+
+
+def uniform_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
+    """Uniform noise on float32 images, clamped."""
+
+    def function(kernels: Kernels) -> Callable[..., object]:
+        return lambda images, key: kernels.uniform_start(images, 8 / 255, key, clamp=True)
+
+    return noise_case("uniform_start", SHAPES[dataset][0], batch, device, function)
+
+
+def noise_case(
+    name: str,
+    size: int,
+    batch: int,
+    device: torch.device,
+    function: Callable[[Kernels], Callable[..., object]],
+) -> KernelCase:
+    """Return a start's case: it reads images and writes as many."""
+
+    def inputs() -> Sequence[Any]:
+        return pixels(batch, size, device), torch.tensor(12345, device=device)
+
     moved = 2 * batch * 3 * size * size * 4
-    return KernelCase("gaussian_start", {"batch": batch, "size": size}, inputs, function, moved)
+    return KernelCase(name, {"batch": batch, "size": size}, inputs, function, moved)
 
 
 def crop_case(dataset: str, batch: int, device: torch.device) -> KernelCase:

@@ -14,8 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from cases import SHAPES, Case
+from fastpeer.engine.loss import LossTable
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
-from fastpeer.methods import build_method
 from harness.table import show
 
 BATCH = 128
@@ -48,7 +48,9 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
             case = f"{dataset}, {BATCH} x {classes}, {str(dtype).removeprefix('torch.')}"
             yield loss(dataset, case, logits(3, classes, dtype, device))
             yield gradient(case, logits(2, classes, dtype, device))
+            yield moving_gradient(case, logits(2, classes, dtype, device))
         yield update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+        yield start(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
 
 
 def logits(count: int, classes: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -57,7 +59,7 @@ def logits(count: int, classes: int, dtype: torch.dtype, device: torch.device) -
 
 def loss(dataset: str, case: str, inputs: Sequence[Tensor]) -> Comparison:
     """PeerAiD's terms at the released weights."""
-    terms = build_method(Case("resnet18", dataset, BATCH).config("fp32")).loss_terms()
+    terms = LossTable(Case("resnet18", dataset, BATCH).config("fp32").table).terms
     labels = torch.arange(BATCH, device=inputs[0].device) % inputs[0].shape[1]
 
     def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -78,6 +80,16 @@ def gradient(case: str, inputs: Sequence[Tensor]) -> Comparison:
     return Comparison("attack_gradient", case, inputs, results)
 
 
+def moving_gradient(case: str, inputs: Sequence[Tensor]) -> Comparison:
+    """Between two networks that both see the adversarial image."""
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        gradients = kernels.moving_attack_gradient(*inputs)
+        return dict(zip(("at the student's", "at the teacher's"), gradients, strict=True))
+
+    return Comparison("moving_attack_gradient", case, inputs, results)
+
+
 def update(case: str, size: int, device: torch.device) -> Comparison:
     """Step by 2/255 in a ball of 8/255."""
     images = torch.rand(8, 3, size, size)
@@ -87,6 +99,16 @@ def update(case: str, size: int, device: torch.device) -> Comparison:
         return {"": kernels.pgd_update(*inputs, 2 / 255, 8 / 255)[0]}
 
     return Comparison("pgd_update", case, [one.to(device) for one in inputs], results)
+
+
+def start(case: str, size: int, device: torch.device) -> Comparison:
+    """Uniform within 8/255, clamped; in float64 the noise has more digits behind the same ones."""
+    key = torch.tensor(12345, device=device)
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"": kernels.uniform_start(inputs[0], 8 / 255, key, clamp=True)}
+
+    return Comparison("uniform_start", case, [torch.rand(8, 3, size, size).to(device)], results)
 
 
 def rows(one: Comparison) -> Iterator[tuple[str, ...]]:

@@ -4,7 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastpeer.kernels import attack_gradient, crop_and_flip, distill_loss, fold, gaussian_start, pgd_update
+from fastpeer.kernels import (
+    attack_gradient,
+    crop_and_flip,
+    distill_loss,
+    fold,
+    gaussian_start,
+    moving_attack_gradient,
+    pgd_update,
+    uniform_start,
+)
 
 
 @dataclass(frozen=True)
@@ -13,8 +22,10 @@ class Kernels:
 
     distill_loss: Callable[..., Any]
     attack_gradient: Callable[..., Any]
+    moving_attack_gradient: Callable[..., Any]
     pgd_update: Callable[..., Any]
     gaussian_start: Callable[..., Any]
+    uniform_start: Callable[..., Any]
     crop_and_flip: Callable[..., Any]
     fold: type
 
@@ -24,8 +35,10 @@ def torch_kernels() -> Kernels:
     return Kernels(
         distill_loss=distill_loss.distill_loss,
         attack_gradient=attack_gradient.attack_gradient,
+        moving_attack_gradient=moving_attack_gradient.moving_attack_gradient,
         pgd_update=pgd_update.pgd_update,
         gaussian_start=gaussian_start.gaussian_start,
+        uniform_start=uniform_start.uniform_start,
         crop_and_flip=crop_and_flip.crop_and_flip,
         fold=fold.Fold,
     )
@@ -42,8 +55,10 @@ def triton_kernels() -> Kernels:
     return Kernels(
         distill_loss=fused.distill_loss.distill_loss,
         attack_gradient=fused.attack_gradient.attack_gradient,
+        moving_attack_gradient=fused.moving_attack_gradient.moving_attack_gradient,
         pgd_update=fused.pgd_update.pgd_update,
         gaussian_start=fused.gaussian_start.gaussian_start,
+        uniform_start=fused.uniform_start.uniform_start,
         crop_and_flip=fused.crop_and_flip.crop_and_flip,
         fold=fused.fold.Fold,
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastpeer.config import Reduction
+from fastpeer.kernels.reduction import Reduction
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
-"""The noise that an attack starts from, drawn from a counter."""
+"""The Gaussian noise that an attack starts from, drawn from a counter."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from fastpeer.kernels.counter_bits import random_bits, shifted
+from fastpeer.kernels.counter_bits import shifted
+from fastpeer.kernels.start import noisy
 
 
-def gaussian_start(images: Tensor, std: float, key: Tensor) -> Tensor:
-    """Return x + std·N(0, 1), unclamped, as TRADES and PeerAiD start.
+def gaussian_start(images: Tensor, std: float, key: Tensor, *, clamp: bool = False) -> Tensor:
+    """Return x + std·N(0, 1), as TRADES and PeerAiD start.
 
     The noise of an element is a function of `key` and its place (b, c, h, w) alone: neither the memory
     format nor the size of the batch changes it.
@@ -18,21 +19,12 @@ def gaussian_start(images: Tensor, std: float, key: Tensor) -> Tensor:
         images: (B, C, H, W), any floating dtype; half precisions are computed in float32.
         std: standard deviation of the noise.
         key: int64 (), on the device of `images`; another one gives other noise.
+        clamp: whether to clamp the result to [0, 1], which TRADES and PeerAiD do not.
 
     Returns:
         (B, C, H, W), of the dtype and in the memory format of `images`.
     """
-    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-    noise = _normal(random_bits(key, _places(images)), dtype)
-    return (images.to(dtype) + std * noise).to(images.dtype)
-
-
-def _places(images: Tensor) -> Tensor:
-    """Count the elements in the order of (b, c, h, w), int64, in the memory format of `images`."""
-    places = torch.arange(images.numel(), device=images.device).view(images.shape)
-    # Changes nothing, but torch.compile computes with indices symbolically, without wrapping around.
-    places = places & torch.iinfo(torch.int64).max
-    return torch.empty_like(images, dtype=torch.int64).copy_(places)
+    return noisy(images, key, lambda bits, dtype: std * _normal(bits, dtype), clamp)
 
 
 def _normal(bits: Tensor, dtype: torch.dtype) -> Tensor:

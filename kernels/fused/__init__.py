@@ -9,7 +9,18 @@ from fastpeer.kernels.fused import (
     distill_loss,
     fold,
     gaussian_start,
+    moving_attack_gradient,
     pgd_update,
+    uniform_start,
 )
 
-__all__ = ["attack_gradient", "crop_and_flip", "distill_loss", "fold", "gaussian_start", "pgd_update"]
+__all__ = [
+    "attack_gradient",
+    "crop_and_flip",
+    "distill_loss",
+    "fold",
+    "gaussian_start",
+    "moving_attack_gradient",
+    "pgd_update",
+    "uniform_start",
+]

@@ -6,10 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastpeer.kernels.fused.softmax import one_hot, softmax
-
-MAX_CLASSES = 1024
-_TILE = 256
-"""Logits of a warp, and in one program, where a row is not longer: eight for each thread."""
+from fastpeer.kernels.fused.tile import check_logits, tile_of, tiling
 
 
 def attack_gradient(logits: Tensor, target: Tensor, scale: float = 1.0) -> Tensor:
@@ -25,31 +22,15 @@ def attack_gradient(logits: Tensor, target: Tensor, scale: float = 1.0) -> Tenso
     batch, classes = logits.shape
     logits, target = logits.detach().contiguous(), target.detach().contiguous()
     gradient = torch.empty_like(logits)
-    columns = triton.next_power_of_2(classes)
-    rows = max(1, _TILE // columns)
+    grid, options = tiling(batch, classes)
     with torch.cuda.device_of(logits):
-        _attack_gradient[(triton.cdiv(batch, rows),)](
-            logits,
-            target,
-            gradient,
-            scale,
-            batch,
-            CLASSES=classes,
-            ROWS=rows,
-            COLUMNS=columns,
-            num_warps=max(1, columns // _TILE),
-            enable_fp_fusion=True,
-        )
+        _attack_gradient[grid](logits, target, gradient, scale, batch, **options, enable_fp_fusion=True)
     return gradient
 
 
 def _check(logits: Tensor, target: Tensor) -> None:
+    check_logits(logits, "the fused attack gradient")
     shape = tuple(logits.shape)
-    if not logits.is_floating_point() or len(shape) != 2 or not 1 <= shape[1] <= MAX_CLASSES:
-        raise ValueError(
-            "the fused attack gradient needs floating logits (B, C) with at most "
-            f"{MAX_CLASSES} classes, not {logits.dtype} {shape}"
-        )
     fits = target.shape == shape if target.is_floating_point() else target.shape == shape[:1]
     if not fits or not (target.is_floating_point() or target.dtype == torch.int64):
         raise ValueError(
@@ -75,10 +56,8 @@ def _attack_gradient(
     COLUMNS: tl.constexpr,
 ):
     exact: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)[None, :]
+    row, column, tile = tile_of(batch, CLASSES, ROWS, COLUMNS)
     inside = column < CLASSES
-    tile = row[:, None].to(tl.int64) * CLASSES + column
     # Rows beyond the batch read as zeros, and are dropped.
     known = (row < batch)[:, None] & inside
     probability = softmax(tl.load(logits + tile, mask=known, other=0.0).to(exact), inside, 1.0)

@@ -2,26 +2,24 @@
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpeer.kernels.fused.counter_bits import random_bits
+from fastpeer.kernels.fused.start import element_bits, noisy, store_noisy
 
-BLOCK = 1024
-_LIMIT = 2**31
 _UNIT = tl.constexpr(2.0**-32)
 _TURN = tl.constexpr(2 * math.pi)
 
 
-def gaussian_start(images: Tensor, std: float, key: Tensor) -> Tensor:
-    """Return x + std·N(0, 1), unclamped: `fastpeer.kernels.gaussian_start.gaussian_start` in one launch.
+def gaussian_start(images: Tensor, std: float, key: Tensor, *, clamp: bool = False) -> Tensor:
+    """Return x + std·N(0, 1): `fastpeer.kernels.gaussian_start.gaussian_start` in one launch.
 
     Args:
         images: (B, C, H, W), any floating dtype, contiguous or channels-last.
-        std: standard deviation of the noise; the kernel is compiled for each anew.
+        std: standard deviation of the noise.
         key: int64 (), on the device of `images`.
+        clamp: whether to clamp the result to [0, 1].
 
     Returns:
         (B, C, H, W), of the dtype and in the memory format of `images`.
@@ -29,37 +27,7 @@ def gaussian_start(images: Tensor, std: float, key: Tensor) -> Tensor:
     Raises:
         ValueError: another memory format, another dtype, or 2³¹ elements or more.
     """
-    channels_last = _is_channels_last(images)
-    _check_key(images, key)
-    result = torch.empty_like(images)
-    if images.numel() == 0:
-        return result
-    channels, height, width = images.shape[1:]
-    with torch.cuda.device_of(images):  # type: ignore[no-untyped-call]
-        _gaussian_start[(triton.cdiv(images.numel(), BLOCK),)](
-            images, key, result, images.numel(),
-            STD=std, CHANNELS=channels, PLANE=height * width, CHANNELS_LAST=channels_last,
-            DTYPE=tl.float64 if images.dtype == torch.float64 else tl.float32, BLOCK=BLOCK,
-            num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
-    return result
-
-
-def _is_channels_last(images: Tensor) -> bool:
-    if not images.is_floating_point():
-        raise ValueError(f"images must be of a floating dtype, not {images.dtype}")
-    if images.numel() >= _LIMIT:
-        raise ValueError("images have 2^31 elements or more")
-    if images.is_contiguous():
-        return False
-    if images.dim() != 4 or not images.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(f"images must be contiguous or channels-last, not of strides {images.stride()}")
-    return True
-
-
-def _check_key(images: Tensor, key: Tensor) -> None:
-    if key.dtype != torch.int64 or key.dim() != 0 or key.device != images.device:
-        raise ValueError("key must be one int64 number, of shape (), on the device of the images")
+    return noisy(_gaussian_start, images, std, key, clamp)
 
 
 @triton.jit
@@ -68,25 +36,19 @@ def _gaussian_start(
     key,  # int64
     result,  # like images
     count,
-    STD: tl.constexpr,
+    std: tl.float64,
     CHANNELS: tl.constexpr,
     PLANE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    CLAMP: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    within = places < count
-    counters = places
-    if CHANNELS_LAST:
-        pixels = places // CHANNELS
-        counters = (pixels // PLANE * CHANNELS + places % CHANNELS) * PLANE + pixels % PLANE
-    bits = random_bits(tl.load(key), counters)
+    places, bits = element_bits(key, CHANNELS, PLANE, CHANNELS_LAST, BLOCK)
     radius = ((bits >> 32) + 1).to(DTYPE) * _UNIT
     turns = (bits & 0xFFFFFFFF).to(DTYPE) * _UNIT
     noise = tl.sqrt(-2 * tl.log(radius)) * _cosine(turns, TERMS=12 if turns.dtype == tl.float64 else 7)
-    moved = tl.load(images + places, mask=within).to(DTYPE) + noise * STD
-    tl.store(result + places, moved.to(result.dtype.element_ty), mask=within)
+    store_noisy(images, result, places, count, noise * tl.full((), std, DTYPE), CLAMP)
 
 
 @triton.jit

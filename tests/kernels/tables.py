@@ -43,6 +43,17 @@ EVERYTHING: tuple[Term, ...] = (
 )
 """Every kind of term on three forwards, with two sample weights."""
 
+SIX_FORWARDS: tuple[Term, ...] = (
+    CrossEntropyTerm(0, 1.0),
+    DivergenceTerm(0, 1, 6.0, 1.0, "batchmean", True, sample_weight=0),
+    CrossEntropyTerm(3, 1.0, sample_weight=1),
+    DivergenceTerm(4, 5, 3.0, 4.0, "mean", True, sample_weight=1),
+    LogitDistanceTerm(1, 2, 1.0, "mean", False),
+    LogitDistanceTerm(4, 3, 1.0, "batchmean", True, sample_weight=0),
+    DivergenceTerm(2, 5, 0.5, 2.0, "batchmean", False, sample_weight=0),
+)
+"""Every kind of term, as many as CAT has: seven on six forwards, with two sample weights."""
+
 
 class Batch(NamedTuple):
     """What a loss is evaluated on."""

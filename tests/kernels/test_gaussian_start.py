@@ -62,7 +62,7 @@ def test_an_images_noise_does_not_depend_on_the_batch_or_the_memory_format():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_noise_is_added_in_at_least_float32_and_not_clamped(dtype):
+def test_noise_is_added_in_at_least_float32_and_clamped_only_on_demand(dtype):
     images = torch.rand(2, 3, 8, 8).to(dtype)
     moved = gaussian_start(images, 0.5, KEY)
     wide = torch.promote_types(dtype, torch.float32)
@@ -71,6 +71,7 @@ def test_noise_is_added_in_at_least_float32_and_not_clamped(dtype):
     assert torch.equal(moved, expected.to(dtype))
     assert moved.min() < 0
     assert moved.max() > 1
+    assert torch.equal(gaussian_start(images, 0.5, KEY, clamp=True), expected.clamp(0, 1).to(dtype))
     assert torch.equal(gaussian_start(images, 0.0, KEY), images)
 
 

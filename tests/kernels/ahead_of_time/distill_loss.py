@@ -1,10 +1,10 @@
-"""The loss: PeerAiD's published settings, and the largest table and tile that are allowed."""
+"""The loss: PeerAiD's published settings, many forwards, and the largest table and tile that are allowed."""
 
 import torch
 
 from fastpeer.kernels.distill_loss import DivergenceTerm
 from fastpeer.kernels.fused.distill_loss import MAX_BATCH, MAX_CLASSES, MAX_FORWARDS, distill_loss
-from tests.kernels.tables import EVERYTHING, PEERAID, random_batch
+from tests.kernels.tables import EVERYTHING, PEERAID, SIX_FORWARDS, random_batch
 
 PAIRS = tuple(
     DivergenceTerm(one, MAX_FORWARDS - 1 - one, 1.0, 2.0, "mean", True) for one in range(MAX_FORWARDS)
@@ -20,6 +20,13 @@ CASES = {
     "cifar10-float32": launch(*PEERAID["cifar10"], torch.float32),
     "cifar100-bfloat16": launch(*PEERAID["cifar100"], torch.bfloat16),
     "tiny-float16-scaled": launch(*PEERAID["tiny"], torch.float16, scale=torch.ones(())),
+    **{
+        f"six-forwards-{classes}-{dtype}".replace("torch.", ""): launch(
+            classes, SIX_FORWARDS, dtype, forwards=6
+        )
+        for classes in (10, 100, 200)
+        for dtype in (torch.float32, torch.bfloat16)
+    },
     "everything": launch(1000, EVERYTHING, torch.float32, batch=MAX_BATCH),
     "largest": launch(MAX_CLASSES, PAIRS, torch.bfloat16, forwards=MAX_FORWARDS),
 }

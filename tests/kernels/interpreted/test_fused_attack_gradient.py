@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fastpeer.kernels.attack_gradient import attack_gradient as oracle
-from fastpeer.kernels.fused.attack_gradient import MAX_CLASSES, attack_gradient
+from fastpeer.kernels.fused.attack_gradient import attack_gradient
+from fastpeer.kernels.fused.tile import MAX_CLASSES
 from tests.kernels.accuracy import assert_at_most_twice, errors, stored
 from tests.kernels.tables import random_batch
 

@@ -11,7 +11,7 @@ from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, Logi
 from fastpeer.kernels.distill_loss import distill_loss as oracle
 from fastpeer.kernels.fused.distill_loss import MAX_BATCH, MAX_CLASSES, MAX_FORWARDS, distill_loss
 from tests.kernels.accuracy import assert_at_most_twice, errors, stored
-from tests.kernels.tables import EVERYTHING, PEERAID, Batch, random_batch
+from tests.kernels.tables import EVERYTHING, PEERAID, SIX_FORWARDS, Batch, random_batch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -56,6 +56,13 @@ def test_most_forwards(device):
     batch = random_batch(0, 3, 10, forwards=MAX_FORWARDS).to(device).to(torch.float32)
     terms = [DivergenceTerm(7 - one, one, 1.0, 2.0, "mean", True) for one in range(MAX_FORWARDS)]
     assert_as_exact_as_pytorch(batch, terms)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("classes", "size"), [(10, 128), (10, 33), (100, 5), (200, 5)])
+def test_every_kind_of_term_on_six_forwards(device, classes, size, dtype):
+    batch = random_batch(2, size, classes, forwards=6).to(dtype).to(device)
+    assert_as_exact_as_pytorch(batch, SIX_FORWARDS)
 
 
 def test_forwards_of_different_dtypes(device):

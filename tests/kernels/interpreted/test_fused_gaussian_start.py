@@ -19,14 +19,16 @@ TOLERANCES = {torch.float64: 1e-14, torch.float32: 4e-6, torch.bfloat16: 2**-5, 
     dtype=st.sampled_from(list(TOLERANCES)),
     memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     key=st.integers(0, 2**64 - 1),
+    clamp=st.booleans(),
 )
-def test_noise_is_the_oracles(device, shape, dtype, memory_format, key):
+def test_noise_is_the_oracles(device, shape, dtype, memory_format, key, clamp):
     images = torch.rand(shape, device=device).to(dtype).to(memory_format=memory_format)
     key = torch.tensor(signed(key), device=device)
-    ours, theirs = gaussian_start(images, 1.0, key), oracle(images, 1.0, key)
+    ours, theirs = (one(images, 1.0, key, clamp=clamp) for one in (gaussian_start, oracle))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCES[dtype])
     assert ours.dtype == dtype
     assert ours.is_contiguous(memory_format=memory_format)
+    assert not clamp or ((ours >= 0) & (ours <= 1)).all()
 
 
 def test_an_attacks_start_is_the_oracles_to_the_last_bits(device):

@@ -1,0 +1,87 @@
+"""What the Gaussian and the uniform start share in Triton: the launch, counters, and storing the result."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastpeer.kernels.fused.counter_bits import random_bits
+
+BLOCK = 1024
+_LIMIT = 2**31
+
+
+def noisy(kernel: Any, images: Tensor, amplitude: float, key: Tensor, clamp: bool) -> Tensor:
+    """Launch a start's kernel on images.
+
+    Args:
+        kernel: takes images, key, result, the number of elements, the amplitude, and compile-time constants.
+        images: (B, C, H, W), any floating dtype, contiguous or channels-last.
+        amplitude: what the kernel multiplies its noise with.
+        key: int64 (), on the device of `images`.
+        clamp: whether to clamp the result to [0, 1].
+
+    Returns:
+        (B, C, H, W), of the dtype and in the memory format of `images`.
+
+    Raises:
+        ValueError: another memory format, another dtype, or 2³¹ elements or more.
+    """
+    channels_last = _is_channels_last(images)
+    _check_key(images, key)
+    result = torch.empty_like(images)
+    if images.numel() == 0:
+        return result
+    channels, height, width = images.shape[1:]
+    with torch.cuda.device_of(images):  # type: ignore[no-untyped-call]
+        kernel[(triton.cdiv(images.numel(), BLOCK),)](
+            images, key, result, images.numel(), amplitude,
+            CHANNELS=channels, PLANE=height * width, CHANNELS_LAST=channels_last, CLAMP=clamp,
+            DTYPE=tl.float64 if images.dtype == torch.float64 else tl.float32, BLOCK=BLOCK,
+            # Bit equality with PyTorch.
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+    return result
+
+
+def _is_channels_last(images: Tensor) -> bool:
+    if not images.is_floating_point():
+        raise ValueError(f"images must be of a floating dtype, not {images.dtype}")
+    if images.numel() >= _LIMIT:
+        raise ValueError("images have 2^31 elements or more")
+    if images.is_contiguous():
+        return False
+    if images.dim() != 4 or not images.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(f"images must be contiguous or channels-last, not of strides {images.stride()}")
+    return True
+
+
+def _check_key(images: Tensor, key: Tensor) -> None:
+    if key.dtype != torch.int64 or key.dim() != 0 or key.device != images.device:
+        raise ValueError("key must be one int64 number, of shape (), on the device of the images")
+
+
+@triton.jit
+def element_bits(
+    key, CHANNELS: tl.constexpr, PLANE: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Return offsets of a program's elements in memory, int64, and 64 random bits for each."""
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    counters = places
+    if CHANNELS_LAST:
+        pixels = places // CHANNELS
+        counters = (pixels // PLANE * CHANNELS + places % CHANNELS) * PLANE + pixels % PLANE
+    return places, random_bits(tl.load(key), counters)
+
+
+@triton.jit
+def store_noisy(images, result, places, count, noise, CLAMP: tl.constexpr):
+    """Store images + noise, clamped to [0, 1] if CLAMP."""
+    within = places < count
+    moved = tl.load(images + places, mask=within).to(noise.dtype) + noise
+    if CLAMP:
+        everything: tl.constexpr = tl.PropagateNan.ALL
+        moved = tl.minimum(tl.maximum(moved, 0.0, propagate_nan=everything), 1.0, propagate_nan=everything)
+    tl.store(result + places, moved.to(result.dtype.element_ty), mask=within)
