@@ -12,9 +12,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fastpeer.attack.chain_steps import Add, Classify, Convolve, Normalise, Pool, Rectify, Step
+from fastpeer.attack.chain_steps import (
+    Add,
+    Classify,
+    Convolve,
+    Normalise,
+    NormaliseInput,
+    Pool,
+    Rectify,
+    Step,
+)
 from fastpeer.attack.convolution import Convolutions
 from fastpeer.attack.folding import EvalBatchNorm, FoldedConv2d, FoldedLinear
+from fastpeer.attack.tracing import add_in_place, is_hooked
+from fastpeer.models.normalized import InputNormalization
 
 
 class NotAChain(Exception):
@@ -85,6 +96,8 @@ class _Builder:
     def _add(self, number: int, node: fx.Node) -> None:
         kind = _kind(node, self.modules)
         sources = [self.numbers[one] for one in node.all_input_nodes]
+        if _is_in_place(node, self.modules) and self._wanted(node.all_input_nodes[0]) > 1:
+            raise NotAChain(f"{node.format_node()} changes in place what is used elsewhere too")
         if kind is nn.Identity:
             self.numbers[node] = sources[0]
             return
@@ -101,6 +114,8 @@ class _Builder:
             return Convolve(sources[0], number, layer, self.convolutions)
         if isinstance(layer, EvalBatchNorm):
             return Normalise(sources[0], number, layer)
+        if isinstance(layer, InputNormalization):
+            return NormaliseInput(sources[0], number, layer)
         if isinstance(layer, FoldedLinear):
             return Classify(sources[0], number, layer)
         if kind is operator.add:
@@ -141,15 +156,19 @@ class _Builder:
 def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     """Return the operation in one spelling: a module's class, nn.Identity where nothing happens."""
     layer = modules[str(node.target)] if node.op == "call_module" else None
-    if isinstance(layer, (FoldedConv2d, EvalBatchNorm, FoldedLinear, nn.ReLU)):
+    if layer is not None and is_hooked(layer):
+        raise NotAChain(f"its layer {node.target} has hooks")
+    if isinstance(layer, (FoldedConv2d, FoldedLinear, InputNormalization, nn.ReLU)):
         return nn.ReLU if isinstance(layer, nn.ReLU) else type(layer)
-    if layer is not None and _does_nothing(layer):
+    if isinstance(layer, EvalBatchNorm) and isinstance(layer.norm, nn.BatchNorm2d):
+        return EvalBatchNorm
+    if _does_nothing(node, layer):
         return nn.Identity
     if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
         return _pool(node)
     if node.target in (F.relu, torch.relu, "relu"):
         return nn.ReLU
-    if node.target in (operator.add, torch.add, operator.iadd, "add") and not node.kwargs:
+    if node.target in (operator.add, torch.add, add_in_place, "add") and not node.kwargs:
         return _sum(node)
     if node.target is F.adaptive_avg_pool2d and node.args[1] in (1, (1, 1)):
         return _pool(node)
@@ -158,8 +177,16 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     raise NotAChain(f"there is no rule for {node.format_node() or node.target}")
 
 
-def _does_nothing(layer: nn.Module) -> bool:
-    """Tell whether a layer hands its input through in eval mode."""
+def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    layer = modules[str(node.target)] if node.op == "call_module" else None
+    inplace = getattr(layer, "inplace", False) or node.kwargs.get("inplace", False)
+    return bool(inplace) or node.target is add_in_place or (node.target is F.relu and len(node.args) > 1)
+
+
+def _does_nothing(node: fx.Node, layer: nn.Module | None) -> bool:
+    """Tell whether an operation hands its input through in eval mode."""
+    if node.target is F.dropout:
+        return node.kwargs.get("training") is False
     empty = isinstance(layer, nn.Sequential) and not len(layer)
     return empty or isinstance(layer, (nn.Identity, nn.Dropout, nn.Dropout2d))
 

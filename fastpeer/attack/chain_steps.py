@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastpeer.attack.convolution import Convolutions
 from fastpeer.attack.folding import EvalBatchNorm, FoldedConv2d, FoldedLinear
+from fastpeer.models.normalized import InputNormalization
 
 Values = dict[int, Tensor]
 
@@ -80,6 +81,22 @@ class Normalise(Step):
         """Mask, scale."""
         gradient = _masked(gradients.pop(self.result), values[self.result], self.relu)
         _give(gradients, self.source, self.norm.input_gradient(gradient))
+
+
+@dataclass
+class NormaliseInput(Step):
+    """Difference from the mean over the deviation, in the dtype of the images."""
+
+    norm: InputNormalization
+
+    def forward(self, values: Values) -> Tensor:
+        """Subtract and divide."""
+        normalised: Tensor = self.norm(values[self.source])
+        return normalised
+
+    def backward(self, values: Values, gradients: Values) -> None:
+        """Divide."""
+        _give(gradients, self.source, self.norm.input_gradient(gradients.pop(self.result)))
 
 
 @dataclass

@@ -11,12 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastpeer.attack.tracing import NotFoldable as NotFoldable
+from fastpeer.attack.tracing import is_plain, read_directly, traced
 from fastpeer.errors import brief
 from fastpeer.kernels.fold import FoldedLayer
-
-
-class NotFoldable(Exception):
-    """A network that torch.fx cannot trace, or with layers that folding does not know."""
 
 
 class FoldedConv2d(nn.Module):
@@ -33,8 +31,7 @@ class FoldedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, result_dtype: torch.dtype) -> None:
         super().__init__()
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise NotFoldable("a convolution is padded with other than a number of zeros")
+        assert not isinstance(conv.padding, str)  # _folds saw to that
         self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
         self.padding = list(conv.padding)
         self.result_dtype = result_dtype
@@ -101,28 +98,35 @@ class FoldedNetwork:
 
     Args:
         network: traceable by torch.fx; its parameters and statistics are read again at each `refresh`, so
-            they may be changed in place, but not replaced.
+            they may be changed in place, but not replaced. Its other attributes are read once, here.
         dtype: of convolutions.
         fold: writes the folded weights (`fastpeer.kernels.fold.Fold` or its Triton version).
 
-    The first convolution, which sees the pixels, and the classifier compute in the network's own dtype:
-    bf16 steps by as much as a pixel does. float16 resolves pixels, so it is used for the first one too.
+    Layers of derived types that compute something of their own stay the network's own: they must be in eval
+    mode whenever `module` runs. The first folded layer, which sees the pixels, and the classifier compute in
+    the network's own dtype: bf16 steps by as much as a pixel does. float16 resolves pixels, so it is used
+    for the first one too.
 
     Attributes:
         module: computes logits (B, C) from images (B, 3, H, W).
         input_dtype: what the first layer converts images to.
 
     Raises:
-        NotFoldable: it cannot be traced, or has layers that folding does not know.
+        NotFoldable: it cannot be traced, or nothing in it folds.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, fold: type) -> None:
-        graph, modules = _traced(network)
+        graph, modules = traced(network)
         own = next(network.parameters()).dtype
         self.input_dtype = torch.float16 if dtype == torch.float16 else own
         replaced, layers = _folded_modules(graph, modules, dtype, own, self.input_dtype)
-        self.module = fx.GraphModule({**modules, **replaced}, graph)
-        self._fold = fold(layers)
+        if not layers:
+            raise NotFoldable("it has no convolution or linear layer of PyTorch's own")
+        self.module = fx.GraphModule({**modules, **replaced, **read_directly(graph, network)}, graph)
+        try:
+            self._fold = fold(layers)
+        except ValueError as error:
+            raise NotFoldable(brief(error)) from None
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -130,25 +134,9 @@ class FoldedNetwork:
         self._fold()
 
 
-class _Tracer(fx.Tracer):
-    """Sees layers with weights as one operation each, also where they are subclasses of PyTorch's."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (nn.Conv2d, nn.Linear, _BatchNorm))
-        return known or super().is_leaf_module(m, module_qualified_name)
-
-
-def _traced(network: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
-    try:
-        graph = _Tracer().trace(network)
-    except Exception as error:  # Tracing runs the network's own code, which may raise anything.
-        raise NotFoldable(f"torch.fx cannot trace it ({brief(error)})") from None
-    modules = dict(network.named_modules())
-    called = [node.target for node in graph.nodes if node.op == "call_module"]
-    shared = [name for name in called if called.count(name) > 1 and list(modules[name].parameters())]
-    if shared:
-        raise NotFoldable(f"its layer {shared[0]} is used more than once")
-    return graph, modules
+def _folds(conv: nn.Conv2d) -> bool:
+    padded_by_zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return padded_by_zeros and is_plain(conv, nn.Conv2d)
 
 
 def _folded_modules(
@@ -161,16 +149,18 @@ def _folded_modules(
     first = True
     for node in graph.nodes:
         layer = modules[node.target] if node.op == "call_module" else None
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and _folds(layer):
             folded = FoldedConv2d(layer, input_dtype if first else dtype, dtype)
             replaced[node.target] = folded
             layers.append(_layer(layer, _absorbed_norm(graph, node, modules), folded))
             first = False
-        elif isinstance(layer, nn.Linear):
-            linear = FoldedLinear(layer, own if _is_classifier(node) else dtype)
+        elif isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear):
+            sees_pixels = input_dtype if first else dtype
+            linear = FoldedLinear(layer, own if _is_classifier(node) else sees_pixels)
             replaced[node.target] = linear
             layers.append(_layer(layer, None, linear))
-        elif isinstance(layer, _BatchNorm):
+            first = False
+        elif isinstance(layer, _BatchNorm) and is_plain(layer, _BatchNorm):
             replaced[node.target] = EvalBatchNorm(layer)
     return replaced, layers
 
@@ -181,7 +171,7 @@ def _absorbed_norm(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Modu
     if len(users) != 1 or users[0].op != "call_module":
         return None
     norm = modules[str(users[0].target)]
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or not is_plain(norm, _BatchNorm):
         return None
     users[0].replace_all_uses_with(node)
     graph.erase_node(users[0])

@@ -37,25 +37,37 @@ class NumberFormat:
         torch.backends.cudnn.allow_tf32 = self.tf32
 
 
-class ExactConv2d(nn.Conv2d):
-    """A convolution that sees the pixels: under autocast only what comes out of it is rounded.
+class Exact(nn.Module):
+    """A layer that sees the pixels: under autocast only what comes out of it is rounded.
 
     In [0.5, 1] bf16 steps by 1/256, as large as a pixel step, and would swallow the attack's.
     """
+
+    transparent_in_eval = True
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute in the precision of images (B, C, H, W) and weights."""
         device = images.device.type
         with torch.autocast(device, enabled=False):
-            out = super().forward(images)
+            out: Tensor = super().forward(images)
         return out.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else out
 
 
+class ExactConv2d(Exact, nn.Conv2d):
+    """A convolution of PyTorch's own that does so."""
+
+
 def keep_pixels_exact(network: nn.Module) -> None:
-    """Take a network's first convolution out of autocast, in place; its weights and names stay."""
-    first = next((module for module in network.modules() if type(module) is nn.Conv2d), None)
-    if first is not None:
-        first.__class__ = ExactConv2d
+    """Take a network's first convolution out of autocast, in place; its weights and names stay.
+
+    Without a convolution it is the first linear layer.
+    """
+    for kind in (nn.Conv2d, nn.Linear):
+        first = next((module for module in network.modules() if isinstance(module, kind)), None)
+        if first is not None:
+            plain, own = type(first) is nn.Conv2d, type(first)
+            first.__class__ = ExactConv2d if plain else type(f"Exact{own.__name__}", (Exact, own), {})
+            return
 
 
 def number_format(precision: Precision) -> NumberFormat:

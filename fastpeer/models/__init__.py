@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastpeer.models.names import check_model_name, model_names, wide_resnet_size
+from fastpeer.models.names import check_model_name, class_path, model_names, timm_name, wide_resnet_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,17 +15,50 @@ if TYPE_CHECKING:
 __all__ = ["build_model", "check_model_name", "model_names"]
 
 
-def build_model(name: str, classes: int) -> nn.Module:
+def build_model(
+    name: str,
+    classes: int,
+    size: tuple[int, int] | None = None,
+    *,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> nn.Module:
     """Build a network with fresh weights, in PyTorch's default dtype and on its default device.
 
+    Args:
+        name: see `check_model_name`.
+        classes: width of its logits.
+        size: height and width of the images; networks from elsewhere are built for it and tried with it.
+        mean: subtracted from its images within it, one number or one for each channel; empty: nothing is.
+        std: divides them after that.
+
     Raises:
-        UserError: there is no network of that name.
+        UserError: there is no network of that name, or it cannot be built.
     """
     check_model_name(name)
+    network = _build(name, classes, size)
+    if not mean:
+        return network
+    from fastpeer.models.normalized import Normalized
+
+    return Normalized(network, mean, std)
+
+
+def _build(name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
+    from fastpeer.models import foreign
+
+    if (of_timm := timm_name(name)) is not None:
+        return foreign.timm_network(of_timm, classes, size)
+    if path := class_path(name):
+        return foreign.own_network(*path, classes, size)
+    return _build_shipped(name, classes)
+
+
+def _build_shipped(name: str, classes: int) -> nn.Module:
     from fastpeer.models import mobilenetv2, preact_resnet, resnet, wide_resnet
 
-    if size := wide_resnet_size(name):
-        return wide_resnet.WideResNet(*size, classes)
+    if wide := wide_resnet_size(name):
+        return wide_resnet.WideResNet(*wide, classes)
     builders = {
         "resnet8": resnet.resnet8,
         "resnet18": resnet.resnet18,

@@ -17,6 +17,8 @@ MODEL_NAMES = (
     "mobilenetv2",
 )
 WIDE_RESNET = re.compile(r"wideresnet([1-9][0-9]{0,2})x([1-9][0-9]{0,2})")
+TIMM_PREFIX = "timm:"
+TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def model_names() -> tuple[str, ...]:
@@ -25,12 +27,16 @@ def model_names() -> tuple[str, ...]:
 
 
 def check_model_name(name: str) -> None:
-    """Accept a name that `build_model` knows.
+    """Accept a name that `build_model` knows: a shipped network's, `timm:NAME` or `package.module:Class`.
+
+    Whether timm or the module have such a network shows when it is built.
 
     Raises:
         UserError: there is no such network; names the valid ones most like it.
     """
-    if name not in MODEL_NAMES and wide_resnet_size(name) is None:
+    if ":" in name:
+        _check_foreign_name(name)
+    elif name not in MODEL_NAMES and wide_resnet_size(name) is None:
         near = difflib.get_close_matches(name, MODEL_NAMES, n=3, cutoff=0.5) or MODEL_NAMES
         rule = "; a wide ResNet's depth is 6n+4" if WIDE_RESNET.fullmatch(name) else ""
         raise UserError(f"no network {name!r}; the nearest are {', '.join(near)}{rule}")
@@ -43,3 +49,25 @@ def wide_resnet_size(name: str) -> tuple[int, int] | None:
         return None
     depth, widen = int(match[1]), int(match[2])
     return (depth, widen) if depth > 4 and (depth - 4) % 6 == 0 else None
+
+
+def timm_name(name: str) -> str | None:
+    """Return what follows `timm:` in a network's name, else None."""
+    return name.removeprefix(TIMM_PREFIX) if name.startswith(TIMM_PREFIX) else None
+
+
+def class_path(name: str) -> tuple[str, str] | None:
+    """Return module and class of a network named `package.module:Class`, else None."""
+    module, colon, attribute = name.partition(":")
+    return (module, attribute) if colon and timm_name(name) is None else None
+
+
+def _check_foreign_name(name: str) -> None:
+    module, _, attribute = name.partition(":")
+    if timm_name(name) is not None:
+        if not TIMM_NAME.fullmatch(attribute):
+            raise UserError(f"no network {name!r}: a network of timm is timm:NAME, such as timm:resnet18")
+    elif not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        raise UserError(
+            f"no network {name!r}: a class of your own is package.module:Class, such as nets.small:Net"
+        )

@@ -1,0 +1,184 @@
+"""Networks of timm's and of the user's own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastpeer.errors import UserError
+from fastpeer.models import build_model, check_model_name
+from tests.models.timms import need_timm
+
+NETS = """
+import torch
+from torch import nn
+
+
+class ByNumClasses(nn.Module):
+    def __init__(self, width=4, num_classes=2):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, width, 3), nn.Linear(width, num_classes)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x, features=False):
+        return self.dropout(self.linear(torch.relu(self.conv(x)).mean((2, 3))))
+
+
+class ByClasses(ByNumClasses):
+    def __init__(self, *, classes):
+        super().__init__(num_classes=classes)
+
+
+class ByPosition(ByNumClasses):
+    def __init__(self, outputs):
+        super().__init__(num_classes=outputs)
+
+
+class Holder:
+    Inner = ByPosition
+
+
+class NeedsMore(nn.Module):
+    def __init__(self, num_classes, depth):
+        super().__init__()
+
+
+class Exits(nn.Module):
+    def __init__(self, num_classes):
+        raise SystemExit("over\\nand out")
+
+
+class TwoOutputs(ByPosition):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class OtherShape(ByPosition):
+    def forward(self, x):
+        return super().forward(x)[:, 1:]
+
+
+class OtherChannels(ByPosition):
+    def forward(self, x):
+        return super().forward(x[:, :1])
+
+
+def not_a_network(classes):
+    return {}
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    """A folder with networks of the user's own, in which fastpeer is run."""
+    folder = tmp_path / "foreign_nets"
+    folder.mkdir()
+    (folder / "small.py").write_text(NETS)
+    (folder / "broken.py").write_text("raise ValueError('no\\nway')")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield
+    assert sys.path == before
+    for name in [name for name in sys.modules if name.partition(".")[0] == "foreign_nets"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["ByNumClasses", "ByClasses", "ByPosition", "Holder.Inner"])
+@pytest.mark.parametrize("size", [None, (8, 12)])
+def test_own_class_is_built_for_the_classes(nets, name, size):
+    network = build_model(f"foreign_nets.small:{name}", 7, size)
+    assert network(torch.zeros(2, 3, 8, 12)).shape == (2, 7)
+    # Trying it has left no trace.
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("foreign_nets.smaller:Net", "foreign_nets.smaller cannot be imported (ModuleNotFoundError"),
+        ("foreign_nets.broken:Net", "foreign_nets.broken cannot be imported (ValueError: no way)"),
+        ("foreign_nets.small:ByClass", "has no ByClass; did you mean ByClasses?"),
+        ("foreign_nets.small:number", "is of type int, no class that makes networks"),
+        ("foreign_nets.small:NeedsMore", "cannot be built for 7 classes (TypeError: "),
+        ("foreign_nets.small:Exits", "cannot be built for 7 classes (SystemExit: over and out)"),
+        ("foreign_nets.small:not_a_network", "makes a dict: it must make a torch.nn.Module"),
+        ("foreign_nets.small:TwoOutputs", "makes tuple of 2 images of 8×8: it must make logits (2, 7)"),
+        ("foreign_nets.small:OtherShape", "makes (2, 6) of 2 images of 8×8: it must make logits (2, 7)"),
+        ("foreign_nets.small:OtherChannels", "does not take images of 8×8 (RuntimeError: "),
+    ],
+)
+def test_what_is_wrong_with_an_own_class_is_one_line(nets, name, said):
+    with pytest.raises(UserError) as refusal:
+        build_model(name, 7, (8, 8))
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["timm:resnet18", "timm:vit_tiny_patch16_224.augreg_in21k", "nets:Net", "a.b:C.D"]
+)
+def test_foreign_names_are_valid_before_anything_is_imported(name):
+    check_model_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm:", "timm:resnet18"),
+        ("timm:hf-hub:a/b", "timm:resnet18"),
+        ("nets:", "nets.small:Net"),
+        (":Net", "nets.small:Net"),
+        ("a-b:Net", "nets.small:Net"),
+        ("nets/small.py:Net", "nets.small:Net"),
+        ("a..b:Net", "nets.small:Net"),
+    ],
+)
+def test_foreign_names_of_no_sense_are_refused(name, said):
+    with pytest.raises(UserError, match=said):
+        check_model_name(name)
+
+
+def test_networks_of_timm_have_the_classes():
+    need_timm()
+    network = build_model("timm:test_resnet", 7, (40, 32))
+    assert network(torch.zeros(2, 3, 40, 32)).shape == (2, 7)
+    assert network.training
+
+
+def test_networks_that_are_made_for_one_size_are_made_for_the_images():
+    need_timm()
+    network = build_model("timm:vit_tiny_patch16_224", 7, (32, 48))
+    assert network(torch.zeros(2, 3, 32, 48)).shape == (2, 7)
+    assert network.get_parameter("pos_embed").shape[1] == 2 * 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("resnet81", None, "timm has no network 'resnet81'; the nearest are timm:resnet"),
+        ("convmixer_768_32", (4, 4), "the network timm:convmixer_768_32 does not take images of 4×4 ("),
+        ("vit_tiny_patch16_224", (8, 8), "timm:vit_tiny_patch16_224"),
+    ],
+)
+def test_what_timm_cannot_do_is_one_line(name, size, said):
+    need_timm()
+    with pytest.raises(UserError) as refusal:
+        build_model(f"timm:{name}", 7, size)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_timm_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"needs timm; pip install timm"):
+        build_model("timm:resnet18", 7)
+
+
+def test_own_classes_of_an_installed_package_are_found(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = build_model("fastpeer.models.mobilenetv2:MobileNetV2", 7)
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
