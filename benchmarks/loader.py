@@ -21,6 +21,7 @@ from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import Gather, ResidentSource, open_source
+from fastpeer.data.split import open_split
 from fastpeer.data.stream import Source, TrainingStream
 from fastpeer.kernels.crop_and_flip import PADDING, crop_and_flip
 from harness.arguments import Timed
@@ -42,6 +43,8 @@ class Arguments(Timed):
     """A prepared data set."""
     batch_size: int = 128
     """Images in a batch."""
+    size: int = 0
+    """Side of the images, of a data set kept as JPEG: these are decoded on the host alone."""
     workers: int = os.cpu_count() or 1
     """Processes of torch's DataLoader."""
 
@@ -50,7 +53,7 @@ def main(arguments: Arguments) -> None:
     """Measure, show and write."""
     device = arguments.chosen_device()
     report = Report("loader", arguments, device, arguments.json)
-    dataset = open_dataset(arguments.data)
+    dataset = open_dataset(arguments.data).seen_at(arguments.size, "--size")
     epochs = variants(dataset, device, arguments)
     runs = {name: run_of(epoch) for name, epoch in epochs.items()}
     for run in runs.values():
@@ -66,13 +69,15 @@ def main(arguments: Arguments) -> None:
 
 def variants(dataset: PreparedDataset, device: torch.device, arguments: Arguments) -> dict[str, Epoch]:
     """Return what yields the batches of an epoch, by name."""
-    loader = BetonLoader(dataset.beton("train"), arguments.batch_size)
-    resident = kept(loader, dataset, device, crop_and_flip)
+    loader = open_split(dataset, "train", arguments.batch_size)
     found: dict[str, Epoch] = {
         "FFCV, decoded only": partial(loader.batches, np.arange(len(loader.labels))),
         "FFCV": epoch_of(HostSource(loader, device)),
-        "kept on the device": epoch_of(resident),
     }
+    if not loader.one_size:
+        return found
+    resident = kept(loader, dataset, device, crop_and_flip)
+    found["kept on the device"] = epoch_of(resident)
     if device.type == "cuda":
         from fastpeer.kernels.fused.crop_and_flip import crop_and_flip as fused
 

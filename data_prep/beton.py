@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter, tqdm, worker_job_indexed_dataset
 from numpy.typing import NDArray
 
-from fastpeer.data_prep.image import Pixels, Target
+from fastpeer.data_prep.image import Pixels
+from fastpeer.data_prep.jpeg import Jpeg, JpegForm
 from fastpeer.data_prep.source import Split
-from fastpeer.data_prep.space import page_size
+from fastpeer.data_prep.space import split_page_size
 from fastpeer.errors import UserError
 
 if TYPE_CHECKING:
     from fastpeer.data_prep.write_process import Reports
 
 Checksums: TypeAlias = NDArray[np.uint32]
-"""CRC-32 of the pixels of each sample, N."""
+"""CRC-32 of what is stored of each image, N: its pixels, or its JPEG."""
 
 CHUNK = 100
 
@@ -46,20 +48,19 @@ def watch_workers(reports: Reports) -> None:
     signal.signal(signal.SIGCHLD, look)
 
 
-def write_split(
-    path: Path, split: Split, target: Target, workers: int, stage: str, reports: Reports
-) -> Checksums:
-    """Write one split, samples in order, and return the CRC-32 of each image's pixels."""
+def write_split(path: Path, split: Split, workers: int, stage: str, reports: Reports) -> Checksums:
+    """Write one split, samples in order, and return the CRC-32 of each image as it is stored."""
     count = len(split.labels)
     checksums = np.frombuffer(mmap.mmap(-1, 4 * count), np.uint32)  # shared with the workers
     chunks = _chunks(count)
+    page = split_page_size(split)
     writer = DatasetWriter(
         str(path),
-        {"image": RGBImageField(write_mode="raw"), "label": IntField()},
-        page_size=page_size(target),
+        {"image": _image_field(split), "label": IntField()},
+        page_size=page,
         num_workers=min(workers, len(chunks)),
     )
-    guarded = _GuardedSplit(split, checksums, stage, reports)
+    guarded = _GuardedSplit(split, checksums, page, stage, reports)
     # FFCV's public `from_indexed_dataset` does the same, but lets a worker die unheard.
     writer._write_common(count, chunks, _guarded_job, (guarded,))
     return checksums
@@ -71,16 +72,17 @@ def check_split(
     """Read a file back and compare every sample with what was to be written.
 
     Returns:
-        SHA-256 over each sample's pixels and then its label (8 bytes, little-endian), in order; the labels.
+        SHA-256 over each sample's pixels (or JPEG) and then its label (8 bytes, little-endian), in order; the
+        labels.
     """
     count = len(split.labels)
     digest, labels = hashlib.sha256(), []
-    for index, (pixels, label) in enumerate(_stored_samples(path)):
-        if label != split.labels[index] or zlib.crc32(pixels) != checksums[index]:
+    for index, (image, label) in enumerate(_stored_samples(path)):
+        if label != split.labels[index] or zlib.crc32(image) != checksums[index]:
             raise UserError(
                 f"{split.name_of(index)} was not stored as it is: is the disk full or faulty? Try again"
             )
-        digest.update(pixels)
+        digest.update(image)
         digest.update(np.int64(label).astype("<i8").tobytes())
         labels.append(label)
         if len(labels) % CHUNK == 0:
@@ -93,23 +95,33 @@ def check_split(
 class _GuardedSplit:
     """A split for FFCV's workers that reports progress, errors and checksums."""
 
-    def __init__(self, split: Split, checksums: Checksums, stage: str, reports: Reports) -> None:
+    def __init__(self, split: Split, checksums: Checksums, page: int, stage: str, reports: Reports) -> None:
         self.split = split
         self.checksums = checksums
+        self.page = page
         self.stage = stage
         self.reports = reports
 
-    def __getitem__(self, index: int) -> tuple[Pixels, int]:
+    def __getitem__(self, index: int) -> tuple[Pixels | Jpeg, int]:
         try:
-            pixels, label = self.split[index]
+            image, label = self.split[index]
+            stored = image.tobytes()
+            self._require_fit(stored, index)
         except Exception as error:
             # At once: on its way out of FFCV the error would wait for another worker's page.
             self.reports.fail(error)
-        self.checksums[index] = zlib.crc32(pixels.tobytes())
+        self.checksums[index] = zlib.crc32(stored)
         count = len(self.checksums)
         if index % CHUNK == CHUNK - 1 or index == count - 1:
             self.reports.progress(self.stage, index % CHUNK + 1, count)
-        return pixels, label
+        return image, label
+
+    def _require_fit(self, stored: bytes, index: int) -> None:
+        if len(stored) > self.page:
+            raise UserError(
+                f"{self.split.name_of(index)} takes {len(stored) / 1e6:,.0f} MB as JPEG and"
+                f" {self.page / 1e6:,.0f} fit: pass a smaller --max-side or --quality"
+            )
 
 
 def _guarded_job(*arguments: Any) -> None:
@@ -121,18 +133,36 @@ def _guarded_job(*arguments: Any) -> None:
         reports.fail(error)
 
 
+def _image_field(split: Split) -> RGBImageField:
+    if not isinstance(split.target, JpegForm):
+        return RGBImageField(write_mode="raw")
+    field = RGBImageField(write_mode="jpg")
+    # No subclass: a file says by the exact class of a field how it is read.
+    field.encode = _store_jpeg
+    return field
+
+
+def _store_jpeg(destination: Any, image: Jpeg, malloc: Any) -> None:
+    """Do what FFCV's field does once it has compressed an image."""
+    destination["mode"] = IMAGE_MODES["jpg"]
+    destination["height"], destination["width"] = image.height, image.width
+    destination["data_ptr"], storage = malloc(len(image.data))
+    storage[:] = np.frombuffer(image.data, np.uint8)
+
+
 def _chunks(count: int) -> list[list[tuple[int, int]]]:
     """Return pairs of place in the file and place in the split, in portions for the workers."""
     return [[(i, i) for i in range(start, min(start + CHUNK, count))] for start in range(0, count, CHUNK)]
 
 
 def _stored_samples(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield the pixels and the label of every sample of an FFCV file."""
+    """Yield the image as it is stored, and the label, of every sample of an FFCV file."""
     reader = Reader(str(path))
+    sizes = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist(), strict=True))
     # Read, not mapped: mapped pages would count as memory in use.
     with path.open("rb") as file:
-        for (_, width, height, pointer), label in reader.metadata.tolist():
-            yield os.pread(file.fileno(), width * height * 3, pointer), label
+        for (_, _, _, pointer), label in reader.metadata.tolist():
+            yield os.pread(file.fileno(), sizes[pointer], pointer), label
 
 
 def _ended_children() -> Iterator[int]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from fastpeer.errors import UserError
 
 DATASETS = ("digits", "cifar10", "cifar100", "tiny", "folder")
+JPEG_DATASETS = ("folder", "tiny")
+JPEG_QUALITY = 90
 MAX_SIDE = 4096
 
 Progress = Callable[[str, int, int], None]
@@ -30,6 +32,9 @@ class PrepOptions:
         force: replace a prepared data set in `out`.
         workers: processes that decode; 0 takes one for each core.
         download_dir: where downloaded archives are kept; None takes the user's cache folder.
+        jpeg: keep the files of an image folder in their own sizes, as JPEG.
+        max_side: with jpeg, the longer side of larger images is scaled down to it; None: no limit.
+        quality: with jpeg, of what has to be encoded, 1 to 100; None: 90.
     """
 
     dataset: str
@@ -39,6 +44,9 @@ class PrepOptions:
     force: bool = False
     workers: int = 0
     download_dir: Path | None = None
+    jpeg: bool = False
+    max_side: int | None = None
+    quality: int | None = None
 
     def check(self) -> None:
         """Raise UserError for a value that no run could use."""
@@ -54,6 +62,21 @@ class PrepOptions:
             raise UserError(
                 "--dataset folder needs --source: the folder or archive that holds train/ and test/"
             )
+        self._check_jpeg()
+
+    def _check_jpeg(self) -> None:
+        if not self.jpeg:
+            if self.max_side is not None or self.quality is not None:
+                raise UserError("--max-side and --quality are for images kept as JPEG: pass --jpeg too")
+            return
+        if self.dataset not in JPEG_DATASETS:
+            raise UserError(f"--jpeg keeps image files: it is for --dataset {' and '.join(JPEG_DATASETS)}")
+        if self.size is not None:
+            raise UserError("--size makes images of one size, which --jpeg does not: leave one of them out")
+        if self.max_side is not None and not 1 <= self.max_side <= MAX_SIDE:
+            raise UserError(f"--max-side {self.max_side} is out of range: give 1 to {MAX_SIDE} pixels")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise UserError(f"--quality {self.quality} is out of range: give 1 to 100")
 
 
 @dataclass(frozen=True)
@@ -64,7 +87,7 @@ class PrepSummary:
         out: its folder.
         classes: number of classes.
         counts: images in each split, as {"train": 50000, "test": 10000}.
-        size: height and width of every image.
+        size: height and width of every image; None where they are of many sizes.
         bytes: size of the two FFCV files together.
         seconds: wall time of the run.
     """
@@ -72,6 +95,6 @@ class PrepSummary:
     out: Path
     classes: int
     counts: dict[str, int]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     bytes: int
     seconds: float

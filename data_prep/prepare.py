@@ -10,7 +10,7 @@ from typing import Any
 
 from fastpeer.data_prep.destination import Destination
 from fastpeer.data_prep.download import OFFICIAL, Remote, fetch
-from fastpeer.data_prep.options import PrepOptions, PrepSummary, Progress
+from fastpeer.data_prep.options import JPEG_QUALITY, PrepOptions, PrepSummary, Progress
 from fastpeer.data_prep.write import Job, run_writer
 from fastpeer.errors import UserError
 
@@ -62,17 +62,19 @@ def _job(options: PrepOptions, report: Progress, remotes: Mapping[str, Remote]) 
         kind=kind,
         size=options.size,
         workers=options.workers,
+        jpeg=options.jpeg,
+        max_side=options.max_side,
+        quality=JPEG_QUALITY if options.quality is None else options.quality,
     )
 
 
 def _summary(options: PrepOptions, manifest: dict[str, Any], seconds: float) -> PrepSummary:
     splits = manifest["splits"]
-    height, width = manifest["size"]
     return PrepSummary(
         out=options.out,
         classes=len(manifest["classes"]),
         counts={name: split["count"] for name, split in splits.items()},
-        size=(height, width),
+        size=tuple(manifest["size"]) if manifest["size"] else None,
         bytes=sum(split["bytes"] for split in splits.values()),
         seconds=seconds,
     )

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
 from fastpeer.data_prep.image import Pixels, Target, decode
 from fastpeer.data_prep.tree import FileTree
+
+if TYPE_CHECKING:
+    from fastpeer.data_prep.jpeg import Jpeg, JpegForm
 
 
 class Split(Protocol):
@@ -22,8 +25,12 @@ class Split(Protocol):
     def labels(self) -> Sequence[int]:
         """One class index for each sample."""
 
-    def __getitem__(self, index: int) -> tuple[Pixels, int]:
-        """Return a sample's pixels and its label."""
+    @property
+    def target(self) -> Target | JpegForm:
+        """How the images are kept; that of the source."""
+
+    def __getitem__(self, index: int) -> tuple[Pixels | Jpeg, int]:
+        """Return a sample's image as it is to be stored, and its label."""
 
     def name_of(self, index: int) -> str:
         """Return a sample's name for messages."""
@@ -36,14 +43,14 @@ class Source:
     Attributes:
         classes: class names; a label is an index into them.
         train, test: the two splits.
-        target: height and width of every image.
+        target: height and width of every image, or how images of many sizes are kept.
         class_names: readable names where `classes` are codes.
     """
 
     classes: list[str]
     train: Split
     test: Split
-    target: Target
+    target: Target | JpegForm
     class_names: list[str] = field(default_factory=list)
 
     @property

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastpeer.data_prep.destination import undisturbed
-from fastpeer.data_prep.options import Progress
+from fastpeer.data_prep.options import JPEG_QUALITY, Progress
 from fastpeer.errors import UserError
 
 MODULE = "fastpeer.data_prep.write_process"
@@ -41,6 +41,7 @@ class Job:
         kind: what `dataset.json` says of the source where its own kind would not tell ("download").
         size: side in pixels or None.
         workers: decoding processes; 0 for one for each core.
+        jpeg, max_side, quality: as in `PrepOptions`.
         folder: an empty folder to write into.
     """
 
@@ -50,6 +51,9 @@ class Job:
     size: int | None
     workers: int
     folder: Path = Path()
+    jpeg: bool = False
+    max_side: int | None = None
+    quality: int = JPEG_QUALITY
 
 
 def run_writer(job: Job, progress: Progress) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 import fastpeer
 from fastpeer.data_prep.destination import MANIFEST
+from fastpeer.data_prep.image import Target
+from fastpeer.data_prep.jpeg import JpegForm, kept_as_jpeg
 from fastpeer.data_prep.source import Origin, Source, open_source
 from fastpeer.data_prep.space import require_space
 from fastpeer.data_prep.tree import sha256_of
@@ -85,6 +87,8 @@ def write(job: Job, reports: Reports) -> dict[str, Any]:
     """Write both splits and `dataset.json`, and return the latter's content."""
     source, origin = open_source(job.dataset, job.source, job.size)
     origin = replace(origin, kind=job.kind or origin.kind)
+    if job.jpeg:
+        source = kept_as_jpeg(source, JpegForm(job.quality, job.max_side))
     workers = job.workers or len(os.sched_getaffinity(0))
     require_space(job.folder, source, workers)
 
@@ -95,7 +99,7 @@ def write(job: Job, reports: Reports) -> dict[str, Any]:
     splits = {}
     for name, split in source.splits.items():
         path = job.folder / f"{name}.beton"
-        checksums = beton.write_split(path, split, source.target, workers, f"write {name}", reports)
+        checksums = beton.write_split(path, split, workers, f"write {name}", reports)
         content_sha256, labels = beton.check_split(path, split, checksums, f"check {name}", reports)
         splits[name] = _split_entry(path, content_sha256, labels, len(source.classes))
     manifest = _manifest(job, source, origin, splits)
@@ -119,13 +123,20 @@ def _manifest(job: Job, source: Source, origin: Origin, splits: dict[str, Any]) 
         "format": FORMAT,
         "name": job.dataset,
         "classes": source.classes,
-        "size": [source.target.height, source.target.width],
+        **_form_entries(source.target),
         "splits": splits,
         "source": asdict(origin),
         "written_by": f"fastpeer {fastpeer.__version__}",
         "ffcv": version("ffcv"),
     }
     return manifest | ({"class_names": source.class_names} if source.class_names else {})
+
+
+def _form_entries(target: Target | JpegForm) -> dict[str, Any]:
+    """Return what `dataset.json` says of how the images are kept; of old, it says no encoding of raw ones."""
+    if isinstance(target, Target):
+        return {"size": [target.height, target.width]}
+    return {"size": None, "encoding": "jpeg", **asdict(target)}
 
 
 def _message(error: Exception) -> str:

@@ -24,13 +24,17 @@ def prep_command(words: Sequence[str]) -> None:
         size=arguments.size,
         force=arguments.force,
         workers=arguments.workers,
+        jpeg=arguments.jpeg,
+        max_side=arguments.max_side,
+        quality=arguments.quality,
     )
     console = Console(quiet=arguments.quiet)
     with _Bars(console) as bars:
         summary = prepare(options, bars.show)
     counts = ", ".join(f"{count} {split}" for split, count in summary.counts.items())
+    size = f"{summary.size[0]}x{summary.size[1]}" if summary.size else "many sizes, as JPEG,"
     console.print(
-        f"{summary.out}: {counts} images of {summary.size[0]}x{summary.size[1]} in {summary.classes} classes,"
+        f"{summary.out}: {counts} images of {size} in {summary.classes} classes,"
         f" {summary.bytes / 1e6:.0f} MB, {summary.seconds:.1f} s",
         highlight=False,
         soft_wrap=True,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class PreparedDataset:
         folder: where it lies.
         name: what it was prepared as, such as cifar10.
         classes: names in label order.
-        size: height and width of the images.
+        size: height and width of the images; (0, 0) where they are of many, until `seen_at`.
+        encoding: raw, or jpeg: images of many sizes, decoded and cut for each batch.
         splits: file name, image count, bytes and SHA-256 of `train` and `test`.
     """
 
@@ -29,6 +30,31 @@ class PreparedDataset:
     classes: tuple[str, ...]
     size: tuple[int, int]
     splits: Mapping[str, Mapping[str, Any]]
+    encoding: str = "raw"
+
+    def seen_at(self, side: int, flag: str = "--data.size") -> "PreparedDataset":
+        """Return this data set with the size that the networks see it at.
+
+        Args:
+            side: height and width of images kept as JPEG; 0 for images of one size.
+            flag: what sets it, for messages.
+
+        Raises:
+            UserError: a side is lacking, or the images are stored at another size.
+        """
+        if self.encoding == "jpeg":
+            if side == 0:
+                raise UserError(
+                    f"{self.folder} holds JPEGs of many sizes: say at which to see them, {flag} 224"
+                )
+            return replace(self, size=(side, side))
+        if side and self.size != (side, side):
+            stored = f"{self.size[1]}x{self.size[0]}"
+            raise UserError(
+                f"{self.folder} holds images of {stored}, not {side}x{side}: leave {flag} out, or prepare it"
+                f" with --size {side}"
+            )
+        return self
 
     def beton(self, split: str) -> Path:
         """Return a split's file after checking that it is there and whole.
@@ -65,17 +91,31 @@ def open_dataset(folder: Path) -> PreparedDataset:
             folder=folder,
             name=content["name"],
             classes=tuple(content["classes"]),
-            size=(content["size"][0], content["size"][1]),
+            size=_stored_size(content),
             splits={
                 name: {key: split[key] for key in ("file", "count", "bytes", "sha256")}
                 for name, split in ((name, content["splits"][name]) for name in ("train", "test"))
             },
+            encoding=_one_of(content.get("encoding", "raw"), "raw", "jpeg"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path}: not a data set's description ({type(error).__name__}: {one_line(error)});"
             " run fastpeer prep again"
         ) from None
+
+
+def _stored_size(content: Mapping[str, Any]) -> tuple[int, int]:
+    if content.get("encoding") == "jpeg":
+        return (0, 0)
+    height, width = content["size"]
+    return (height, width)
+
+
+def _one_of(value: str, *known: str) -> str:
+    if value not in known:
+        raise ValueError(f"encoding {value!r} is not known to this version of fastpeer")
+    return value
 
 
 def file_sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from fastpeer.data.beton import BetonLoader
 from fastpeer.data.prefetch import Decoded, uploader
 from fastpeer.data.stream import Batch
-from fastpeer.kernels.crop_and_flip import augmented, to_unit_range
+from fastpeer.kernels.crop_and_flip import to_unit_range
 
 
 class HostSource:
@@ -39,15 +39,20 @@ class HostSource:
         """See `fastpeer.data.stream.Source`."""
 
         def prepare(decoded: Decoded) -> Batch:
-            images = decoded.images if key is None else augmented(decoded.images, decoded.indices, key)
+            images = decoded.images
+            if key is not None:
+                images = self.loader.augmented(images, decoded.indices, key)
             return Batch(to_unit_range(images, dtype), decoded.labels)
 
-        with closing(self._decoded(order)) as decoded, closing(self._upload(decoded, prepare)) as batches:
+        with (
+            closing(self._decoded(order, key)) as decoded,
+            closing(self._upload(decoded, prepare)) as batches,
+        ):
             yield from batches
 
-    def _decoded(self, order: np.ndarray) -> Generator[Decoded, None, None]:
+    def _decoded(self, order: np.ndarray, key: int | None) -> Generator[Decoded, None, None]:
         samples = torch.from_numpy(order.astype(np.int64))
-        with closing(self.loader.batches(order)) as batches:
+        with closing(self.loader.batches(order, key)) as batches:
             for number, (images, labels) in enumerate(batches):
                 indices = samples[number * self.batch_size :][: len(labels)]
                 # FFCV writes to its memory again, and labels may go into a batch as they are.

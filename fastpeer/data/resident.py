@@ -68,11 +68,15 @@ def open_source(
         device: where the batches are wanted.
         residency: auto is the device where that is a GPU with room for four times as much.
         gather: see `ResidentSource`.
-        say: takes a line if there is no room on a GPU.
+        say: takes a line if the images cannot be kept on the device.
 
     Raises:
         UserError: no room on the device that was insisted on.
     """
+    if not loader.one_size:
+        if residency == "device":
+            say(f"{loader.path}: JPEGs are decoded anew for each batch, so they stay on the host")
+        return HostSource(loader, device)
     needed = len(loader.labels) * size[0] * size[1] * 3
     if residency == "host" or (residency == "auto" and not _has_room(device, needed, say)):
         return HostSource(loader, device)

@@ -21,12 +21,12 @@ def compiled_once() -> Iterator[None]:
     compiling = beton._ffcv_loader
 
     @functools.cache
-    def kept(path: Path, stamp: tuple[int, int, int], batch_size: int) -> object:
-        return compiling(path, batch_size)
+    def kept(path: Path, stamp: tuple[int, int, int], batch_size: int, side: int) -> object:
+        return compiling(path, batch_size, side)
 
-    def loader(path: Path, batch_size: int) -> object:
+    def loader(path: Path, batch_size: int, side: int = 0) -> object:
         facts = path.stat()
-        return kept(path.resolve(), (facts.st_ino, facts.st_size, facts.st_mtime_ns), batch_size)
+        return kept(path.resolve(), (facts.st_ino, facts.st_size, facts.st_mtime_ns), batch_size, side)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(beton, "_ffcv_loader", loader)

@@ -1,0 +1,177 @@
+"""Images of many sizes, kept as JPEG: each pixel is a function of seed, epoch and sample."""
+
+import threading
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+
+from fastpeer.config import DataConfig
+from fastpeer.data import box_decoder
+from fastpeer.data.dataset import open_dataset
+from fastpeer.data.host import HostSource
+from fastpeer.data.resident import open_source
+from fastpeer.data.split import open_split
+from fastpeer.data.stream import EvaluationStream, TrainingStream
+from fastpeer.data_prep import PrepOptions, prepare
+from fastpeer.errors import UserError
+from tests.data_prep.prep_files import encode, pixels, write_files
+
+CPU = torch.device("cpu")
+IMAGES, SIDE = 22, 24
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("jpeg")
+    random = np.random.default_rng(0)
+    files = {}
+    for number in range(IMAGES):
+        height, width = random.integers(12, 90, 2)
+        smooth = np.kron(pixels(number, 3, 3), np.ones((30, 30, 1), np.uint8))[:height, :width]
+        files[f"train/{'ab'[number % 2]}/{number:02}.jpg"] = encode(smooth, "JPEG")
+    files |= {f"test/{name}/0.jpg": encode(pixels(50, 30, 40), "JPEG") for name in "ab"}
+    prepare(
+        PrepOptions(
+            dataset="folder", source=write_files(root / "s", files), out=root / "d", workers=1, jpeg=True
+        )
+    )
+    return open_dataset(root / "d")
+
+
+@pytest.fixture(scope="module")
+def loader(dataset):
+    return open_split(dataset.seen_at(SIDE), "train", 8)
+
+
+def stream(loader, seed=0, augment=True, shuffle=True):
+    return TrainingStream(
+        HostSource(loader, CPU), np.arange(IMAGES), torch.float32, seed, augment, shuffle, False
+    )
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def all_images(batches):
+    return torch.cat([batch.images for batch in batches])
+
+
+def test_same_seed_gives_the_same_images_and_another_seed_or_epoch_others(loader):
+    first = list(stream(loader, seed=1).epoch(3))
+    assert first[0].images.shape == (8, 3, SIDE, SIDE)
+    assert first[0].images.is_contiguous(memory_format=torch.channels_last)
+    # Whatever was drawn from numpy in between.
+    np.random.seed(5)
+    assert_same(first, list(stream(loader, seed=1).epoch(3)))
+    for others in (stream(loader, seed=2).epoch(3), stream(loader, seed=1).epoch(4)):
+        assert not torch.equal(all_images(first), all_images(others))
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_epoch_taken_up_in_the_middle_equals_its_tail(loader, first):
+    assert_same(list(stream(loader).epoch(2, first=first)), list(stream(loader).epoch(2))[first:])
+
+
+def test_number_of_threads_and_size_of_the_batch_do_not_matter(dataset, loader):
+    ours = all_images(stream(loader).epoch(1))
+    assert torch.equal(all_images(stream(loader.in_batches_of(5)).epoch(1)), ours)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(all_images(stream(open_split(dataset.seen_at(SIDE), "train", 8)).epoch(1)), ours)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_an_epoch_is_not_disturbed_by_one_that_begins_later(loader):
+    alone = list(stream(loader).epoch(0))
+    with closing(stream(loader).epoch(0)) as batches:
+        begun = [next(batches)]
+        list(stream(loader).epoch(7))
+        assert_same([*begun, *batches], alone)
+
+
+def ffcvs_centre(loader, number):
+    """Do what FFCV's CenterCropRGBImageDecoder does, function by function."""
+    from ffcv.fields.rgb_image import get_center_crop
+    from ffcv.libffcv import imdecode, resize_crop
+
+    reader = loader._loader.reader
+    sizes = dict(zip(reader.alloc_table["ptr"], reader.alloc_table["size"], strict=True))
+    field = reader.metadata["f0"][number]
+    start, height, width = (int(field[name]) for name in ("data_ptr", "height", "width"))
+    data = np.fromfile(loader.path, np.uint8)[start : start + int(sizes[start])]
+    whole, seen = np.empty((height, width, 3), np.uint8), np.empty((SIDE, SIDE, 3), np.uint8)
+    imdecode(data, whole, height, width, height, width, 0, 0, 1, 1, False, False)
+    top, left, rows, columns = get_center_crop(height, width, None, 224 / 256)
+    resize_crop(whole, top, top + rows, left, left + columns, seen)
+    return torch.from_numpy(seen).permute(2, 0, 1) / 255
+
+
+def test_without_augmentation_it_is_the_centre_just_as_ffcv_cuts_it(loader):
+    plain = all_images(stream(loader, augment=False, shuffle=False).epoch(0))
+    source = HostSource(loader, CPU)
+    assert torch.equal(plain, all_images(EvaluationStream(source, np.arange(IMAGES), torch.float32)))
+    assert torch.equal(plain, torch.stack([ffcvs_centre(loader, number) for number in range(IMAGES)]))
+
+
+def test_scale_is_that_of_the_settings(dataset, loader):
+    narrow = open_split(dataset.seen_at(SIDE), "train", 8, (0.08, 0.1))
+    ours, theirs = (all_images(stream(some).epoch(0)) for some in (narrow, loader))
+    assert not torch.equal(ours, theirs)
+
+
+def test_no_thread_is_left_of_an_epoch_left_early(loader):
+    before = threading.active_count()
+    for _ in range(3):
+        with closing(stream(loader).epoch(0)) as batches:
+            next(batches)
+    assert threading.active_count() == before
+
+
+def test_labels_and_metadata_stay_as_they_were(loader):
+    assert loader.labels.tolist() == [0] * 11 + [1] * 11
+    metadata = loader._loader.reader.metadata
+    again = box_decoder.with_boxes(metadata, "f0")
+    assert again.dtype == metadata.dtype
+    assert np.array_equal(again["f0"]["data_ptr"], metadata["f0"]["data_ptr"])
+
+
+@pytest.mark.parametrize(("residency", "lines"), [("auto", 0), ("host", 0), ("device", 1)])
+def test_images_stay_on_the_host_and_it_is_said_where_the_device_was_asked_for(loader, residency, lines):
+    said = []
+    source = open_source(loader, (SIDE, SIDE), CPU, residency, say=said.append)
+    assert isinstance(source, HostSource)
+    assert len(said) == lines
+
+
+def test_size_is_needed_for_jpegs_and_must_fit_others(dataset, small_dataset):
+    with pytest.raises(UserError, match=r"JPEGs of many sizes: .*--size 224$"):
+        dataset.seen_at(0, "--size")
+    assert dataset.seen_at(32).size == (32, 32)
+    stored = open_dataset(small_dataset)
+    assert stored.seen_at(0) == stored.seen_at(8) == stored
+    with pytest.raises(UserError, match=r"8x8, not 16x16: leave --data\.size out, or .*--size 16$"):
+        stored.seen_at(16)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("size", -1, "size needs 0"),
+        ("size", 5000, "size needs at most 4096"),
+        ("crop_scale", (0.5, 0.2), "crop_scale"),
+        ("crop_scale", (0.0, 1.0), "crop_scale"),
+        ("crop_scale", (0.1, float("nan")), "crop_scale"),
+        ("crop_scale", (0.5,), "crop_scale"),
+    ],
+)
+def test_wrong_settings_are_refused(setting, value, words):
+    with pytest.raises(ValueError, match=words):
+        DataConfig(**{setting: value})
