@@ -1,15 +1,77 @@
-"""What to learn: one short file per method, each of which fills in a table."""
+"""What to learn. Every module in this package is a method and fills in a table; `table` has the words for it.
 
-from fastpeer.config import Config
-from fastpeer.methods.natural import natural
-from fastpeer.methods.peeraid import peeraid
-from fastpeer.methods.table import Method
+A method's module holds `Loss`, a dataclass of its own settings, and `table(loss)`, which returns its
+`Method`. Nothing has to be registered: the module's name, with hyphens, is the method's. A method of one's
+own may lie in any module that can be imported, and goes by its dotted name.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from fastpeer.errors import UserError
+from fastpeer.methods.table import LossSettings, Method
+from fastpeer.own_code import import_own, told
 
 
-def build_method(config: Config) -> Method:
-    """Return the table of the method that the settings name."""
-    builders = {"peeraid": peeraid, "natural": natural}
-    return builders[config.method](config)
+def method_names() -> list[str]:
+    """Return the names of the methods that come with fastpeer."""
+    modules = pkgutil.iter_modules(__path__)
+    return sorted(module.name.replace("_", "-") for module in modules if not module.ispkg)
 
 
-__all__ = ["Method", "build_method"]
+def loss_settings(name: str) -> type[LossSettings]:
+    """Return the class of a method's own settings.
+
+    Raises:
+        UserError: there is no such method, or it is not one.
+    """
+    found = getattr(_module(name), "Loss", None)
+    if not (isinstance(found, type) and issubclass(found, LossSettings)):
+        raise UserError(f"the method {name} has no class Loss derived from LossSettings: see docs/methods.md")
+    return found
+
+
+def build_table(name: str, loss: LossSettings) -> Method:
+    """Fill in a method's table.
+
+    Raises:
+        UserError: there is no such method, the settings are another method's, or it makes no table.
+    """
+    if not isinstance(loss, loss_settings(name)):
+        raise UserError(f"the settings in [loss] are not those of the method {name}")
+    table = getattr(_module(name), "table", None)
+    try:
+        made = table(loss) if callable(table) else None
+    except Exception as error:  # The user's own code may raise anything.
+        raise UserError(f"the table of the method {name} cannot be filled in ({told(error)})") from None
+    if not isinstance(made, Method):
+        raise UserError(f"the method {name} has no function table(loss) that returns a Method")
+    return made
+
+
+def default_loss(name: str) -> LossSettings:
+    """Return a method's own settings as it has them by default.
+
+    Raises:
+        UserError: there is no such method, or one of its settings has no default.
+    """
+    try:
+        return loss_settings(name)()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the class Loss of the method {name} needs defaults ({told(error)})") from None
+
+
+def _module(name: str) -> ModuleType:
+    if name in method_names():
+        return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    if "." not in name:
+        close = difflib.get_close_matches(name, method_names(), n=3, cutoff=0.4) or method_names()
+        raise UserError(
+            f"no method {name!r}; the nearest are {', '.join(close)}; one's own is package.module"
+        )
+    return import_own(name, f"method {name}")
+
+
+__all__ = ["LossSettings", "Method", "build_table", "default_loss", "loss_settings", "method_names"]

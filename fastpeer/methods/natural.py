@@ -1,16 +1,16 @@
 """Natural training: H(y, S(x)), and no attack. What robustness is measured against."""
 
-from fastpeer.config import Config
-from fastpeer.methods.table import CrossEntropy, Forward, Method
+from dataclasses import dataclass
+
+from fastpeer.methods.table import CrossEntropy, Forward, LossSettings, Method
 
 
-def natural(config: Config) -> Method:
+@dataclass(frozen=True, kw_only=True)
+class Loss(LossSettings):
+    """Natural training has no settings of its own."""
+
+
+def table(loss: Loss) -> Method:
     """Fill in the table of natural training."""
-    student_clean = Forward("student", "clean")
-    return Method(
-        trained=("student",),
-        attack=None,
-        forwards=(student_clean,),
-        terms={"student_ce": CrossEntropy(student_clean, 1.0)},
-        reduction=config.loss.reduction,
-    )
+    clean = Forward("student", "clean")
+    return Method(trained=("student",), forwards=(clean,), terms={"student_ce": CrossEntropy(clean, 1.0)})

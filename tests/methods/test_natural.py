@@ -7,7 +7,6 @@ import torch
 from fastpeer.config import Config
 from fastpeer.data.stream import Batch
 from fastpeer.engine.step import TrainingStep
-from fastpeer.methods import build_method
 from fastpeer.models import build_model
 
 
@@ -18,8 +17,8 @@ def test_natural_training_is_cross_entropy_on_clean_images():
     batch = Batch(torch.rand(4, 3, 8, 8).double(), torch.arange(4))
 
     config = Config(method="natural", precision="fp64")
-    method = build_method(config)
-    assert method.attack is None
+    method = config.table
+    assert not method.attacks
     TrainingStep(config, method, {"student": ours})(batch, 0)
 
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
