@@ -1,6 +1,7 @@
 """Settings as TOML."""
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -11,56 +12,84 @@ from fastpeer.config import (
     Config,
     DataConfig,
     LogConfig,
-    LossConfig,
     ModelConfig,
     OptimConfig,
     PaperConfig,
     SelectionConfig,
     SwaConfig,
+    TeacherConfig,
     TrainConfig,
     format_fraction,
     parse_fraction,
 )
 from fastpeer.errors import UserError
-from fastpeer.recipe import dump_recipe, load_recipe, nearest, parse_recipe, recipe_names, setting_names
+from fastpeer.methods import loss_settings, method_names
+from fastpeer.methods.table import Reduction
+from fastpeer.recipe import (
+    dump_recipe,
+    load_recipe,
+    nearest,
+    other_settings,
+    parse_recipe,
+    recipe_of_method,
+    setting_names,
+)
 
 positive = st.floats(1e-6, 1e6)
 any_float = st.floats(0, 1e300)
 counts = st.integers(0, 10**6)
 some = st.integers(1, 10**6)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-configs = st.builds(
-    Config,
-    method=st.sampled_from(["peeraid", "natural"]),
-    seed=counts,
-    precision=st.sampled_from(["fp64", "fp32", "tf32", "bf16", "fp16"]),
-    model=st.builds(ModelConfig, student=st.sampled_from(["resnet8", "wideresnet16x2"])),
-    data=st.builds(
+teachers = st.builds(TeacherConfig, weights=texts, network=st.sampled_from(["", "resnet8", "wideresnet16x2"]))
+
+
+def losses(method):
+    """Any settings of a method's own."""
+    kinds = {
+        float: positive,
+        int: counts,
+        bool: st.booleans(),
+        Reduction: st.sampled_from(get_args(Reduction)),
+    }
+    hints = get_type_hints(loss_settings(method))
+    return st.builds(loss_settings(method), **{name: kinds[hint] for name, hint in hints.items()})
+
+
+def configs_of(method):
+    """Any settings of a training by a method."""
+    return st.builds(Config, method=st.just(method), loss=losses(method), **settings)
+
+
+settings = {
+    "seed": counts,
+    "precision": st.sampled_from(["fp64", "fp32", "tf32", "bf16", "fp16"]),
+    "model": st.builds(
+        ModelConfig,
+        student=st.sampled_from(["resnet8", "wideresnet16x2"]),
+        mean=st.just((0.5, 0.25, 0.125)),
+        std=st.tuples(positive, positive, positive),
+    ),
+    "data": st.builds(
         DataConfig, dataset=texts, augment=st.booleans(), shuffle=st.booleans(), drop_last=st.booleans()
     ),
-    attack=st.builds(
+    "attack": st.builds(
         AttackConfig,
         epsilon=st.floats(0, 1) | st.integers(0, 255).map(lambda n: n / 255),
         step_size=st.floats(0, 1),
         steps=counts,
+        start=st.sampled_from(["method", "gaussian", "uniform", "none"]),
         start_std=any_float,
+        clamp_start=st.sampled_from(["method", "on", "off"]),
+        batchnorm=st.sampled_from(["method", "eval", "train"]),
     ),
-    loss=st.builds(
-        LossConfig,
-        temperature=positive,
-        peer_temperature=positive,
-        lambda1=any_float,
-        gamma2=any_float,
-        reduction=st.sampled_from(["mean", "batchmean"]),
-        peer_target_grad=st.booleans(),
-        clean_target_grad=st.booleans(),
-    ),
-    optim=st.builds(
+    "teacher": teachers,
+    "natural_teacher": teachers,
+    "optim": st.builds(
         OptimConfig, lr=any_float, milestones=st.sets(counts, max_size=4).map(lambda s: tuple(sorted(s)))
     ),
-    swa=st.builds(SwaConfig, enabled=st.booleans(), start=st.integers(-1, 300)),
-    train=st.builds(TrainConfig, batch_size=some, epochs=some, max_steps=counts),
-    selection=st.builds(
+    "swa": st.builds(SwaConfig, enabled=st.booleans(), start=st.integers(-1, 300)),
+    "train": st.builds(TrainConfig, batch_size=some, epochs=some, max_steps=counts),
+    "selection": st.builds(
         SelectionConfig,
         split=st.sampled_from(["val", "test"]),
         fraction=st.floats(0.001, 0.999),
@@ -69,36 +98,13 @@ configs = st.builds(
         every=some,
         batch_size=some,
     ),
-    log=st.builds(LogConfig, every=some, tensorboard=st.booleans()),
-    paper=st.none()
+    "log": st.builds(LogConfig, every=some, tensorboard=st.booleans()),
+    "paper": st.none()
     | st.builds(
         PaperConfig, row=texts, dataset=texts, clean=positive, fgsm=positive, pgd20=positive, aa=positive
     ),
-)
-
-CIFAR10 = {"temperature": 5.0, "lambda1": 0.0, "lambda2": 1.0, "lambda3": 1.0, "gamma2": 0.1}
-CIFAR100 = {**CIFAR10, "gamma2": 1.0}
-TINY = {"temperature": 1.0, "lambda1": 0.035, "lambda2": 35.0, "lambda3": 20.0, "gamma2": 100.0}
-LONG, LATE = 300, (214, 259, 284)
-SHIPPED = {
-    # name: student, peer, epochs, milestones, loss, paper's clean, FGSM, PGD-20, AutoAttack
-    "cifar10-resnet18": ("resnet18", "resnet18", LONG, LATE, CIFAR10, (85.01, 61.28, 54.36, 52.57)),
-    "cifar10-wideresnet34x10": (
-        "wideresnet34x10", "wideresnet34x10", LONG, LATE, CIFAR10, (85.64, 63.40, 56.81, 55.21)
-    ),
-    "cifar10-mobilenetv2": ("mobilenetv2", "mobilenetv2", LONG, LATE, CIFAR10, (82.41, 57.43, 52.00, 50.02)),
-    "cifar100-resnet18": ("resnet18", "resnet18", LONG, LATE, CIFAR100, (59.35, 34.41, 29.69, 27.33)),
-    "cifar100-wideresnet34x10": (
-        "wideresnet34x10", "wideresnet34x10", LONG, LATE, CIFAR100, (61.33, 37.08, 32.39, 30.06)
-    ),
-    "cifar100-resnet18-wide-peer": (
-        "resnet18", "wideresnet34x10", LONG, LATE, CIFAR100, (57.63, 34.33, 30.17, 26.99)
-    ),
-    "tiny-resnet18": ("resnet18", "resnet18", 200, (99, 149), TINY, (55.19, 29.42, 26.10, 21.67)),
-    "tiny-wideresnet34x10": (
-        "wideresnet34x10", "wideresnet34x10", 100, (49, 79), TINY, (58.07, 33.04, 29.51, 24.82)
-    ),
-}  # fmt: skip
+}
+configs = st.sampled_from(method_names()).flatmap(configs_of)
 
 
 @given(configs)
@@ -106,40 +112,12 @@ def test_any_settings_come_back_from_toml_bit_for_bit(config):
     assert parse_recipe(dump_recipe(config), "dumped") == config
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_recipe_holds_the_released_hyper_parameters(name):
-    config = load_recipe(name)
-    student, peer, epochs, milestones, loss, (clean, fgsm, pgd20, aa) = SHIPPED[name]
-    dataset = name.split("-")[0]
-    # What is not written here is the default.
-    assert replace(config, paper=None) == Config(
-        model=ModelConfig(student=student, peer=peer),
-        data=DataConfig(dataset=dataset),
-        loss=LossConfig(**loss, peer_temperature=1.0, gamma1=1.0, reduction="mean"),
-        optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=2e-4, milestones=milestones),
-        swa=SwaConfig(enabled=True),
-        train=TrainConfig(batch_size=128, epochs=epochs),
-        selection=SelectionConfig(split="test"),
-    )
-    assert config.swa_start == milestones[0]
-    paper = config.paper
-    assert (paper.dataset, paper.clean, paper.fgsm, paper.pgd20, paper.aa) == (
-        dataset,
-        clean,
-        fgsm,
-        pgd20,
-        aa,
-    )
-
-
-def test_no_other_recipe_than_these_and_the_demo_is_shipped():
-    assert set(recipe_names()) == {*SHIPPED, "demo"}
-    demo = load_recipe("demo")
-    assert (demo.data.dataset, demo.train.epochs, demo.selection.split) == ("digits", 24, "val")
-
-
-def test_default_attack_is_the_released_one():
-    assert Config().attack == AttackConfig(epsilon=8 / 255, step_size=2 / 255, steps=10, start_std=0.001)
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_s_default_settings_come_back_from_toml(method):
+    config = Config(method=method)
+    assert type(config.loss) is loss_settings(method)
+    assert parse_recipe(dump_recipe(config), "dumped") == config
+    assert parse_recipe(f"method = '{method}'", "mine.toml") == config
 
 
 @given(st.floats(-1e300, 1e300) | st.integers(-300, 300).map(lambda n: n / 255))
@@ -183,6 +161,25 @@ def test_what_is_no_fraction_is_refused(text):
         ("[model]\nstudent = 'resnet19'", ["resnet19", "resnet18"]),
         ("[paper]\nrow = 'x'", ["paper", "missing"]),
         ("seed = ", ["not TOML"]),
+        ("seed = -1", ["mine.toml: seed needs 0 or more"]),
+        ("lambda2 = 3", ["unknown key lambda2", "loss.lambda2"]),
+        ("epochs = 3", ["unknown key epochs", "train.epochs"]),
+        ("[train]\nlr = 3", ["unknown key train.lr", "did you mean optim.lr?"]),
+        ("lik = 'demo'", ["unknown key lik", "like"]),
+        ("qqqqqqqq = 3", ["unknown key qqqqqqqq"]),
+        ("[attack]\nqqqqqqqq = 3", ["attack.qqqqqqqq", "attack.st"]),
+        ("method = 'trades'\n[loss]\nbetta = 3", ["loss.betta", "trades", "loss.beta"]),
+        ("method = 'trades'\n[loss]\nlambda2 = 3", ["loss.lambda2", "trades", "loss.beta"]),
+        ("method = 'trades'\n[attack]\nbeta = 3", ["attack.beta", "loss.beta"]),
+        ("method = 'natural'\n[loss]\nbeta = 3", ["loss.beta", "natural", "no settings of its own"]),
+        ("method = 'iad'\n[loss]\nbegin = 1.5", ["loss.begin", "whole number"]),
+        ("method = 'trads'", ["trads", "trades"]),
+        ("method = 3", ["method", "quotes", "3"]),
+        ("method = 'no.such.module'", ["no.such.module", "cannot be imported"]),
+        ("like = 'cifar10-resnet'", ["like", "shipped recipe", "cifar10-resnet18", "'cifar10-resnet'"]),
+        ("like = ['demo']", ["like", "shipped recipe", "demo"]),
+        ("like = 'demo'\n[attack]\nstep = 3", ["attack.step", "attack.steps"]),
+        ("like = 'demo'\nloss = 3", ["loss", "[loss]"]),
     ],
 )  # fmt: skip
 def test_error_says_in_one_line_where_and_what(text, mentions):
@@ -191,6 +188,7 @@ def test_error_says_in_one_line_where_and_what(text, mentions):
     message = str(refusal.value)
     assert message.startswith("mine.toml: ")
     assert "\n" not in message
+    assert len(message) < 300
     assert [mention for mention in mentions if mention not in message] == [], message
 
 
@@ -205,6 +203,95 @@ def test_recipe_is_found_by_path_and_a_misspelt_name_gets_the_nearest(tmp_path):
         load_recipe(str(file))
 
 
+def test_what_is_not_said_is_as_in_the_recipe_it_is_like():
+    mine = parse_recipe(
+        "like = 'cifar100-resnet18-rslad'\n[loss]\nalpha = 0.5\n[optim]\nlr = 0.2", "mine.toml"
+    )
+    origin = load_recipe("cifar100-resnet18-rslad")
+    loss, optim = replace(origin.loss, alpha=0.5), replace(origin.optim, lr=0.2)
+    assert mine == replace(origin, loss=loss, optim=optim, paper=None)
+
+
+def test_another_method_inherits_all_but_the_loss_and_the_figures():
+    mine = parse_recipe("like = 'cifar100-resnet18'\nmethod = 'trades'", "mine.toml")
+    origin = load_recipe("cifar100-resnet18")
+    assert mine == replace(origin, method="trades", loss=loss_settings("trades")(), paper=None)
+    same = parse_recipe("like = 'cifar100-resnet18'\nmethod = 'peeraid'", "mine.toml")
+    assert same == replace(origin, paper=None)
+
+
+def test_figures_are_only_a_recipe_s_own():
+    text = (
+        "like = 'cifar10-resnet18'\n[paper]\nrow = 'x'\ndataset = 'y'\nclean = 1\nfgsm = 2\npgd20 = 3\naa = 4"
+    )
+    assert parse_recipe(text, "mine.toml").paper.row == "x"
+
+
+def test_shipped_recipes_that_are_like_one_another_are_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    for name, like in (("alpha", "beta"), ("beta", "alpha"), ("self", "self")):
+        (folder / f"{name}.toml").write_text(f"like = '{like}'\n")
+    monkeypatch.setattr("fastpeer.recipe.resources.files", lambda package: tmp_path)
+    for name in ("alpha", "beta", "self"):
+        with pytest.raises(UserError, match="like needs a shipped recipe"):
+            load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method", "found"),
+    [
+        ("cifar10-resnet18", "trades", "cifar10-resnet18-trades"),
+        ("cifar10-resnet18", "iad-ii", "cifar10-resnet18-iad-ii"),
+        ("cifar10-resnet18-trades", "peeraid", "cifar10-resnet18"),
+        ("cifar10-resnet18-iad-ii", "iad", "cifar10-resnet18-iad"),
+        ("cifar10-resnet18-trades", "trades", "cifar10-resnet18-trades"),
+        ("cifar10-resnet18-kdiga-ard", "kdiga", "cifar10-resnet18-kdiga-ard"),
+        ("cifar10-resnet18-kdiga-ard", "trades", "cifar10-resnet18-trades"),
+        ("cifar10-mobilenetv2", "cat", "cifar10-mobilenetv2-cat"),
+        ("tiny-wideresnet34x10-natural", "pgd-at", "tiny-wideresnet34x10-pgd-at"),
+        ("tiny-resnet18-trades-swa", "rslad", "tiny-resnet18-rslad-swa"),
+        ("tiny-resnet18-trades-swa", "peeraid", "tiny-resnet18"),
+        ("tiny-resnet18-without-swa", "trades", "tiny-resnet18-trades"),
+        ("cifar100-resnet18-wide-peer", "rslad", "cifar100-resnet18-rslad-wide-teacher"),
+        ("cifar100-resnet18-akd2-wide-teacher", "peeraid", "cifar100-resnet18-wide-peer"),
+    ],
+)
+def test_a_recipe_for_another_method_is_that_method_s(recipe, method, found):
+    assert recipe_of_method(recipe, method) == load_recipe(found)
+
+
+@pytest.mark.parametrize(("recipe", "method"), [("demo", "natural"), ("tiny-resnet18", "mtard")])
+def test_where_a_method_has_no_recipe_its_own_loss_is_taken(recipe, method):
+    expected = replace(load_recipe(recipe), method=method, loss=loss_settings(method)(), paper=None)
+    assert recipe_of_method(recipe, method) == expected
+
+
+def test_a_file_for_another_method_keeps_all_but_the_loss(tmp_path):
+    file = tmp_path / "cifar10-resnet18.toml"
+    file.write_text("seed = 7\n[loss]\nlambda1 = 3.0\n")
+    assert recipe_of_method(str(file), "trades") == Config(seed=7, method="trades")
+    with pytest.raises(UserError, match="trades"):
+        recipe_of_method(str(file), "trads")
+
+
+def test_settings_that_depart_from_the_row_are_named():
+    config = load_recipe("cifar10-resnet18-rslad")
+    assert other_settings(config) == []
+    elsewhere = replace(config, seed=1, teacher=TeacherConfig(weights="runs/teacher"))
+    assert other_settings(elsewhere) == []
+    other = replace(config, loss=replace(config.loss, scale=2.0), teacher=TeacherConfig(network="resnet8"))
+    assert sorted(other_settings(other)) == ["loss.scale", "teacher.network"]
+    assert "method" in other_settings(replace(config, method="trades", loss=loss_settings("trades")()))
+    assert other_settings(replace(other, paper=None)) == []
+
+
+def test_settings_are_compared_whatever_the_row_is_called():
+    config = load_recipe("tiny-resnet18")
+    renamed = replace(config, train=TrainConfig(epochs=7), paper=replace(config.paper, row="Table 1"))
+    assert other_settings(renamed) == ["train.epochs"]
+
+
 def test_setting_names_are_dotted():
     assert {"seed", "attack.steps", "optim.milestones", "selection.split"} <= set(setting_names())
 
@@ -212,3 +299,7 @@ def test_setting_names_are_dotted():
 def test_nearest_names_all_words_where_none_is_like_it():
     assert nearest("stpes", ["steps", "epsilon"]) == "steps"
     assert nearest("q", ["steps", "epsilon"]) == "one of steps, epsilon"
+
+
+def test_nearest_never_names_a_hundred_words():
+    assert nearest("q", map(str, range(100))).count(",") == 2

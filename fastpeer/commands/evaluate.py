@@ -55,6 +55,9 @@ def _protocol(arguments: EvalArguments) -> "Protocol":
         seed=arguments.seed,
         batch_size=arguments.batch_size,
         device=choose_device(arguments.device),
+        size=arguments.size,
+        mean=arguments.mean,
+        std=arguments.std,
     )
 
 

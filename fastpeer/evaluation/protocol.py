@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
+from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
-from fastpeer.engine.parts import placed
+from fastpeer.engine.networks import placed
 from fastpeer.engine.precision import memory_errors, number_format
 from fastpeer.errors import UserError
 from fastpeer.evaluation.attacks import AttackSettings, Progress, float32_preparation, right_under_attack
@@ -22,7 +22,8 @@ from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.target import Target
 from fastpeer.models import build_model
-from fastpeer.models.weights import load_weights
+from fastpeer.models.weights import load_weights, recorded_normalization
+from fastpeer.runfolder import network_name
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
 """Given what is done and on how many images, a context that shows the progress."""
@@ -39,6 +40,8 @@ class Protocol:
         seed: of random starts.
         batch_size: images attacked at once.
         device: where.
+        size: side of the images, of data sets kept as JPEG; 0: what the run was trained on.
+        mean, std: normalisation within the networks; empty: what their runs or files say.
     """
 
     attacks: list[str]
@@ -48,6 +51,9 @@ class Protocol:
     seed: int
     batch_size: int
     device: torch.device
+    size: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
         """Attack one student, and yield what each attack leaves.
@@ -62,13 +68,26 @@ class Protocol:
             UserError: weights or data are missing or do not fit.
         """
         number_format("fp32").allow_tf32()
-        dataset = open_dataset(_data_folder(target, data))
-        network = placed(_network(target, model, len(dataset.classes)), self.device, torch.float32)
-        source = HostSource(BetonLoader(dataset.beton("test"), self.batch_size), self.device)
+        dataset = open_dataset(_data_folder(target, data)).seen_at(self.size or _trained_at(target), "--size")
+        network = placed(self._network(target, model, dataset), self.device, torch.float32)
+        source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
         stream = EvaluationStream(source, chosen, torch.float32)
         for name in self.attacks:
             yield self._result(name, network, stream, dataset, target, watch)
+
+    def _network(self, target: Target, model: str, dataset: PreparedDataset) -> nn.Module:
+        name = model
+        if not name and target.config is not None:
+            name = network_name(target.config, target.weights)
+        if not name:
+            raise UserError(
+                f"{target.weights} lies outside a run folder: say which network it is, --model NAME"
+            )
+        mean, std = (self.mean, self.std) if self.mean else _normalization(target, name)
+        network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
+        load_weights(network, target.weights)
+        return network
 
     def _result(
         self, name: str, network: nn.Module, stream: EvaluationStream, dataset: PreparedDataset,
@@ -102,7 +121,18 @@ class Protocol:
             data_sha256=dataset.splits["test"]["sha256"],
             seconds=round(time.perf_counter() - began, 2),
             torch=torch.__version__,
+            side=self.size or _trained_at(target),
         )
+
+
+def _trained_at(target: Target) -> int:
+    return target.config.data.size if target.config is not None else 0
+
+
+def _normalization(target: Target, network: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if target.config is not None:
+        return target.config.model.mean, target.config.model.std
+    return recorded_normalization(target.weights, network) or ((), ())
 
 
 def _data_folder(target: Target, data: Path | None) -> Path:
@@ -111,15 +141,3 @@ def _data_folder(target: Target, data: Path | None) -> Path:
     if target.run is None:
         raise UserError(f"{target.weights} lies outside a run folder: say --data DIR and --model NAME")
     return Path(target.run.read_facts()["data"]["folder"])
-
-
-def _network(target: Target, model: str, classes: int) -> nn.Module:
-    name = model
-    if not name and target.config is not None:
-        models = target.config.model
-        name = models.peer if target.weights.stem == "peer" else models.student
-    if not name:
-        raise UserError(f"{target.weights} lies outside a run folder: say which network it is, --model NAME")
-    network = build_model(name, classes)
-    load_weights(network, target.weights)
-    return network

@@ -27,6 +27,7 @@ class Result:
         dataset, data_sha256: its name, and the checksum of the test split's file.
         seconds: how long it took.
         torch: version.
+        side: of the images as the network saw them, in pixels, where they were resized; 0: as prepared.
     """
 
     target: str
@@ -44,6 +45,7 @@ class Result:
     data_sha256: str
     seconds: float
     torch: str
+    side: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -65,7 +67,7 @@ class Result:
     @property
     def question(self) -> tuple[Any, ...]:
         """What was asked, without the answer; a later result for the same replaces the former."""
-        who = (self.weights_sha256, self.target, self.data_sha256, self.images)
+        who = (self.weights_sha256, self.target, self.data_sha256, self.images, self.side)
         return (*who, self.attack, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 

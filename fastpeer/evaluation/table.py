@@ -1,6 +1,6 @@
 """The table that an evaluation prints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,7 @@ PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
 
 def print_results(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
-    """Print a row for each student, below them the paper's figures for the same recipes, and notes.
+    """Print a row for each student, below those of a run the paper's figures for its recipe, and notes.
 
     Args:
         results: of each target, in the order of the columns.
@@ -29,14 +29,25 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
     table.add_column("student", overflow="fold")
     for result in some:
         table.add_column(_heading(result.attack), justify="right", no_wrap=True)
-    for target, row in results.items():
-        table.add_row(Text(target.label, overflow="fold"), *map(_cell, row))
-    for paper in _papers(results):
+    for rows in _by_run(results):
         table.add_section()
-        table.add_row(f"paper, {paper.row}", *(_paper_cell(paper, result.attack) for result in some))
+        for target, row in rows.items():
+            table.add_row(Text(target.label, overflow="fold"), *map(_cell, row))
+        paper = _paper(*next(iter(rows.items())))
+        if paper is not None:
+            figures = (_paper_cell(paper, result.attack) for result in some)
+            table.add_row(Text(f"paper, {paper.row}", overflow="fold"), *figures, style="italic")
     console.print(table)
     for note in _notes(results):
         console.print(note, highlight=False, markup=False)
+
+
+def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target, Sequence[Result]]]:
+    """Put a run's students together, in the order of the runs; weights of no run stand alone."""
+    runs: dict[object, dict[Target, Sequence[Result]]] = {}
+    for target, row in results.items():
+        runs.setdefault(target.run.path.absolute() if target.run else target, {})[target] = row
+    return runs.values()
 
 
 def _title(result: Result) -> str:
@@ -44,15 +55,11 @@ def _title(result: Result) -> str:
     return f"accuracy in % on {images} test images, epsilon {format_fraction(result.epsilon)}, fp32"
 
 
-def _papers(results: Mapping[Target, Sequence[Result]]) -> list[PaperConfig]:
-    """Rows of the paper, where the data set is the paper's too."""
-    papers: list[PaperConfig] = []
-    for target, row in results.items():
-        paper = target.config.paper if target.config else None
-        comparable = paper is not None and paper.dataset == row[0].dataset and _is_papers_attack(row[0])
-        if paper is not None and comparable and paper not in papers:
-            papers.append(paper)
-    return papers
+def _paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
+    """Return the paper's row, where data set and attack are the paper's too."""
+    paper = target.config.paper if target.config else None
+    comparable = paper is not None and paper.dataset == row[0].dataset and _is_papers_attack(row[0])
+    return paper if comparable else None
 
 
 def _is_papers_attack(result: Result) -> bool:

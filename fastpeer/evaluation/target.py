@@ -10,7 +10,7 @@ from fastpeer.data.dataset import file_sha256
 from fastpeer.engine.checkpoint import load_state
 from fastpeer.errors import UserError
 from fastpeer.recipe import nearest
-from fastpeer.runfolder import RunFolder
+from fastpeer.runfolder import RunFolder, run_around
 
 CHECKPOINTS = {
     "last": "last/student.safetensors",
@@ -73,9 +73,7 @@ def _of_path(path: Path, name: str, checkpoints: str) -> list[Target]:
     weights = path / "student.safetensors" if path.is_dir() else path
     if not weights.is_file():
         raise UserError(f"{path}: neither a run folder nor a file with weights")
-    owner = next(
-        (RunFolder(parent) for parent in weights.absolute().parents if RunFolder(parent).exists), None
-    )
+    owner = run_around(weights)
     return [Target(str(path), weights, owner, owner.read_config() if owner else None)]
 
 

@@ -1,16 +1,19 @@
 """Which weights a path stands for, and their evaluation from end to end."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fastpeer.config import Config, ModelConfig
+from fastpeer.data.dataset import open_dataset
 from fastpeer.engine.checkpoint import save_checkpoint
 from fastpeer.errors import UserError
 from fastpeer.evaluation.protocol import Protocol
 from fastpeer.evaluation.target import find_targets
 from fastpeer.models import build_model
+from fastpeer.models.normalized import normalization
 from fastpeer.runfolder import RunFolder
 
 CONFIG = Config(model=ModelConfig(student="resnet8", peer="resnet8"))
@@ -81,12 +84,12 @@ def test_nothing_to_evaluate_is_refused(run, tmp_path):
         find_targets([empty.path], "all")
 
 
-def evaluate(path, attacks, data=None, model="", examples=0):
+def evaluate(path, attacks, data=None, model="", examples=0, **numbers):
     @contextmanager
     def unwatched(what, images):
         yield lambda done: None
 
-    protocol = Protocol(attacks, examples, 8 / 255, 2 / 255, 0, 3, torch.device("cpu"))
+    protocol = Protocol(attacks, examples, 8 / 255, 2 / 255, 0, 3, torch.device("cpu"), **numbers)
     return list(protocol.run(find_targets([path], "best")[0], data, model, unwatched))
 
 
@@ -106,3 +109,26 @@ def test_weights_outside_a_run_need_data_and_a_network(lone_file, small_dataset)
         evaluate(lone_file, ["clean"], data=small_dataset)
     (result,) = evaluate(lone_file, ["clean"], data=small_dataset, model="resnet8")
     assert result.images == 5
+
+
+def test_normalisation_is_the_runs_or_the_files_or_as_told(tmp_path, small_dataset):
+    mean, std = (0.5,), (0.25,)
+    run = RunFolder(tmp_path / "normalised")
+    config = replace(CONFIG, model=ModelConfig(student="resnet8", peer="resnet8", mean=mean, std=std))
+    run.create(config, {"data": {"folder": str(small_dataset), "train_sha256": ""}}, force=False)
+    network = build_model("resnet8", 5, mean=mean, std=std)
+    save_checkpoint(run.checkpoints, "best", 1, {"student": network}, {})
+    (target,) = find_targets([run.path], "best")
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(target.weights.read_bytes())
+    (outside,) = find_targets([alone], "all")
+    dataset = open_dataset(small_dataset)
+    for one, numbers, expected in (
+        (target, {}, (mean, std)),
+        (outside, {}, (mean, std)),
+        (outside, {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}, ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))),
+    ):
+        protocol = Protocol(["clean"], 0, 8 / 255, 2 / 255, 0, 3, torch.device("cpu"), **numbers)
+        built = protocol._network(one, "resnet8" if one is outside else "", dataset)
+        assert normalization(built) == expected
+    assert evaluate(alone, ["clean"], data=small_dataset, model="resnet8")[0].images == 5
