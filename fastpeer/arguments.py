@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
 import tyro
 from tyro.conf import Positional, arg
 
-from fastpeer.config import Config, PixelDistance, check_pixel_distance
+from fastpeer.config import Config, PixelDistance, check_normalization, check_pixel_distance
 from fastpeer.errors import UserError, one_line
 from fastpeer.recipe import DEFAULT_RECIPE, nearest
 
@@ -31,7 +31,14 @@ class PrepArguments:
     out: Path | None = None
     """Folder to write; default: data/DATASET."""
     size: int | None = None
-    """Height and width of the images; needed where the source holds several sizes."""
+    """Height and width of the images; needed where the source holds several sizes, except with --jpeg."""
+    jpeg: bool = False
+    """Keep images (of folder and tiny) in their own sizes, as JPEG: they are decoded, cut at random and
+    resized anew for each batch. Baseline JPEGs are taken as they are, others are encoded."""
+    max_side: int | None = None
+    """With --jpeg: images whose longer side is longer are scaled down to it."""
+    quality: int | None = None
+    """With --jpeg: quality, 1 to 100, of what has to be encoded (default 90)."""
     workers: int = 0
     """Processes that decode; 0: one per core."""
     force: bool = False
@@ -64,6 +71,10 @@ class TrainArguments:
     """Initial student: .safetensors, or a released .pth.tar."""
     init_peer: Annotated[Path | None, arg(metavar="FILE")] = None
     """Initial peer, likewise."""
+    teacher: Annotated[Path | None, arg(metavar="PATH")] = None
+    """The robust teacher, of a method that has one: a run, a checkpoint or a file with weights."""
+    natural_teacher: Annotated[Path | None, arg(metavar="PATH")] = None
+    """The teacher that was trained without an attack, of a method that has two; likewise."""
     quiet: bool = False
     """Print nothing but errors."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -88,7 +99,13 @@ class EvalArguments:
     folder: Annotated[Path | None, arg(name="data", metavar="DIR")] = None
     """A prepared data set; default: the one the run was trained on."""
     model: str = ""
-    """Network of a weight file that lies outside a run folder."""
+    """Network of a weight file that lies outside a run folder: a shipped one, timm:NAME or module:Class."""
+    mean: tuple[float, ...] = ()
+    """Normalisation within the network: 1 or 3 numbers; default: what its run or file says."""
+    std: tuple[float, ...] = ()
+    """Divides each channel after that."""
+    size: int = 0
+    """Side of the images, of a data set kept as JPEG; 0: the run's data.size."""
     batch_size: int = 256
     """Images attacked at once."""
     seed: int = 0
@@ -101,7 +118,8 @@ class EvalArguments:
     def __post_init__(self) -> None:
         check_pixel_distance("--epsilon", self.epsilon)
         check_pixel_distance("--step-size", self.step_size)
-        for name, low in (("batch_size", 1), ("seed", 0), ("examples", 0)):
+        check_normalization(self.mean, self.std)
+        for name, low in (("batch_size", 1), ("seed", 0), ("examples", 0), ("size", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"--{_hyphens(name)} needs {low} or more, not {getattr(self, name)}")
 
@@ -115,7 +133,7 @@ def parse(
         UserError: an unknown flag (the nearest are named), or a value that does not fit.
         SystemExit: after --help.
     """
-    flags = _flags(kind)
+    flags = _flags(kind, default)
     words = _spell_out_booleans(words, flags)
     _refuse_unknown(words, flags)
     complaint = io.StringIO()
@@ -132,8 +150,42 @@ def parse(
         raise UserError(one_line(error)) from None
 
 
-def _flags(kind: type, prefix: str = "") -> dict[str, bool]:
-    """All flags below a dataclass, spelt with hyphens; True where it is a switch."""
+def take_value(words: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """Return the last value given to a flag, and the words without it.
+
+    Raises:
+        UserError: the flag has no value.
+    """
+    value, left, rest = None, [], iter(chain.from_iterable(_at_equals(word) for word in words))
+    for word in rest:
+        if word != flag:
+            left.append(word)
+            continue
+        value = next(rest, None)
+        if value is None:
+            raise UserError(f"{flag} needs a value")
+    return value, left
+
+
+def without_section(words: Sequence[str], section: str, switches: Sequence[str]) -> list[str]:
+    """Return the words without the flags `--SECTION.NAME` and their values; `switches` have none."""
+    left: list[str] = []
+    rest = iter(chain.from_iterable(_at_equals(word) for word in words))
+    for word in rest:
+        if not word.startswith(f"--{section}."):
+            left.append(word)
+        elif _hyphens(word).rpartition(".")[2].removeprefix("no-") not in switches:
+            value = next(rest, "")
+            # Without a value it is an error, which is found when all settings are read.
+            left += [value] if value.startswith("--") else []
+    return left
+
+
+def _flags(kind: type, default: object = None, prefix: str = "") -> dict[str, bool]:
+    """All flags below a dataclass, spelt with hyphens; True where it is a switch.
+
+    Where a default is of a class derived from the one that is declared, its flags count.
+    """
     flags: dict[str, bool] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         plain, marks = (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
@@ -142,7 +194,9 @@ def _flags(kind: type, prefix: str = "") -> dict[str, bool]:
         renamed = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), name)
         dotted = (prefix + renamed).replace("_", "-")
         if is_dataclass(plain):
-            flags |= _flags(cast(type, plain), f"{dotted}." if dotted else "")
+            value = getattr(default, name, None)
+            actual = cast(type, plain) if value is None else type(value)
+            flags |= _flags(actual, value, f"{dotted}." if dotted else "")
         else:
             flags[f"--{dotted}"] = plain is bool
     return flags

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro.conf
 from tyro.constructors import PrimitiveConstructorSpec
 
+from fastpeer.methods import LossSettings, Method, build_table, default_loss
 from fastpeer.models import check_model_name
 
 Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
-MethodName = Literal["peeraid", "natural"]
-Reduction = Literal["mean", "batchmean"]
 Split = Literal["val", "test"]
 Switch = Literal["auto", "on", "off"]
 Residency = Literal["auto", "host", "device"]
@@ -59,10 +58,34 @@ class ModelConfig:
     """The network that is to become robust."""
     peer: str = "resnet18"
     """The tutor that learns beside it."""
+    mean: tuple[float, ...] = ()
+    """Subtracted from each channel inside the networks: images stay in [0, 1] outside; none: nothing is."""
+    std: tuple[float, ...] = ()
+    """Divides each channel after that."""
 
     def __post_init__(self) -> None:
         check_model_name(self.student)
         check_model_name(self.peer)
+        check_normalization(self.mean, self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A network that is trained already, and stays as it is."""
+
+    weights: str = ""
+    """A run of fastpeer (its best student is taken), a checkpoint in one, or a file with weights."""
+    network: str = ""
+    """Which network a file holds; default: the run's student, or the network that is trained."""
+    mean: tuple[float, ...] = ()
+    """Normalisation inside it, as in [model]; default: what its run or file says."""
+    std: tuple[float, ...] = ()
+    """Divides each channel after that."""
+
+    def __post_init__(self) -> None:
+        if self.network:
+            check_model_name(self.network)
+        check_normalization(self.mean, self.std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +95,34 @@ class DataConfig:
     dataset: str = ""
     """Name of a prepared data set: its folder is data/NAME unless --data says otherwise."""
     augment: bool = True
-    """Random crop (4 zero pixels of padding) and horizontal flip of the training images."""
+    """Random crop (4 zero pixels of padding) and horizontal flip of the training images. Of a data set kept
+    as JPEG: a random part of each image, resized, and the flip; without it the centre."""
+    size: int = 0
+    """Side of the images the networks see, for data sets kept as JPEG; 0: as prepared."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest part of an image's area that a random part of a JPEG takes."""
     shuffle: bool = True
     """New order of the training images each epoch."""
     drop_last: bool = False
     """Leave out the last, partial batch of an epoch (the released code keeps it)."""
     residency: Residency = "auto"
     """Images are decoded for each batch (host), or once and kept where they are needed (device). auto is
-    device on a GPU if they take at most a quarter of its free memory. The batches are the same."""
+    device on a GPU if they take at most a quarter of its free memory. The batches are the same. Data sets
+    kept as JPEG stay on the host."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "size")
+        if self.size > 4096:
+            raise ValueError(f"size needs at most 4096, not {self.size}")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale needs two increasing parts up to 1, not {list(self.crop_scale)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
-    """The PGD attack on the student during training, in the L-infinity ball."""
+    """The PGD attack during training, in the L-infinity ball; what the method's table says holds unless it is
+    overruled here.
+    """
 
     epsilon: PixelDistance = 8 / 255
     """Radius of the ball."""
@@ -92,43 +130,20 @@ class AttackConfig:
     """How far one step moves each pixel."""
     steps: int = 10
     """Number of steps."""
+    start: Literal["method", "gaussian", "uniform", "none"] = "method"
+    """The noise the attack starts from; none starts at the image itself."""
     start_std: float = 0.001
-    """Standard deviation of the Gaussian noise the attack starts from; 0 starts at the image itself."""
+    """Standard deviation of Gaussian noise."""
+    clamp_start: Literal["method", "on", "off"] = "method"
+    """Bring the start back to [0, 1] before the first gradient."""
+    batchnorm: Literal["method", "eval", "train"] = "method"
+    """Mode of the attacked network. In train mode its running statistics move with each step of the attack,
+    and it can be neither folded nor compiled."""
 
     def __post_init__(self) -> None:
         _at_least(0, self, "epsilon", "step_size", "steps", "start_std")
         check_pixel_distance("epsilon", self.epsilon)
         check_pixel_distance("step_size", self.step_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """The weights of PeerAiD's loss (eq. 3 and 4 of the paper, as the released code computes them)."""
-
-    temperature: float = 5.0
-    """Temperature τ of the student's distillation terms."""
-    peer_temperature: float = 1.0
-    """Temperature τ_p of the peer's distillation term."""
-    lambda1: float = 0.0
-    """Student: cross-entropy with the labels."""
-    lambda2: float = 1.0
-    """Student: divergence from the peer on the adversarial images."""
-    lambda3: float = 1.0
-    """Student: divergence of its adversarial from its clean prediction."""
-    gamma1: float = 1.0
-    """Peer: cross-entropy with the labels."""
-    gamma2: float = 0.1
-    """Peer: divergence from the student."""
-    reduction: Reduction = "mean"
-    """Divergences divided by batch x classes (mean, as released) or by the batch alone (batchmean, as in the
-    paper's formulas)."""
-    peer_target_grad: bool = True
-    """The student, target of the peer's divergence, receives that term's gradient too (as released)."""
-    clean_target_grad: bool = True
-    """The student's clean prediction, target of lambda3's term, receives its gradient too (as released)."""
-
-    def __post_init__(self) -> None:
-        _above(0, self, "temperature", "peer_temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,17 +277,24 @@ class PaperConfig:
 class Config:
     """Everything needed to run a training again."""
 
-    method: MethodName = "peeraid"
-    """What is learnt: PeerAiD, or plain training without an attack."""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "peeraid"
+    """What is learnt: natural, pgd-at, trades, ard, akd2, rslad, iad, iad-ii, cat, adaad, mtard, kdiga or
+    peeraid, or package.module of a method of your own. With a shipped recipe, the recipe of that method is
+    taken, where there is one."""
     seed: int = 0
     """Of the initial weights, the order, the augmentation and the attack's noise."""
     precision: Precision = "fp32"
     """fp64 and fp32 compute in that format; tf32 allows CUDA to round float32 products to TF32; bf16 and fp16
     autocast to that format, and allow TF32 outside of it."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The robust teacher, for the methods that have one."""
+    natural_teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The teacher that was trained without an attack, for the methods that have two."""
     data: DataConfig = field(default_factory=DataConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: LossSettings = field(default_factory=LossSettings)
+    """The method's own settings; by default what it says itself."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     swa: SwaConfig = field(default_factory=SwaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -286,6 +308,13 @@ class Config:
         _at_least(0, self, "seed")
         if self.seed >= 1 << 63:
             raise ValueError(f"seed needs less than 2^63, not {self.seed}")
+        if type(self.loss) is LossSettings:
+            object.__setattr__(self, "loss", default_loss(self.method))
+
+    @property
+    def table(self) -> Method:
+        """The method's table, filled in."""
+        return build_table(self.method, self.loss)
 
     @property
     def swa_start(self) -> int | None:
@@ -295,6 +324,14 @@ class Config:
         if self.swa.start >= 0:
             return self.swa.start
         return self.optim.milestones[0] if self.optim.milestones else None
+
+
+def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raise ValueError unless mean and std are both left out, or are one number or three, std positive."""
+    if len(mean) != len(std) or len(mean) not in (0, 1, 3):
+        raise ValueError(f"mean and std need as many numbers each, 1 or 3, not {list(mean)} and {list(std)}")
+    if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
+        raise ValueError(f"std needs numbers above 0 and mean finite ones, not {list(std)} and {list(mean)}")
 
 
 def check_pixel_distance(name: str, value: float) -> None:

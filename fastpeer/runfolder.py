@@ -145,6 +145,17 @@ def newest_run(folder: Path = Path("runs")) -> RunFolder:
     return max(runs, key=lambda run: run.metrics_file.stat().st_mtime if run.metrics_file.exists() else 0)
 
 
+def run_around(path: Path) -> RunFolder | None:
+    """Return the run that a file or folder lies in, or that a folder is; None if there is none."""
+    path = path.absolute()
+    return next((RunFolder(folder) for folder in (path, *path.parents) if RunFolder(folder).exists), None)
+
+
+def network_name(config: Config, weights: Path) -> str:
+    """Name the network whose weights a run's file holds, by the file's name."""
+    return config.model.peer if weights.stem == "peer" else config.model.student
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a file in one instant: whoever reads it finds the former text or the new one.
 

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from fastpeer.attack.chain import Chain, NotAChain
 from fastpeer.attack.convolution import Convolutions, CudnnConvolutions, PlainConvolutions
 from fastpeer.attack.folding import FoldedNetwork, NotFoldable
+from fastpeer.attack.moving import MovingVictim, seen_by
 from fastpeer.attack.onednn import ONEDNN_DTYPES, OnednnConvolutions
 from fastpeer.attack.victim import ChainVictim, Context, FoldedVictim, LiveVictim, Victim
 from fastpeer.compiling import compiled
 from fastpeer.kernels.choice import Kernels, torch_kernels
+
+Eager = LiveVictim | ChainVictim
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,28 @@ class Preparation:
     kernels: Kernels
     context: Context
     say: Callable[[str], None]
-    _victims: dict[nn.Module, Victim] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _victims: dict[nn.Module, "Eager | CompiledVictim"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def victim(self, network: nn.Module, name: str) -> Victim:
+    def victim(self, network: nn.Module, name: str) -> "Eager | CompiledVictim":
         """Prepare a network once, as far as its layers allow; `name` is for lines about what they do not."""
         if network not in self._victims:
             victim = self._eager(network, name)
             self._victims[network] = CompiledVictim(victim, name, self.say) if self.compile else victim
         return self._victims[network]
 
-    def _eager(self, network: nn.Module, name: str) -> LiveVictim | ChainVictim:
+    def live(self, network: nn.Module) -> LiveVictim:
+        """Prepare a network that is attacked as it is, in whatever mode it is in."""
+        return LiveVictim(network, self.kernels, self._scale, self.context)
+
+    def moving(self, student: nn.Module, teacher: nn.Module, name: str, live: bool) -> Victim:
+        """Prepare a student, `live` for as it is, and a teacher that an attack goes through together."""
+        ours = self.live(student) if live else _uncompiled(self.victim(student, name))
+        victim = MovingVictim(ours, _uncompiled(self.victim(teacher, "teacher")), self.kernels)
+        return CompiledVictim(victim, name, self.say) if self.compile and not live else victim
+
+    def _eager(self, network: nn.Module, name: str) -> Eager:
         folded = self._folded(network, name)
         if folded is None:
             return LiveVictim(network, self.kernels, self._scale, self.context)
@@ -95,10 +110,11 @@ def _has_onednn() -> bool:
 class CompiledVictim:
     """A victim whose logits and gradient torch.compile runs."""
 
-    def __init__(self, victim: LiveVictim | ChainVictim, name: str, say: Callable[[str], None]) -> None:
+    def __init__(self, victim: Eager | MovingVictim, name: str, say: Callable[[str], None]) -> None:
         gradient = _functional_gradient(victim)
         self.victim = victim
         self.input_dtype: torch.dtype | None = victim.input_dtype
+        self.scale = victim.scale
         self._logits = compiled(victim.logits, f"the {name} in eval mode", say)
         self._gradient = compiled(gradient, f"the attack on the {name}", say, victim.input_gradient)
 
@@ -115,18 +131,54 @@ class CompiledVictim:
         return self._gradient(images, target)
 
 
-def _functional_gradient(victim: LiveVictim | ChainVictim) -> Callable[[Tensor, Tensor], Tensor]:
+def _uncompiled(victim: Eager | CompiledVictim) -> Eager:
+    """Return what a compiled victim was made of."""
+    if not isinstance(victim, CompiledVictim):
+        return victim
+    assert not isinstance(victim.victim, MovingVictim)  # those are made of others, and never kept
+    return victim.victim
+
+
+def _functional_gradient(victim: Eager | MovingVictim) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the input gradient as Inductor takes it best: torch.func leaves the weights' gradients out."""
+    if isinstance(victim, MovingVictim):
+        return _functional_moving_gradient(victim)
     if isinstance(victim, ChainVictim):
         # It fuses the plain formula at the logits with what surrounds it.
-        return ChainVictim(victim.folded, victim.chain, torch_kernels(), victim.scale).input_gradient
+        return _plainly(victim).input_gradient
 
     def loss(images: Tensor, target: Tensor) -> Tensor:
-        with victim.context():
-            logits = victim.network(images)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = _wide_logits(victim, images)
         if not target.is_floating_point():
-            return victim.scale * nn.functional.cross_entropy(wide, target, reduction="sum")
-        return -victim.scale * (target * torch.log_softmax(wide, dim=1)).sum()
+            return victim.scale * nn.functional.cross_entropy(logits, target, reduction="sum")
+        return -victim.scale * (target * torch.log_softmax(logits, dim=1)).sum()
 
     return torch.func.grad(loss)
+
+
+def _functional_moving_gradient(victim: MovingVictim) -> Callable[[Tensor, Tensor], Tensor]:
+    student, teacher = victim.student, victim.teacher
+    if isinstance(student, ChainVictim) and isinstance(teacher, ChainVictim):
+        return MovingVictim(_plainly(student), _plainly(teacher), torch_kernels()).input_gradient
+
+    def loss(images: Tensor, target: Tensor) -> Tensor:
+        ours, theirs = (torch.log_softmax(_wide_logits(one, images), dim=1) for one in (student, teacher))
+        return victim.scale * (theirs.exp() * (theirs - ours)).sum()
+
+    return torch.func.grad(loss)
+
+
+def _plainly(victim: ChainVictim) -> ChainVictim:
+    return ChainVictim(victim.folded, victim.chain, torch_kernels(), victim.scale)
+
+
+def _wide_logits(victim: Eager, images: Tensor) -> Tensor:
+    """Run a network as torch.func differentiates it, to logits of at least float32."""
+    seen = seen_by(victim, images)
+    if isinstance(victim, ChainVictim):
+        with torch.autocast(images.device.type, enabled=False):
+            logits: Tensor = victim.folded.module(seen)
+    else:
+        with victim.context():
+            logits = victim.network(seen)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

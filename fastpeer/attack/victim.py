@@ -12,6 +12,8 @@ from fastpeer.attack.folding import FoldedNetwork
 from fastpeer.kernels.choice import Kernels
 
 Logits = Callable[[Tensor], Tensor]
+AtLogits = Callable[[Tensor], Tensor]
+"""Makes the gradient at the logits, times the victim's scale, out of the logits."""
 Context = Callable[[], AbstractContextManager[object]]
 
 
@@ -20,6 +22,8 @@ class Victim(Protocol):
 
     input_dtype: torch.dtype | None
     """What the first layer converts images to; None: it takes them as they are."""
+    scale: float
+    """Factor of every gradient, which keeps small ones of a float16 backward pass from vanishing."""
 
     def refresh(self) -> None:
         """Take up the weights that the network has now."""
@@ -28,14 +32,14 @@ class Victim(Protocol):
         """Map images (B, 3, H, W) to logits (B, C), without a gradient."""
 
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
-        """Gradient of Σ KL(target ‖ softmax(logits)) at the images, up to a positive factor.
+        """Gradient of scale · Σ KL(target ‖ softmax(logits)) at the images.
 
         The target is (B, C) probabilities, or int64 labels (B,).
         """
 
 
 class LiveVictim:
-    """A network as it is, through autograd; put it into eval mode first (`evaluating`).
+    """A network as it is, through autograd; put it into the mode it is to be attacked in first.
 
     Args:
         network: logits of images.
@@ -68,12 +72,17 @@ class LiveVictim:
             return self.network(images)
 
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
-        """Run it forward and back; no loss is computed, and weights get no gradient."""
+        """Run it forward and back; no loss is computed."""
+        return self.gradient_from(
+            images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
+        )
+
+    def gradient_from(self, images: Tensor, at_logits: AtLogits) -> Tensor:
+        """Run it forward and back; weights get no gradient."""
         leaf = images.detach().requires_grad_()
         with torch.enable_grad(), self.context():
             logits = self.network(leaf)
-        at_logits = self.kernels.attack_gradient(logits.detach(), target, self.scale)
-        return torch.autograd.grad(logits, leaf, at_logits)[0]
+        return torch.autograd.grad(logits, leaf, at_logits(logits.detach()))[0]
 
 
 class FoldedVictim(LiveVictim):
@@ -118,11 +127,16 @@ class ChainVictim:
 
     @torch.no_grad()
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
+        """Run it forward and back; no loss is computed."""
+        return self.gradient_from(
+            images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
+        )
+
+    @torch.no_grad()
+    def gradient_from(self, images: Tensor, at_logits: AtLogits) -> Tensor:
         """Run it forward and back."""
         with self._own_precision(images):
-            return self.chain.input_gradient(
-                images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
-            )
+            return self.chain.input_gradient(images, at_logits)
 
     def _own_precision(self, images: Tensor) -> AbstractContextManager[object]:
         """Switch autocast off: each layer has its dtype, and the first one's is not to be lowered."""

@@ -2,17 +2,18 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fastpeer.arguments import TrainArguments, parse
+from fastpeer.arguments import TrainArguments, parse, take_value, without_section
 from fastpeer.commands.summary import print_summary
-from fastpeer.config import Config
+from fastpeer.config import Config, TeacherConfig
 from fastpeer.errors import Interrupted, UserError
-from fastpeer.recipe import DEFAULT_RECIPE, differences, load_recipe
+from fastpeer.methods import loss_settings, method_names
+from fastpeer.recipe import DEFAULT_RECIPE, differences, load_recipe, recipe_of_method
 from fastpeer.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from fastpeer.engine.trainer import Trainer
 
 PROG = "fastpeer train"
-CHANGEABLE = ("train.epochs", "train.max_steps", "log.", "engine.", "data.residency")
+CHANGEABLE = (
+    "train.epochs", "train.max_steps", "log.", "engine.", "data.residency", "teacher.weights",
+    "natural_teacher.weights",
+)  # fmt: skip
 """Settings that a run may be resumed with other values of."""
 
 
@@ -30,13 +34,49 @@ def train_command(words: Sequence[str]) -> None:
     Raises:
         UserError: whatever the user can mend.
     """
-    given = parse(TrainArguments, words, PROG)
-    run = RunFolder(given.out or Path("runs") / _run_name(given.recipe or DEFAULT_RECIPE))
-    console = Console(quiet=given.quiet)
+    method, words = take_value(words, "--method")
+    given = _without_settings(words)
     recipe = given.recipe or DEFAULT_RECIPE
-    base = _resumed_base(run, given, console) if given.resume else load_recipe(recipe)
+    name = _run_name(recipe, method)
+    run = RunFolder(given.out or Path("runs") / name)
+    console = Console(quiet=given.quiet)
+    base = _resumed_base(run, given, console) if given.resume else _base(recipe, method)
+    if given.resume and method not in (None, base.method):
+        raise UserError(f"--resume: method was {base.method} in this run and cannot become {method}")
     arguments = parse(TrainArguments, words, PROG, default=replace(TrainArguments(), config=base))
-    _train(arguments, run, console)
+    _train(_with_teachers(arguments), run, console)
+
+
+def _without_settings(words: Sequence[str]) -> TrainArguments:
+    """Read what comes before the recipe's settings; which of them the method has is not known yet."""
+    switches = [
+        entry.name.replace("_", "-")
+        for name in method_names()
+        for entry in fields(loss_settings(name))
+        if entry.type in (bool, "bool")
+    ]
+    words = [word for word in without_section(words, "loss", switches) if word not in ("-h", "--help")]
+    return parse(TrainArguments, words, PROG, default=TrainArguments())
+
+
+def _base(recipe: str, method: str | None) -> Config:
+    return load_recipe(recipe) if method is None else recipe_of_method(recipe, method)
+
+
+def _with_teachers(arguments: TrainArguments) -> TrainArguments:
+    """Put the teachers' paths into the settings, whole, so that the run finds them from anywhere."""
+    config = arguments.config
+    config = replace(
+        config,
+        teacher=_found(config.teacher, arguments.teacher),
+        natural_teacher=_found(config.natural_teacher, arguments.natural_teacher),
+    )
+    return replace(arguments, config=config)
+
+
+def _found(settings: TeacherConfig, given: Path | None) -> TeacherConfig:
+    path = str(given) if given is not None else settings.weights
+    return replace(settings, weights=str(Path(path).expanduser().absolute()) if path else "")
 
 
 def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
@@ -72,13 +112,17 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
         _refuse_other_settings(config, run.read_config())
     else:
         run.refuse_unless_free(arguments.force)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+
     # FFCV compiles for seconds before anything moves.
     with console.status("reading and checking the data"):
         dataset = open_dataset(_data_folder(arguments, run, config))
         initial = {"student": arguments.init_student, "peer": arguments.init_peer}
-        parts = build_parts(config, dataset, device, initial, console.print)
+        parts = build_parts(config, dataset, device, initial, say)
     if arguments.resume:
-        _refuse_other_data(run, describe(parts))
+        _refuse_other_files(run, describe(parts))
     else:
         run.create(config, describe(parts), arguments.force)
     return config, parts
@@ -124,17 +168,21 @@ def _refuse_other_settings(config: Config, saved: Config) -> None:
             )
 
 
-def _refuse_other_data(run: RunFolder, facts: dict[str, Any]) -> None:
-    if run.read_facts()["data"]["train_sha256"] != facts["data"]["train_sha256"]:
+def _refuse_other_files(run: RunFolder, facts: dict[str, Any]) -> None:
+    former = run.read_facts()
+    for role, teacher in facts["teachers"].items():
+        if former.get("teachers", {}).get(role, {}).get("sha256") != teacher["sha256"]:
+            raise UserError(f"--resume: {teacher['file']} is not the {role.replace('_', ' ')} of {run.path}")
+    if former["data"]["train_sha256"] != facts["data"]["train_sha256"]:
         raise UserError(f"--resume: {facts['data']['folder']} is not the data that {run.path} was trained on")
 
 
-def _run_name(recipe: str) -> str:
-    """Return a recipe's name, or for the config.toml of a run that run's name with -again."""
+def _run_name(recipe: str, method: str | None) -> str:
+    """Return a recipe's name, or for the config.toml of a run that run's name with -again; and the method."""
     path = Path(recipe)
-    if path.is_file() and RunFolder(path.parent).exists:
-        return f"{path.absolute().parent.name}-again"
-    return path.stem
+    again = path.is_file() and RunFolder(path.parent).exists
+    name = f"{path.absolute().parent.name}-again" if again else path.stem
+    return name if method is None or name.endswith(f"-{method}") else f"{name}-{method}"
 
 
 def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> Path:
@@ -152,12 +200,13 @@ def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> P
 def _opening(trainer: "Trainer") -> Iterator[str]:
     """Say what is trained on what, and what will be measured."""
     config, parts = trainer.config, trainer.parts
-    networks = ", ".join(f"{name} {getattr(config.model, name)}" for name in reversed(parts.method.trained))
+    trained = sorted(parts.method.trained, key=lambda name: name != "student")
+    networks = ", ".join(f"{name} {getattr(config.model, name)}" for name in trained)
     height, width = parts.dataset.size
     yield (
         f"{trainer.run.path}: {config.method}, {networks}, {parts.dataset.name} ({parts.classes} classes,"
         f" {height}x{width}), {config.precision} on {parts.device}, seed {config.seed}"
     )
     peer = "; the peer's on the student's examples" if "peer" in parts.networks else ""
-    yield from trainer.step.plan.describe()
+    yield from trainer.step.describe()
     yield f"at each epoch's end: {trainer.selection.describe()}{peer}"

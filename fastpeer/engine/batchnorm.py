@@ -13,32 +13,62 @@ class CountedBatchNorm(_BatchNorm):
     """Trains on a batch made of equal parts, each with statistics of its own.
 
     Attributes:
-        counts: for each part, in order, how many passes over it the running statistics are to have seen:
-            r ← (1 − m)·r + m·a, repeated with the same a, equals one update with momentum
-            1 − (1 − m)^count.
+        updates: numbers of the parts in the order in which the running statistics are to have seen them,
+            each as often as it stands here.
     """
 
-    counts: tuple[int, ...] = (1,)
+    transparent_in_eval = True
+    updates: tuple[int, ...] = (0,)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, ...)."""
         if not self.training:
             return super().forward(input)
-        parts = [
-            self._normalised(part, count)
-            for part, count in zip(input.chunk(len(self.counts)), self.counts, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _normalised(self, part: Tensor, count: int) -> Tensor:
         if self.momentum is None:
             raise ValueError("BatchNorm with cumulative statistics (momentum=None) cannot count passes")
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(count)
-        momentum = self.momentum if count == 1 else 1 - (1 - self.momentum) ** count
-        return F.batch_norm(
-            part, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
-        )
+            self.num_batches_tracked.add_(len(self.updates))
+        count = 1 + max(self.updates)
+        # The way back through chunk copies, also where there is nothing to split.
+        parts = input.chunk(count) if count > 1 else (input,)
+        in_order = list(self.updates) == sorted(self.updates)
+        normalised = self._in_order(parts) if in_order else self._in_any_order(parts)
+        return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
+
+    def _in_order(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
+        """Move the statistics while normalising: r ← (1 − m)·r + m·a, n times, is once with 1 − (1 − m)ⁿ."""
+        normalised = []
+        for number, part in enumerate(parts):
+            count = self.updates.count(number)
+            momentum = self._step if count == 1 else 1 - (1 - self._step) ** count
+            normalised.append(self._normalised(part, self.running_mean, self.running_var, momentum))
+        return normalised
+
+    def _in_any_order(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
+        """Measure each part's statistics by themselves, then move the running ones."""
+        measured = [[None if one is None else torch.zeros_like(one) for one in self._running] for _ in parts]
+        pairs = zip(parts, measured, strict=True)
+        normalised = [self._normalised(part, mean, variance, 1.0) for part, (mean, variance) in pairs]
+        for number in self.updates:
+            for running, own in zip(self._running, measured[number], strict=True):
+                if running is not None and own is not None:
+                    # As batch_norm itself does it: a pass before may have these saved, and not use them.
+                    running.data.lerp_(own, self._step)
+        return normalised
+
+    def _normalised(
+        self, part: Tensor, mean: Tensor | None, variance: Tensor | None, momentum: float
+    ) -> Tensor:
+        return F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps)
+
+    @property
+    def _running(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.running_mean, self.running_var
+
+    @property
+    def _step(self) -> float:
+        assert self.momentum is not None  # forward saw to that
+        return self.momentum
 
 
 class CountedBatchNorm1d(CountedBatchNorm, nn.BatchNorm1d):
@@ -53,30 +83,31 @@ class CountedBatchNorm3d(CountedBatchNorm, nn.BatchNorm3d):
     """For (B, C, D, H, W)."""
 
 
-def let_count(network: nn.Module) -> None:
+def let_count(network: nn.Module) -> bool:
     """Make all BatchNorm layers of a network counted ones, in place; their weights and names stay.
 
-    Raises:
-        ValueError: it has layers of a class derived from PyTorch's.
+    Returns:
+        Whether all can count: not those of a class derived from PyTorch's, whose forward is unknown, nor
+        those with cumulative statistics; nothing is changed then.
     """
     counted = {
         nn.BatchNorm1d: CountedBatchNorm1d,
         nn.BatchNorm2d: CountedBatchNorm2d,
         nn.BatchNorm3d: CountedBatchNorm3d,
     }
+    norms = [norm for norm in batchnorms(network) if not isinstance(norm, CountedBatchNorm)]
+    if any(type(norm) not in counted or norm.momentum is None for norm in norms):
+        return False
+    for norm in norms:
+        norm.__class__ = counted[type(norm)]
+    return True
+
+
+def set_updates(network: nn.Module, updates: tuple[int, ...]) -> None:
+    """Say of which parts the network's next batches are made, and in which order they are seen."""
     for norm in batchnorms(network):
         if isinstance(norm, CountedBatchNorm):
-            continue
-        if type(norm) not in counted:
-            raise ValueError(f"the network has a {type(norm).__name__}, whose statistics cannot be counted")
-        norm.__class__ = counted[type(norm)]
-
-
-def set_counts(network: nn.Module, counts: tuple[int, ...]) -> None:
-    """Say of which parts the network's next batches are made."""
-    for norm in batchnorms(network):
-        assert isinstance(norm, CountedBatchNorm)  # let_count saw to that
-        norm.counts = counts
+            norm.updates = updates
 
 
 def batchnorms(network: nn.Module) -> list[_BatchNorm]:

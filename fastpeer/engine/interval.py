@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fastpeer.engine.step import StepResult
+from fastpeer.engine.loss import active_terms
+from fastpeer.engine.step import StepResult, TrainingStep
 
 
 class Interval:
@@ -25,6 +26,12 @@ class Interval:
         self._since = 0.0
         self._seen = 0
         self._clear()
+
+    @classmethod
+    def of(cls, step: TrainingStep) -> "Interval":
+        """Return an empty one for what a step's table has."""
+        forwards = [f"{forward.network}_{forward.images}" for forward in step.table.forwards]
+        return cls(list(active_terms(step.method)), forwards, step.device)
 
     def add(self, result: StepResult, images: int) -> None:
         """Take in a step's result."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,17 @@ import torch
 from torch import nn
 
 from fastpeer.config import Config
-from fastpeer.data.beton import BetonLoader
-from fastpeer.data.counter import counter_key
 from fastpeer.data.dataset import PreparedDataset, file_sha256
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import ResidentSource, open_source
+from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, Source, TrainingStream, hold_out, spread
+from fastpeer.engine.networks import build_networks, find_teachers, place_teacher, refuse_unused
 from fastpeer.engine.plan import make_plan
-from fastpeer.engine.precision import NumberFormat, keep_pixels_exact, number_format
+from fastpeer.engine.precision import NumberFormat, number_format
+from fastpeer.engine.teachers import Teacher, check_accuracy
 from fastpeer.errors import UserError
-from fastpeer.methods import Method, build_method
-from fastpeer.models import build_model
-from fastpeer.models.weights import load_weights
+from fastpeer.methods import Method
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,9 @@ class Parts:
 
     method: Method
     networks: dict[str, nn.Module]
+    """Those that are trained."""
+    teachers: dict[str, tuple[Teacher, nn.Module]]
+    """Those that are not, by their role in the method's table."""
     training: TrainingStream
     selection: EvaluationStream
     number_format: NumberFormat
@@ -46,6 +47,11 @@ class Parts:
     def classes(self) -> int:
         """How many the data set has."""
         return len(self.dataset.classes)
+
+    @property
+    def all_networks(self) -> dict[str, nn.Module]:
+        """Trained ones and teachers."""
+        return {**self.networks, **{role: network for role, (_, network) in self.teachers.items()}}
 
 
 def build_parts(
@@ -71,53 +77,19 @@ def build_parts(
     numbers.allow_tf32()
     # Shapes stay the same, so that cuDNN's search for its fastest algorithms is made once.
     torch.backends.cudnn.benchmark = True
-    method = build_method(config)
-    unused = [name for name, file in initial.items() if file is not None and name not in method.trained]
-    if unused:
-        raise UserError(f"--init-{unused[0]}: the method {config.method} has no {unused[0]}")
+    method = config.table
+    refuse_unused(config, method, initial)
+    dataset = dataset.seen_at(config.data.size)
+    # What may be wrong with them shows before the images are opened, which takes longer.
+    teachers = find_teachers(config, method)
     training, selection = _streams(config, dataset, device, numbers, say)
-    networks = build_networks(config, method, len(dataset.classes), device, initial)
+    classes = len(dataset.classes)
+    networks = build_networks(config, method, classes, device, initial, dataset.size)
+    taught = {one.role: (one, place_teacher(one, config, classes, dataset.size, device)) for one in teachers}
+    for teacher, network in taught.values():
+        check_accuracy(teacher, network, selection, classes, say)
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
-    return Parts(method, networks, training, selection, numbers, device, dataset, files)
-
-
-def build_networks(
-    config: Config,
-    method: Method,
-    classes: int,
-    device: torch.device,
-    initial: Mapping[str, Path | None] = MappingProxyType({}),
-) -> dict[str, nn.Module]:
-    """Build the networks that a method trains, from the seed or from files, ready for the step.
-
-    Raises:
-        UserError: weights do not fit.
-    """
-    numbers = number_format(config.precision)
-    networks: dict[str, nn.Module] = {}
-    for name in method.trained:
-        network = _network(config, name, initial.get(name), classes)
-        networks[name] = placed(network, device, numbers.weights)
-        if numbers.autocast is not None:
-            keep_pixels_exact(networks[name])
-    return networks
-
-
-def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Move a network to where and as what it computes, channels-last."""
-    # torch's annotations do not know the memory_format of Module.to.
-    return network.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _network(config: Config, name: str, weights: Path | None, classes: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(counter_key(config.seed, f"initial {name}") >> 1)
-        network = build_model(getattr(config.model, name), classes)
-    if weights is not None:
-        # In double, so that weights of any precision arrive as they are.
-        network.double()
-        load_weights(network, weights)
-    return network
+    return Parts(method, networks, taught, training, selection, numbers, device, dataset, files)
 
 
 def _streams(
@@ -127,12 +99,13 @@ def _streams(
     numbers: NumberFormat,
     say: Callable[[str], None],
 ) -> tuple[TrainingStream, EvaluationStream]:
+    read = partial(open_split, dataset, crop_scale=config.data.crop_scale)
     opened = partial(
         open_source, size=dataset.size, device=device, residency=config.data.residency,
         # Of the step's own plan, which says there what cannot be had.
         gather=make_plan(config.engine, device, config.precision).formulas().crop_and_flip, say=say,
     )  # fmt: skip
-    source = opened(BetonLoader(dataset.beton("train"), config.train.batch_size))
+    source = opened(read("train", config.train.batch_size))
     used, held_out = np.arange(len(source.labels)), None
     if config.selection.split == "val":
         used, held_out = hold_out(source.labels, config.selection.fraction)
@@ -146,7 +119,7 @@ def _streams(
             " lower --train.batch_size"
         )
     if held_out is None:
-        source = opened(BetonLoader(dataset.beton("test"), config.selection.batch_size))
+        source = opened(read("test", config.selection.batch_size))
         held_out = np.arange(len(source.labels))
     else:
         source = _in_other_batches(source, config.selection.batch_size)
@@ -159,7 +132,7 @@ def _in_other_batches(source: Source, batch_size: int) -> Source:
     if isinstance(source, ResidentSource):
         return replace(source, batch_size=batch_size)
     assert isinstance(source, HostSource)
-    return HostSource(BetonLoader(source.loader.path, batch_size), source.device)
+    return HostSource(source.loader.in_batches_of(batch_size), source.device)
 
 
 def describe(parts: Parts) -> dict[str, Any]:
@@ -173,6 +146,16 @@ def describe(parts: Parts) -> dict[str, Any]:
             "size": list(parts.dataset.size),
             "train_sha256": parts.dataset.splits["train"]["sha256"],
             "test_sha256": parts.dataset.splits["test"]["sha256"],
+        },
+        "teachers": {
+            role: {
+                "file": str(one.weights),
+                "sha256": one.sha256,
+                "network": one.network,
+                "mean": list(one.mean),
+                "std": list(one.std),
+            }
+            for role, (one, _) in parts.teachers.items()
         },
         "initial": {name: {"file": str(file), "sha256": sha} for name, (file, sha) in parts.initial.items()},
         "device": device,

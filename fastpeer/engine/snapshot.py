@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 
 def keep_state(
-    networks: Iterable[nn.Module], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> Callable[[], None]:
-    """Copy weights, buffers, momentum, loss scale and CUDA's random state; gradients are dropped.
+    networks: Iterable[nn.Module], others: Iterable[Tensor], optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Callable[[], None]:  # fmt: skip
+    """Copy weights, buffers, other tensors, momentum, loss scale and CUDA's random state; drop gradients.
 
     Returns:
         Brings all of it back, into the same memory, as often as it is called.
     """
-    tensors = [*_tensors(networks), *_momenta(optimizer)]
+    tensors = [*_tensors(networks), *others, *_momenta(optimizer)]
     copies = [one.detach().clone() for one in tensors]
     scale = scaler.state_dict()
     random = torch.cuda.get_rng_state() if torch.cuda.is_available() else None

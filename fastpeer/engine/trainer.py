@@ -21,7 +21,7 @@ from fastpeer.engine.parts import Parts
 from fastpeer.engine.progress import Reporter
 from fastpeer.engine.selection import Selection
 from fastpeer.engine.step import StepResult, TrainingStep
-from fastpeer.errors import UserError, one_line
+from fastpeer.errors import UserError, brief, one_line
 from fastpeer.runfolder import RunFolder
 
 
@@ -54,12 +54,12 @@ class Trainer:
         self.reporter = reporter
         self.stop = stop
         self.position = Position()
-        self.step = TrainingStep(config, parts.method, parts.networks, reporter.message)
-        attacked = parts.method.attack is not None
-        self.selection = Selection(config, parts.selection, self.step.preparation, attacked, stop.check)
+        self.step = TrainingStep(config, parts.method.at(0), parts.all_networks, reporter.message)
+        self.selection = Selection(
+            config, parts.selection, self.step.preparation, parts.method.seeks_robustness, stop.check
+        )
         self.average = AveragedStudent(parts.networks["student"]) if config.swa_start is not None else None
-        forwards = [f"{forward.network}_{forward.images}" for forward in parts.method.forwards]
-        self.interval = Interval(list(parts.method.terms), forwards, parts.device)
+        self.interval = Interval.of(self.step)
         self.summary: dict[str, dict[str, Any]] = {}
         self._log_length = 0
 
@@ -111,6 +111,9 @@ class Trainer:
             self.average.count = state["swa_count"]
             self.average.measured = state["swa_measured"]
         self.position = Position(**state["position"])
+        # At an epoch's start, of the one before: sums and weights are of its table.
+        self._take_table(max(0, self.position.epoch - (self.position.in_epoch == 0)))
+        self.step.balance.load_state(state["balance"])
         self.interval.load_state(state["interval"])
         self.summary = state["summary"]
         self._log_length = state["log_length"]
@@ -129,7 +132,15 @@ class Trainer:
     def _at_limit(self) -> bool:
         return 0 < self.config.train.max_steps <= self.position.step
 
+    def _take_table(self, epoch: int) -> None:
+        """Go on by the table of an epoch, where the method has another one from then on."""
+        method = self.parts.method.at(epoch)
+        if method is not self.step.method:
+            self.step.use(method)
+            self.interval = Interval.of(self.step)
+
     def _run_epoch(self) -> None:
+        self._take_table(self.position.epoch)
         self.step.set_learning_rate(learning_rate(self.config, self.position.epoch))
         self._run_steps()
         if self.position.in_epoch == self._steps_per_epoch:
@@ -159,11 +170,20 @@ class Trainer:
             return self.step(batch, self.position.step)
         except torch.OutOfMemoryError:
             pass  # What the step allocated is free only once the exception is gone.
-        except ValueError as error:
-            if not self.step.plan.kernels:
-                raise
-            raise UserError(f"{one_line(error)}; --engine.kernels off does without Triton") from None
+        except (ValueError, RuntimeError) as error:
+            if reason := self._reason(error):
+                raise UserError(reason) from None
+            raise
         raise UserError(out_of_memory(self.step, batch))
+
+    def _reason(self, error: Exception) -> str:
+        """Say what of a step's error the user can mend; nothing, if it is another one."""
+        if isinstance(error, ValueError) and self.step.plan.kernels:
+            return f"{one_line(error)}; --engine.kernels off does without Triton"
+        if self.step.differentiates_twice and "is not implemented" in str(error):
+            method, student = self.config.method, self.config.model.student
+            return f"{method} differentiates the student twice, and {student} cannot be ({brief(error)})"
+        return ""
 
     def _at_log_line(self) -> bool:
         at_end = self.position.in_epoch == self._steps_per_epoch
@@ -268,6 +288,7 @@ class Trainer:
             "position": asdict(self.position),
             "optimizer": self.step.optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
+            "balance": self.step.balance.state,
             "swa_count": 0 if self.average is None else self.average.count,
             "swa_measured": self.average is not None and self.average.measured,
             "interval": self.interval.state(),

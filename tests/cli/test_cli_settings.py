@@ -73,13 +73,15 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(fastpeer, tmp_pa
         run,
     ).succeeded()
     config = tomllib.loads((run / "config.toml").read_text("utf-8"))
-    assert config["attack"] == {"epsilon": "4/255", "step_size": "1/255", "steps": 1, "start_std": 0.001}
+    attack = {"epsilon": "4/255", "step_size": "1/255", "steps": 1, "start_std": 0.001}
+    unchanged = {"start": "method", "clamp_start": "method", "batchnorm": "method"}
+    assert config["attack"] == attack | unchanged
     data = {"dataset": "photos", "augment": False, "shuffle": True, "drop_last": True, "residency": "auto"}
-    assert config["data"] == data
+    assert config["data"] == data | {"size": 0, "crop_scale": [0.08, 1.0]}
     assert config["optim"]["milestones"] == [1]
     assert config["optim"]["lr"] == 0.1
     assert config["precision"] == "fp64"
-    assert config["model"] == {"student": "resnet8", "peer": "resnet8"}
+    assert config["model"] == {"student": "resnet8", "peer": "resnet8", "mean": [], "std": []}
 
 
 def test_a_run_is_repeated_from_its_config(fastpeer, tmp_path: Path) -> None:

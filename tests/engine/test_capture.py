@@ -5,12 +5,11 @@ import copy
 import pytest
 import torch
 
-from fastpeer.config import Config, EngineConfig
+from fastpeer.config import AttackConfig, Config, EngineConfig
 from fastpeer.data.stream import Batch
 from fastpeer.engine.capture import WARM_UP, Captured
 from fastpeer.engine.snapshot import keep_state
 from fastpeer.engine.step import TrainingStep
-from fastpeer.methods import build_method
 from fastpeer.models import build_model
 
 
@@ -129,13 +128,21 @@ def batches():
         yield Batch(images, torch.randint(0, 5, (size,), generator=random))
 
 
-def run(capture):
-    config = Config(engine=EngineConfig(merge="on"))
+def make(method):
+    """Build a step of a method, at the last of its tables."""
+    config = Config(method=method, engine=EngineConfig(merge="on"), attack=AttackConfig(steps=2))
+    table = config.table.at(1000)
     networks = {}
-    for seed, role in enumerate(("student", "peer")):
+    for seed, role in enumerate((*table.trained, *table.frozen)):
         torch.manual_seed(seed)
         networks[role] = build_model("resnet8", 5)
-    step = TrainingStep(config, build_method(config), networks, pytest.fail)
+        if role in table.frozen:
+            networks[role].eval().requires_grad_(False)
+    return networks, TrainingStep(config, table, networks, pytest.fail)
+
+
+def run(method, capture):
+    networks, step = make(method)
     if capture:
         step._program = Captured(step.run, Rerunner(), step.keep, pytest.fail)
     results = []
@@ -145,15 +152,41 @@ def run(capture):
     return networks, step, results
 
 
-def test_a_captured_step_trains_as_an_uncaptured_one():
-    networks, step, results = run(capture=False)
-    others, other_step, other_results = run(capture=True)
+@pytest.mark.parametrize("method", ["peeraid", "mtard", "cat", "iad", "kdiga", "adaad"])
+def test_a_captured_step_trains_as_an_uncaptured_one(method):
+    networks, step, results = run(method, capture=False)
+    others, other_step, other_results = run(method, capture=True)
     for role in networks:
         torch.testing.assert_close(networks[role].state_dict(), others[role].state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(results, other_results, rtol=0, atol=0)
+    torch.testing.assert_close(step.balance.state, other_step.balance.state, rtol=0, atol=0)
+    assert ("weight" in step.balance.state) == (method == "mtard")
     momenta = [one["momentum_buffer"] for one in step.optimizer.state.values()]
     other_momenta = [one["momentum_buffer"] for one in other_step.optimizer.state.values()]
     torch.testing.assert_close(momenta, other_momenta, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["mtard", "cat", "peeraid"])
+def test_a_step_that_is_taken_back_is_done_again_to_the_same_end(method):
+    networks, step = make(method)
+    first, second, *_ = batches()
+    tensors = dict(step.balance.state)
+    for number, batch in enumerate((first, second)):
+        begun = copy.deepcopy(step.balance.state)
+        restore = step.keep()
+        ends = []
+        for _ in range(2):
+            result = copy.deepcopy(tuple(step(batch, number)))
+            weights = copy.deepcopy([network.state_dict() for network in networks.values()])
+            ends.append((result, weights, copy.deepcopy(step.balance.state)))
+            restore()
+            torch.testing.assert_close(step.balance.state, begun, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(*ends, rtol=0, atol=0)
+        step(batch, number)
+    assert all(step.balance.state[name] is one for name, one in tensors.items())
+    if method == "mtard":
+        assert step.balance.state["weight"] != 0.5
+        assert step.balance.state["first"].isfinite().all()
 
 
 def test_state_comes_back_into_the_same_memory():
@@ -166,11 +199,14 @@ def test_state_comes_back_into_the_same_memory():
     scaler.scale(torch.ones(()))
     tensors = network.state_dict(keep_vars=True)
     before = copy.deepcopy((network.state_dict(), optimizer.state_dict(), scaler.state_dict()))
-    restore = keep_state([network], optimizer, scaler)
+    other = torch.full((2,), torch.nan)
+    restore = keep_state([network], [other], optimizer, scaler)
+    other.fill_(1.0)
     network(torch.rand(2, 3, 8, 8)).sum().backward()
     optimizer.step()
     scaler.update(4.0)
     restore()
     after = (network.state_dict(), optimizer.state_dict(), scaler.state_dict())
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert other.isnan().all()
     assert all(network.state_dict(keep_vars=True)[name] is one for name, one in tensors.items())

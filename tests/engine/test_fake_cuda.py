@@ -9,7 +9,7 @@ from fastpeer.config import AttackConfig, Config, EngineConfig
 from fastpeer.data.stream import Batch
 from fastpeer.engine.precision import keep_pixels_exact
 from fastpeer.engine.step import TrainingStep
-from fastpeer.methods import build_method
+from fastpeer.methods import loss_settings, method_names
 from fastpeer.models import build_model
 from tests.engine.fake_cuda import NoWaiting, build, fake_cuda, to_fake_cuda
 
@@ -39,22 +39,28 @@ def _fake(library):
         yield
 
 
-def step_on(name, engine, precision, spoil=None):
-    config = Config(attack=AttackConfig(steps=2), engine=engine, precision=precision)
+def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss=None):
+    own = loss_settings(method)(**(loss or {}))
+    config = Config(method=method, attack=AttackConfig(steps=2), engine=engine, precision=precision, loss=own)
+    table = config.table.at(epoch)
     networks = {}
-    for role in ("student", "peer"):
+    for role in (*table.trained, *table.frozen):
         networks[role] = to_fake_cuda(build_model(name, CLASSES))
         if precision == "bf16":
             keep_pixels_exact(networks[role])
+        if role in table.frozen:
+            networks[role].eval().requires_grad_(False)
     if spoil:
         networks["student"].register_forward_hook(spoil)
-    step = TrainingStep(config, build_method(config), networks, pytest.fail)
+    step = TrainingStep(config, table, networks, pytest.fail)
     images = torch.empty(4, 3, 32, 32, device="cuda", memory_format=torch.channels_last)
     batch = Batch(images, torch.empty(4, dtype=torch.int64, device="cuda"))
     with NoWaiting():
         result = step(batch, 0)
-    for network in networks.values():
-        assert all(weight.grad.device == weight.device for weight in network.parameters())
+    for role, network in networks.items():
+        grads = [weight.grad for weight in network.parameters()]
+        trained = role in table.trained
+        assert all(grad.device.type == "cuda" if trained else grad is None for grad in grads)
     return result
 
 
@@ -82,6 +88,32 @@ def test_every_engine_and_precision_can_be_traced(name, precision, engine):
 )
 def test_every_model_can_be_traced(name):
     step_on(name, ENGINES["all"], "bf16")
+
+
+METHODS = {
+    **{name: (name, 0, {}) for name in method_names() if name != "peeraid"},
+    "iad, late": ("iad", 100, {}),
+    "iad-ii, late": ("iad-ii", 100, {}),
+    "kdiga, adversarial": ("kdiga", 0, {"adversarial": True}),
+    "adaad, both terms": ("adaad", 0, {"alpha": 0.7}),
+}
+
+
+@pytest.mark.usefixtures("_fake")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", METHODS)
+def test_every_method_can_be_traced(case, precision):
+    method, epoch, loss = METHODS[case]
+    result = step_on("resnet8", ENGINES["all"], precision, method=method, epoch=epoch, loss=loss)
+    assert {one.device.type for one in result} == {"cuda"}
+
+
+@pytest.mark.usefixtures("_fake")
+@pytest.mark.parametrize("case", ["adaad, both terms", "mtard", "kdiga", "iad, late", "cat"])
+def test_every_kind_of_method_can_be_traced_in_fp16_and_without_the_fast_parts(case):
+    method, epoch, loss = METHODS[case]
+    for engine, precision in (("all", "fp16"), ("none", "fp32")):
+        step_on("resnet8", ENGINES[engine], precision, method=method, epoch=epoch, loss=loss)
 
 
 SPOILS = {

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastpeer.config import AttackConfig, Config, EngineConfig, LossConfig, OptimConfig
+from fastpeer.config import AttackConfig, Config, EngineConfig, OptimConfig
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
 from fastpeer.engine.step import TrainingStep
 from fastpeer.kernels.counter_bits import mixed, signed
 from fastpeer.kernels.gaussian_start import gaussian_start
-from fastpeer.methods import build_method
+from fastpeer.methods.peeraid import Loss
 from fastpeer.models import build_model
 from tests.literal_peeraid import LiteralSettings, training_step
 
@@ -24,7 +24,7 @@ CASES = {
 
 
 def config_for(literal, **changes):
-    loss = LossConfig(
+    loss = Loss(
         temperature=literal.temperature,
         peer_temperature=literal.peer_temperature,
         lambda1=literal.lambda1,
@@ -77,7 +77,7 @@ def literal_run(pair, literal, data, std=0.0):
 
 def engine_run(pair, config, data, std=0.0):
     config = replace(config, attack=AttackConfig(start_std=std))
-    step = TrainingStep(config, build_method(config), pair, pytest.fail)
+    step = TrainingStep(config, config.table, pair, pytest.fail)
     for number, (images, labels) in enumerate(data):
         step(Batch(images.to(memory_format=torch.channels_last), labels), number)
 

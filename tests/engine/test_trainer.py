@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import fastpeer.engine.parts
 from fastpeer.config import (
     AttackConfig,
     Config,
@@ -17,9 +16,10 @@ from fastpeer.config import (
     OptimConfig,
     SelectionConfig,
     SwaConfig,
+    TeacherConfig,
     TrainConfig,
 )
-from fastpeer.data.beton import BetonLoader
+from fastpeer.data import beton
 from fastpeer.data.dataset import open_dataset
 from fastpeer.engine.checkpoint import load_state
 from fastpeer.engine.interrupt import Stopped, StopWish
@@ -27,6 +27,11 @@ from fastpeer.engine.parts import build_parts
 from fastpeer.engine.progress import Reporter
 from fastpeer.engine.trainer import Trainer, learning_rate
 from fastpeer.errors import UserError
+from fastpeer.methods.cat import Loss as CatLoss
+from fastpeer.methods.iad import Loss as IadLoss
+from fastpeer.methods.mtard import Loss as MtardLoss
+from fastpeer.models import build_model
+from fastpeer.models.weights import save_weights
 from fastpeer.runfolder import RunFolder
 from tests.literal_peeraid import LiteralSettings
 from tests.literal_peeraid import learning_rate as literal_learning_rate
@@ -42,6 +47,9 @@ CONFIG = Config(
     log=LogConfig(every=2, tensorboard=False),
 )
 CPU = torch.device("cpu")
+MOVING = replace(CONFIG, method="mtard", loss=MtardLoss(rate=0.5))
+CHANGING = replace(CONFIG, method="iad", loss=IadLoss(begin=1))
+SWAPPING = replace(CONFIG, method="cat", loss=CatLoss())
 ALL_CHECKS = 2 * (5 + 5 + 4 * 2)
 """Places at which a run asks whether to stop: steps, averaging, and each network's two evaluations."""
 
@@ -63,15 +71,34 @@ class StopAt(StopWish):
 def shared_loaders():
     """FFCV compiles anew for each loader."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastpeer.engine.parts, "BetonLoader", functools.cache(BetonLoader))
+        patch.setattr(beton, "_ffcv_loader", functools.cache(beton._ffcv_loader))
         yield
 
 
 @pytest.fixture(scope="module")
-def trainer_for(small_dataset):
+def with_teachers(tmp_path_factory):
+    """Name teachers to methods that have some."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed, role in enumerate(("teacher", "natural_teacher")):
+        torch.manual_seed(seed)
+        save_weights(build_model("resnet8", 5), folder / f"{role}.safetensors")
+
+    def name(config):
+        found = {role: TeacherConfig(weights=f"{folder / role}.safetensors") for role in config.table.frozen}
+        return replace(config, **found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        # They know nothing, which would be refused.
+        patch.setattr("fastpeer.engine.parts.check_accuracy", lambda *words: None)
+        yield name
+
+
+@pytest.fixture(scope="module")
+def trainer_for(small_dataset, with_teachers):
     dataset = open_dataset(small_dataset)
 
     def build(folder, config=CONFIG, stop=None):
+        config = with_teachers(config)
         run = RunFolder(folder)
         goes_on = run.exists
         if not goes_on:
@@ -142,6 +169,40 @@ def test_run_resumed_after_a_wish_to_stop_is_bit_exact(trainer_for, uninterrupte
         trainer_for(tmp_path / "run", stop=StopAt(check)).train()
     trainer_for(tmp_path / "run").train()
     assert_same_run(tmp_path / "run", uninterrupted(CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [(MOVING, 1), (MOVING, 5), (MOVING, 7), (CHANGING, 3), (CHANGING, 5), (CHANGING, 6), (SWAPPING, 7)],
+)
+def test_run_of_a_method_with_a_state_of_its_own_resumes_bit_exactly(
+    trainer_for, uninterrupted, tmp_path, config, steps
+):
+    config = replace(config, log=LogConfig(every=1, tensorboard=False))
+    trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
+    trainer_for(tmp_path / "run", config).train()
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+@pytest.mark.parametrize("check", [5, 6, 9, 10, 12])
+@pytest.mark.parametrize("config", [MOVING, CHANGING], ids=["mtard", "iad"])
+def test_such_a_run_resumes_bit_exactly_after_a_wish_to_stop_too(
+    trainer_for, uninterrupted, tmp_path, config, check
+):
+    with pytest.raises(Stopped):
+        trainer_for(tmp_path / "run", config, StopAt(check)).train()
+    trainer_for(tmp_path / "run", config).train()
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+def test_those_states_are_worth_keeping(uninterrupted):
+    """Otherwise the tests above say nothing."""
+    state = load_state(uninterrupted(MOVING) / "checkpoints/last")["balance"]
+    assert abs(state["weight"].item() - 0.5) > 1e-3
+    assert state["first"].isfinite().all()
+    terms = [list(record["losses"]) for record in metrics(uninterrupted(CHANGING)) if "losses" in record]
+    assert terms[0] == ["student_kl_teacher"]
+    assert terms[-1] == ["student_kl_teacher", "student_kl_clean"]
 
 
 def test_run_asks_as_often_as_these_tests_think(trainer_for, tmp_path):

@@ -1,0 +1,93 @@
+"""The attacks of a method's table, on the networks of a run."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fastpeer.attack.pgd import evaluating, pgd
+from fastpeer.attack.prepare import Preparation
+from fastpeer.attack.victim import Victim
+from fastpeer.config import AttackConfig
+from fastpeer.kernels.choice import Kernels
+from fastpeer.methods.table import Attack, Forward
+
+Predict = Callable[[Forward, Tensor], Tensor]
+"""Returns the logits (B, C) of a forward's network on clean images (B, 3, H, W), in eval mode."""
+
+
+def overruled(attack: Attack, settings: AttackConfig) -> Attack:
+    """Return an attack with what the settings say in place of the table."""
+    if settings.start != "method":
+        attack = replace(attack, start=settings.start)
+    if settings.clamp_start != "method":
+        attack = replace(attack, clamped=settings.clamp_start == "on")
+    if settings.batchnorm != "method":
+        attack = replace(attack, batchnorm=settings.batchnorm)
+    return attack
+
+
+class Adversary:
+    """Makes the examples of one attack.
+
+    Args:
+        attack: row of the table, overruled already.
+        images: name of the examples it makes.
+        networks: of the run.
+        settings: radius, steps and noise.
+        preparation: how networks are attacked.
+    """
+
+    def __init__(
+        self, attack: Attack, images: str, networks: Mapping[str, nn.Module], settings: AttackConfig,
+        preparation: Preparation,
+    ) -> None:  # fmt: skip
+        self.attack = attack
+        self.settings = settings
+        self.kernels: Kernels = preparation.kernels
+        self._network = networks[attack.victim]
+        self._moves = isinstance(attack.away_from, Forward) and attack.away_from.images == images
+        self.victim = self._victim(networks, preparation)
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, key: Tensor, predict: Predict, nan_count: Tensor | None = None
+    ) -> Tensor:
+        """Return adversarial images (B, 3, H, W).
+
+        Args:
+            images: clean, in [0, 1].
+            labels: int64 (B,).
+            key: of the noise, int64 ().
+            predict: for the target; what it knows of the victim is up to date.
+            nan_count: see `pgd`.
+        """
+        in_eval = self.attack.batchnorm == "eval"
+        with evaluating(self._network) if in_eval else nullcontext():
+            return pgd(
+                self.victim, images, self._target(images, labels, predict), self._start(images, key),
+                epsilon=self.settings.epsilon, step_size=self.settings.step_size, steps=self.settings.steps,
+                kernels=self.kernels, nan_count=nan_count,
+            )  # fmt: skip
+
+    def _victim(self, networks: Mapping[str, nn.Module], preparation: Preparation) -> Victim:
+        name, live = self.attack.victim, self.attack.batchnorm == "train"
+        if self._moves and isinstance(self.attack.away_from, Forward):
+            return preparation.moving(self._network, networks[self.attack.away_from.network], name, live)
+        return preparation.live(self._network) if live else preparation.victim(self._network, name)
+
+    def _target(self, images: Tensor, labels: Tensor, predict: Predict) -> Tensor:
+        if self._moves or not isinstance(self.attack.away_from, Forward):
+            return labels
+        return torch.softmax(predict(self.attack.away_from, images).to(images.dtype), dim=1)
+
+    def _start(self, images: Tensor, key: Tensor) -> Tensor:
+        start, clamp = self.attack.start, self.attack.clamped
+        if start == "uniform":
+            drawn: Tensor = self.kernels.uniform_start(images, self.settings.epsilon, key, clamp=clamp)
+            return drawn
+        if start == "gaussian" and self.settings.start_std > 0:
+            drawn = self.kernels.gaussian_start(images, self.settings.start_std, key, clamp=clamp)
+            return drawn
+        return images
