@@ -17,11 +17,10 @@ from torch.nn import functional as F
 from fast import every_part, obstacle
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
-from fastpeer.engine.parts import placed
+from fastpeer.engine.networks import placed
 from fastpeer.engine.precision import keep_pixels_exact, number_format
 from fastpeer.engine.step import TrainingStep
 from fastpeer.errors import UserError, one_line
-from fastpeer.methods import build_method
 from harness.arguments import Common
 from harness.flags import Flags
 from harness.plot import Panel, bar_plot
@@ -152,14 +151,11 @@ class Attacks:
             for network in networks.values():
                 keep_pixels_exact(network)
         said: list[str] = []
-        return TrainingStep(config, build_method(config), networks, said.append), said
+        return TrainingStep(config, config.table, networks, said.append), said
 
     def _attacked(self, step: TrainingStep, batch: Batch) -> Tensor:
-        attack = step.method.attack
-        if attack is None:
-            raise UserError("--recipe: its method has no attack")
         images = batch.images.to(step.format.weights)
-        return step.adversarial(images, attack).float()
+        return step.adversarial(images, batch.labels)["adversarial"].float()
 
     @torch.no_grad()
     def _judged(self, images: Tensor, batch: Batch) -> Outcome:

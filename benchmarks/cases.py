@@ -1,7 +1,8 @@
-"""What is trained in a comparison: a network, a data shape, a batch size, and images to feed it with."""
+"""What is trained in a comparison: method, network, data shape, batch size, and images to feed it with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -9,10 +10,13 @@ from torch import Tensor
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision, TrainConfig
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
-from fastpeer.recipe import load_recipe
+from fastpeer.methods import Method, method_names
+from fastpeer.recipe import recipe_of_method
 
 SHAPES = {"cifar10": (32, 10), "cifar100": (32, 100), "tiny": (64, 200)}
 """Side of an image in pixels, and classes, by data set."""
+FORMS: Mapping[str, tuple[str, dict[str, bool]]] = {"kdiga-ard": ("kdiga", {"adversarial": True})}
+"""Forms of methods that are measured beside them, with the settings that make them."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,19 @@ class Case:
         model: student and peer.
         dataset: whose shape, classes and loss weights are taken; the images are random.
         batch: images in a step.
+        method: what is learnt, or the name of a form of it.
     """
 
     model: str
     dataset: str
     batch: int
+    method: str = "peeraid"
 
     def __post_init__(self) -> None:
         if self.dataset not in SHAPES:
             raise UserError(f"--datasets: there is no {self.dataset}; use {', '.join(SHAPES)}")
+        if self.method not in measured_methods():
+            raise UserError(f"there is no method {self.method}; use {', '.join(measured_methods())}")
 
     @property
     def size(self) -> int:
@@ -39,25 +47,38 @@ class Case:
         return SHAPES[self.dataset][0]
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.size, self.size
+
+    @property
     def classes(self) -> int:
         """How many there are."""
         return SHAPES[self.dataset][1]
 
     @property
+    def shapes(self) -> str:
+        """Say what is trained, but for the method."""
+        return f"{self.model}, {self.dataset} ({self.size}×{self.size}), batch {self.batch}"
+
+    @property
     def title(self) -> str:
         """Return a heading."""
-        return f"{self.model}, {self.dataset} ({self.size}×{self.size}), batch {self.batch}"
+        return f"{self.method}, {self.shapes}"
 
     @property
     def labels(self) -> dict[str, str | int | float | bool | None]:
         """Return what a record carries."""
-        return {"model": self.model, "dataset": self.dataset, "batch": self.batch}
+        shapes = {"model": self.model, "dataset": self.dataset, "batch": self.batch}
+        return {**shapes, "method": self.method}
 
     def config(self, precision: Precision, engine: EngineConfig | None = None) -> Config:
-        """Return the released settings of the data set, with this model."""
-        recipe = load_recipe(f"{self.dataset}-resnet18")
+        """Return the method's settings for the data set, with this model."""
+        method, form = FORMS.get(self.method, (self.method, {}))
+        recipe = recipe_of_method(f"{self.dataset}-resnet18", method)
         return replace(
             recipe,
+            loss=replace(recipe.loss, **form),
             model=ModelConfig(student=self.model, peer=self.model),
             train=TrainConfig(batch_size=self.batch),
             precision=precision,
@@ -65,9 +86,30 @@ class Case:
         )
 
 
-def cases(models: Sequence[str], datasets: Sequence[str], batches: Sequence[int]) -> list[Case]:
+def cases(
+    models: Sequence[str],
+    datasets: Sequence[str],
+    batches: Sequence[int],
+    methods: Sequence[str] = (Config.method,),
+) -> list[Case]:
     """Return all combinations."""
-    return [Case(model, dataset, batch) for dataset in datasets for model in models for batch in batches]
+    combinations = product(datasets, models, batches, methods)
+    return [Case(model, dataset, batch, method) for dataset, model, batch, method in combinations]
+
+
+def measured_methods() -> list[str]:
+    """Return all methods, and the forms of them."""
+    return sorted([*method_names(), *FORMS])
+
+
+def last_epoch(config: Config) -> int:
+    """Return the epoch that is measured: by then, a method that changes its table has done so."""
+    return config.train.epochs - 1
+
+
+def measured_table(config: Config) -> Method:
+    """Return the table that most epochs go by."""
+    return config.table.at(last_epoch(config))
 
 
 def random_batches(

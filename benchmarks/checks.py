@@ -17,13 +17,12 @@ from fast import every_part
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision, TrainConfig
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
-from fastpeer.engine.parts import build_networks
+from fastpeer.engine.networks import build_networks
 from fastpeer.engine.precision import number_format
 from fastpeer.engine.step import TrainingStep
 from fastpeer.errors import one_line
 from fastpeer.kernels.counter_bits import mixed, signed
 from fastpeer.kernels.gaussian_start import gaussian_start
-from fastpeer.methods import build_method
 from harness.arguments import Common
 from harness.flags import Flags
 from harness.program import start
@@ -181,7 +180,7 @@ class Trial:
         return Config(precision=precision, engine=engine, model=model, train=TrainConfig())
 
     def _initial(self, config: Config) -> dict[str, nn.Module]:
-        return build_networks(config, build_method(config), 10, self.device)
+        return build_networks(config, config.table, 10, self.device)
 
     def _fast(
         self, config: Config, steps: int = 0, stop_after: int = 0
@@ -191,7 +190,7 @@ class Trial:
         with Flags.current().applied():
             number_format(config.precision).allow_tf32()
             networks = self._initial(config)
-            step = TrainingStep(config, build_method(config), networks, said.append)
+            step = TrainingStep(config, config.table, networks, said.append)
             for number, batch in enumerate(self.batches[: steps or self.steps]):
                 if stop_after and number >= stop_after:
                     step.set_learning_rate(0.0)

@@ -5,14 +5,15 @@ from itertools import count, cycle
 from typing import Literal
 
 import torch
+from torch import nn
 
-from cases import Case, random_batches
-from fastpeer.config import EngineConfig, Precision, Switch
-from fastpeer.engine.parts import build_networks
-from fastpeer.engine.precision import number_format
+from cases import Case, measured_table, random_batches
+from fastpeer.config import Config, EngineConfig, Precision, Switch
+from fastpeer.engine.networks import build_networks, placed
+from fastpeer.engine.precision import keep_pixels_exact, number_format
 from fastpeer.engine.step import TrainingStep
-from fastpeer.methods import build_method
 from harness.flags import Flags
+from teachers import random_teachers
 from variants import Build, Built
 
 
@@ -30,10 +31,9 @@ def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Bui
         Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=False).set()
         number_format(precision).allow_tf32()
         config = case.config(precision, engine)
-        method = build_method(config)
-        networks = build_networks(config, method, case.classes, device)
         said: list[str] = []
-        step = TrainingStep(config, method, networks, said.append)
+        networks = _networks(case, config, device)
+        step = TrainingStep(config, measured_table(config), networks, said.append)
         batches, numbers = cycle(random_batches(case, device, torch.channels_last)), count()
 
         def run(steps: int) -> None:
@@ -47,6 +47,17 @@ def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Bui
         )
 
     return build
+
+
+def _networks(case: Case, config: Config, device: torch.device) -> dict[str, nn.Module]:
+    """Build the networks that are trained, and the teachers in the same format."""
+    networks = build_networks(config, config.table, case.classes, device, size=case.sides)
+    numbers = number_format(config.precision)
+    for role, teacher in random_teachers(case, device).items():
+        networks[role] = placed(teacher, device, numbers.weights)
+        if numbers.autocast is not None:
+            keep_pixels_exact(networks[role])
+    return networks
 
 
 def every_part(switch: Literal["on", "off"], *but: str) -> EngineConfig:

@@ -16,6 +16,7 @@ def headline(report: dict[str, Any] | None, ended: Ended) -> str:
     scripts = {
         "throughput": _fastest,
         "ablation": _fastest,
+        "methods": _methods,
         "checks": _checks,
         "kernels": _kernels,
         "timeline": _timeline,
@@ -41,6 +42,12 @@ def _fastest(report: dict[str, Any]) -> str:
     gains = [one for one in _of(report, "times the first") if one["name"] == best["name"]]
     gain = f", {short(gains[0]['value'])} × the first" if gains else ""
     return f"{best['name']}: {short(best['value'])} images/s{gain}"
+
+
+def _methods(report: dict[str, Any]) -> str:
+    gains = [one for one in _of(report, "times the first") if one["name"].startswith("fastpeer")]
+    found = (f"{one['labels']['method']} {short(one['value'])} × in {one['name']}" for one in gains)
+    return ", ".join(found) or "nothing measured"
 
 
 def _checks(report: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ the student runs on the adversarial images twice, four numbers of each step are 
 network has an SGD of its own. tests/literal_peeraid.py is its oracle for the mathematics.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastpeer.config import AttackConfig, Config, LossConfig, OptimConfig
+from cases import Case
+from fastpeer.config import AttackConfig, Config, OptimConfig
+from fastpeer.errors import UserError
+from fastpeer.methods.peeraid import Loss
 from fastpeer.models import build_model
 
 Casting = Callable[[], AbstractContextManager[object]]
@@ -48,6 +51,7 @@ class LiteralStep:
         self, config: Config, student: nn.Module, peer: nn.Module, autocast: torch.dtype | None = None
     ) -> None:
         self.config = config
+        self.loss = peeraid_loss(config)
         self.student, self.peer = student, peer
         self.device = next(student.parameters()).device
         self.autocast = autocast
@@ -87,7 +91,7 @@ class LiteralStep:
         return literal_attack(self.student, peer_logits, images, self.config.attack, self._casting, noise)
 
     def _peer_loss(self, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.config.loss
+        loss = self.loss
         logits = self.peer(adversarial)
         target = self.student(adversarial)
         value = self.criterion(logits, labels) * loss.gamma1
@@ -100,7 +104,7 @@ class LiteralStep:
         logits = self.student(adversarial)
         correct = int(logits.max(1)[1].eq(labels).sum().item())
         natural = self.student(images)
-        return literal_student_loss(logits, fixed, natural, labels, self.config.loss), correct
+        return literal_student_loss(logits, fixed, natural, labels, self.loss), correct
 
     def _descend(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -110,6 +114,17 @@ class LiteralStep:
 
     def _casting(self) -> AbstractContextManager[object]:
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+
+
+def peeraid_loss(config: Config) -> Loss:
+    """Return the settings of PeerAiD's loss.
+
+    Raises:
+        UserError: they are another method's.
+    """
+    if not isinstance(config.loss, Loss):
+        raise UserError(f"the released step is PeerAiD's, not that of {config.method}")
+    return config.loss
 
 
 def literal_attack(
@@ -138,9 +153,7 @@ def literal_attack(
     return adversarial
 
 
-def literal_student_loss(
-    logits: Tensor, peer: Tensor, natural: Tensor, labels: Tensor, loss: LossConfig
-) -> Tensor:
+def literal_student_loss(logits: Tensor, peer: Tensor, natural: Tensor, labels: Tensor, loss: Loss) -> Tensor:
     """Evaluate the student's loss as released, a scalar, from three logits (B, C)."""
     return (
         F.cross_entropy(logits, labels) * loss.lambda1
@@ -164,13 +177,14 @@ def released_sgd(network: nn.Module, optim: OptimConfig) -> torch.optim.SGD:
 
 
 def literal_networks(
-    config: Config, classes: int, device: torch.device, memory_format: torch.memory_format
-) -> Mapping[str, nn.Module]:
-    """Build student and peer in float32, with weights that are a function of the seed."""
+    case: Case, device: torch.device, memory_format: torch.memory_format
+) -> dict[str, nn.Module]:
+    """Build the trained networks in float32, with weights that are a function of the seed."""
+    config = case.config("fp32")
     networks = {}
-    for number, name in enumerate(("student", "peer")):
+    for number, name in enumerate(sorted(config.table.trained, reverse=True)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + number)
-            network = build_model(getattr(config.model, name), classes)
+            network = build_model(getattr(config.model, name), case.classes, case.sides)
         networks[name] = network.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
     return networks

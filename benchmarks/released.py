@@ -27,7 +27,7 @@ from fastpeer.config import Config
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError, one_line
 from harness.timing import Run
-from literal import released_sgd
+from literal import peeraid_loss, released_sgd
 
 DATASETS = {"tiny": "tinyimagenet"}
 
@@ -107,7 +107,7 @@ class Loop:
 
 def released_arguments(config: Config) -> Namespace:
     """Return the settings under the names of the released command line."""
-    loss = config.loss
+    loss = peeraid_loss(config)
     return Namespace(
         temperature=loss.temperature,
         re_kd_temperature=loss.peer_temperature,

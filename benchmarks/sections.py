@@ -41,7 +41,8 @@ def cuda_sections(data: Path | None, reference: Path | None) -> list[Section]:
     """Return the sections for a GPU, the most important first; in all they may take longer than there is."""
     theirs = ("--reference", str(reference.absolute())) if reference else ()
     ours = ("--data", str(data.absolute())) if data else ()
-    return [*_checking(), *_main_case(theirs), *_pieces(), *_other_cases(theirs), *_quality(ours, data)]
+    important = [*_checking(), *_main_case(theirs), _methods()]
+    return [*important, *_pieces(), *_other_cases(theirs), *_quality(ours, data)]
 
 
 def _checking() -> list[Section]:
@@ -66,6 +67,12 @@ def _main_case(theirs: tuple[str, ...]) -> list[Section]:
         # On top of a CUDA graph the parts show what they bring to the device, not to the host.
         Section("ablation-graphed", ("ablation.py", *graphed, "--budget", "120", "--rounds", "10"), 150),
     ]
+
+
+def _methods() -> Section:
+    """One method of each make: an attack on the student alone, one in train mode, one through the teacher."""
+    few = ("--rounds", "6", "--budget", "60")
+    return Section("methods", ("methods.py", "--methods", "rslad", "ard", "adaad", *few), 210)
 
 
 def _pieces() -> list[Section]:
@@ -110,6 +117,7 @@ def short_sections(device: torch.device) -> list[Section]:
         Section("checks", ("checks.py", *SHORT_CHECKS, *on), 30),
         Section("tests", tests, 30),
         Section("throughput", ("throughput.py", *case, *off, *brief), 30),
+        Section("methods", ("methods.py", "--methods", "rslad", "kdiga-ard", *case, *off, *brief), 30),
         Section("ablation", ("ablation.py", *case, "--parts", "fold", "chain", "merge", "graph", *brief), 30),
         Section("timeline", ("timeline.py", *case, "--steps", "1", "--no-others", *off, *brief), 30),
         Section("primitives", ("primitives.py", *SHORT_PRIMITIVES, *brief), 30),

@@ -8,10 +8,9 @@ from torch import nn
 
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision
 from fastpeer.data.stream import Batch
-from fastpeer.engine.parts import build_networks
+from fastpeer.engine.networks import build_networks
 from fastpeer.engine.precision import number_format
 from fastpeer.engine.step import TrainingStep
-from fastpeer.methods import build_method
 from fastpeer.recipe import load_recipe
 from images import Images, training_batches
 from literal import LiteralStep
@@ -51,7 +50,7 @@ def train_fast(
 ) -> tuple[Networks, list[str]]:
     """Train with fastpeer's step; return the networks and what the engine said."""
     number_format(config.precision).allow_tf32()
-    method = build_method(config)
+    method = config.table
     networks = build_networks(config, method, images.classes, device)
     said: list[str] = []
     step = TrainingStep(config, method, networks, said.append)
@@ -64,7 +63,7 @@ def train_fast(
 
 def train_literally(short: Short, config: Config, images: Images, device: torch.device) -> Networks:
     """Train with the released step in float32, from the same weights and over the same batches."""
-    networks = build_networks(replace(config, precision="fp32"), build_method(config), images.classes, device)
+    networks = build_networks(replace(config, precision="fp32"), config.table, images.classes, device)
     for network in networks.values():
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     step = LiteralStep(config, networks["student"], networks["peer"])

@@ -17,7 +17,7 @@ from harness.memory import Memory, MemoryMeter
 from harness.plot import Panel
 from harness.record import Record, Report, counted, record
 from harness.timing import Plan, Rounds, Run, alternate, paired_ratios
-from literal import LiteralStep, literal_networks
+from literal_methods import literal_step
 from released import ReleasedCode
 
 GIBIBYTE = 1 << 30
@@ -69,9 +69,7 @@ def _literal(
     case: Case, device: torch.device, layout: torch.memory_format, autocast: torch.dtype | None
 ) -> Built:
     released_flags().set()
-    config = case.config("fp32")
-    networks = literal_networks(config, case.classes, device, layout)
-    step = LiteralStep(config, networks["student"], networks["peer"], autocast)
+    step = literal_step(case, device, layout, autocast)
     batches = cycle(random_batches(case, device, layout))
 
     def run(steps: int) -> None:

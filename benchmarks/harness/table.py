@@ -17,7 +17,7 @@ def show(*what: Table | str) -> None:
     if not console.is_terminal:
         console = Console(width=WIDTH)
     for one in what:
-        console.print(one, highlight=False, soft_wrap=isinstance(one, str))
+        console.print(one, highlight=False, markup=False, soft_wrap=isinstance(one, str))
 
 
 def spread(one: Record) -> str:

@@ -32,7 +32,7 @@ def optimizer(network, settings):
 @pytest.mark.parametrize("dataset", SETTINGS)
 def test_the_literal_step_is_the_released_one(dataset):
     case, settings = Case("resnet8", dataset, 4), SETTINGS[dataset]
-    networks = literal_networks(case.config("fp32"), case.classes, CPU, torch.contiguous_format)
+    networks = literal_networks(case, CPU, torch.contiguous_format)
     pair = [networks[name].double() for name in ("student", "peer")]
     theirs = copy.deepcopy(pair)
     step = LiteralStep(case.config("fp32"), *pair)
@@ -51,7 +51,7 @@ def test_the_literal_step_is_the_released_one(dataset):
 
 def test_the_literal_step_reads_four_numbers_and_draws_its_noise_on_the_host(monkeypatch):
     case = Case("resnet8", "cifar10", 2)
-    networks = literal_networks(case.config("fp32"), 10, CPU, torch.contiguous_format)
+    networks = literal_networks(case, CPU, torch.contiguous_format)
     reads, draws = [], []
     item, randn = torch.Tensor.item, torch.randn
     monkeypatch.setattr(torch.Tensor, "item", lambda self: reads.append(1) or item(self))
@@ -64,7 +64,7 @@ def test_the_literal_step_reads_four_numbers_and_draws_its_noise_on_the_host(mon
 
 def test_autocast_trains_too():
     case = Case("resnet8", "cifar10", 2)
-    networks = literal_networks(case.config("fp32"), 10, CPU, torch.channels_last)
+    networks = literal_networks(case, CPU, torch.channels_last)
     (batch,) = random_batches(case, CPU, torch.channels_last, count=1)
     before = copy.deepcopy(networks["student"].linear.weight)
     step = LiteralStep(case.config("fp32"), networks["student"], networks["peer"], torch.bfloat16)
