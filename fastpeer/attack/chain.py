@@ -174,7 +174,9 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
         return _pool(node)
     if node.target is torch.flatten and _kind_of_source(node, modules) is nn.AdaptiveAvgPool2d:
         return nn.Identity
-    raise NotAChain(f"there is no rule for {node.format_node() or node.target}")
+    layer = modules.get(str(node.target))
+    what = type(layer).__name__ if layer is not None else getattr(node.target, "__name__", str(node.target))
+    raise NotAChain(f"there is no rule for {what} ({node.name.removeprefix('network_')})")
 
 
 def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

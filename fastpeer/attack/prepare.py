@@ -70,7 +70,7 @@ class Preparation:
         try:
             return FoldedNetwork(network, self.dtype, self.kernels.fold)
         except NotFoldable as reason:
-            self.say(f"engine.fold: the {name} is attacked unfolded: {reason}")
+            self.say(f"engine.fold: the {name} is run unfolded: {reason}")
             return None
 
     def _chain(self, folded: FoldedNetwork, name: str) -> ChainVictim | None:
@@ -80,7 +80,7 @@ class Preparation:
         try:
             chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.compile, self.say))
         except NotAChain as reason:
-            self.say(f"engine.chain: the {name} is attacked through autograd: {reason}")
+            self.say(f"engine.chain: the {name} is run through autograd: {reason}")
             return None
         return ChainVictim(folded, chain, self.kernels, self._scale)
 

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from fastpeer.errors import UserError
 from fastpeer.methods.table import LossSettings, Method
+from fastpeer.methods.table.mistakes import mistakes
 from fastpeer.own_code import import_own, told
 
 
@@ -37,7 +38,8 @@ def build_table(name: str, loss: LossSettings) -> Method:
     """Fill in a method's table.
 
     Raises:
-        UserError: there is no such method, the settings are another method's, or it makes no table.
+        UserError: there is no such method, the settings are another method's, or its table is none, or
+            cannot be carried out.
     """
     if not isinstance(loss, loss_settings(name)):
         raise UserError(f"the settings in [loss] are not those of the method {name}")
@@ -48,6 +50,8 @@ def build_table(name: str, loss: LossSettings) -> Method:
         raise UserError(f"the table of the method {name} cannot be filled in ({told(error)})") from None
     if not isinstance(made, Method):
         raise UserError(f"the method {name} has no function table(loss) that returns a Method")
+    for mistake in mistakes(made):
+        raise UserError(f"the table of the method {name} cannot be carried out: {mistake}")
     return made
 
 

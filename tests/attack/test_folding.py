@@ -199,7 +199,7 @@ def test_a_network_that_cannot_be_folded_is_attacked_as_it_is(kind, images, targ
     victim = prepare(said).victim(network, "student")
     assert type(victim) is LiveVictim
     assert len(said) == 1
-    assert said[0].startswith("engine.fold: the student is attacked unfolded:")
+    assert said[0].startswith("engine.fold: the student is run unfolded:")
     expected = LiveVictim(network, KERNELS).input_gradient(images, target)
     assert torch.equal(victim.input_gradient(images, target), expected)
 

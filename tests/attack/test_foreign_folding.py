@@ -92,7 +92,7 @@ def test_networks_of_timm_that_cannot_be_traced_are_attacked_as_they_are(name):
     )
     assert type(victim) is LiveVictim
     assert len(said) == 1
-    assert said[0].startswith("engine.fold: the student is attacked unfolded: torch.fx cannot trace it")
+    assert said[0].startswith("engine.fold: the student is run unfolded: torch.fx cannot trace it")
 
 
 class Activated(nn.BatchNorm2d):

@@ -1,7 +1,10 @@
 """A table that could not be carried out is refused when it is filled in, by what is wrong with it."""
 
+from dataclasses import replace
+
 import pytest
 
+from fastpeer.methods import build_table, default_loss, method_names
 from fastpeer.methods.table import (
     LABELS,
     Attack,
@@ -10,8 +13,10 @@ from fastpeer.methods.table import (
     Divergence,
     Forward,
     InputGradientDistance,
+    Later,
     Method,
 )
+from fastpeer.methods.table.mistakes import mistakes
 
 CLEAN, ADVERSARIAL = Forward("student", "clean"), Forward("student", "adversarial")
 TEACHER = Forward("teacher", "clean")
@@ -47,9 +52,16 @@ MISTAKES = {
 
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistake_is_named(words):
-    with pytest.raises(ValueError, match=words):
-        Method(**{"trained": ("student",), "forwards": (CLEAN,), "terms": ENTROPY, **MISTAKES[words]})
+    table = Method(**{"trained": ("student",), "forwards": (CLEAN,), "terms": ENTROPY, **MISTAKES[words]})
+    assert words in next(mistakes(table))
+    right = Method(trained=("student",), forwards=(CLEAN,), terms=ENTROPY)
+    assert list(mistakes(replace(right, later=Later(1, table)))) == list(mistakes(table))
 
 
 def test_a_table_without_a_mistake_is_none():
-    assert Method(trained=("student",), forwards=(CLEAN,), terms=ENTROPY).frozen == ()
+    assert not list(mistakes(Method(trained=("student",), forwards=(CLEAN,), terms=ENTROPY)))
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_no_shipped_table_has_one(name):
+    assert not list(mistakes(build_table(name, default_loss(name))))

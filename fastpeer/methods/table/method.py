@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 
 from fastpeer.methods.table.attacks import Attack
 from fastpeer.methods.table.forwards import Forward, Network
-from fastpeer.methods.table.mistakes import mistakes
 from fastpeer.methods.table.terms import Balance, InputGradientDistance, Term, forwards_of
 
 
@@ -49,10 +48,6 @@ class Method:
     afterwards: tuple[Forward, ...] = ()
     balance: Balance | None = None
     later: "Later | None" = None
-
-    def __post_init__(self) -> None:
-        for mistake in mistakes(self):
-            raise ValueError(mistake)
 
     @property
     def frozen(self) -> tuple[Network, ...]:
