@@ -6,13 +6,12 @@ Runs the commands that a user would type, and reads what they leave in the runs'
 """
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
-from fastpeer.config import Config
+from fastpeer.config import format_fraction
 from fastpeer.errors import UserError
 from fastpeer.evaluation.results import Result, read_results
 from fastpeer.methods import build_table, loss_settings, method_names
@@ -124,7 +123,6 @@ def variants(arguments: Arguments) -> list[Variant]:
 def follow(variant: Variant, arguments: Arguments, epochs: int, report: Report) -> None:
     """Train and evaluate, unless that was done before, and record the accuracies."""
     run = arguments.out / variant.name
-    began = time.perf_counter()
     try:
         if not (run / "results.json").exists():
             command(training(variant, arguments, epochs), arguments)
@@ -132,11 +130,9 @@ def follow(variant: Variant, arguments: Arguments, epochs: int, report: Report) 
     except UserError as error:
         report.miss(variant.name, str(error), method=variant.method)
         return
-    seconds = time.perf_counter() - began
     labels = {"method": variant.method, "epochs": epochs}
     for result in latest(read_results(run / "results.json")):
         report.add(counted(variant.name, result.accuracy, ATTACKS[result.attack], **labels))
-    report.add(counted(variant.name, seconds, "s", **labels))
 
 
 def training(variant: Variant, arguments: Arguments, epochs: int) -> list[str]:
@@ -186,26 +182,19 @@ def latest(results: list[Result]) -> list[Result]:
 
 def table_of(report: Report) -> Table:
     """Return all trainings, by what they withstand."""
-    table = Table("method", "epochs", *ATTACKS.values(), "seconds", title=title(report))
+    table = Table("method", "epochs", *ATTACKS.values(), title=title(report))
     names = list(dict.fromkeys(one.name for one in report.records))
     values = {(one.name, one.unit): one for one in report.records}
     for name in names:
-        figures = [f"{values[name, unit].value:.2f}" for unit in ATTACKS.values()]
-        seconds = values[name, "s"]
-        table.add_row(name, str(seconds.labels["epochs"]), *figures, f"{seconds.value:.0f}")
+        found = [values[name, unit] for unit in ATTACKS.values()]
+        table.add_row(name, str(found[0].labels["epochs"]), *(f"{one.value:.2f}" for one in found))
     return table
 
 
 def title(report: Report) -> str:
-    """Say what was trained on what."""
-    settings = report.settings
-    epsilon = round(255 * attack_of_all().attack.epsilon)
-    return f"{settings['model']}, {settings['data']}, last epoch, epsilon {epsilon}/255"
-
-
-def attack_of_all() -> Config:
-    """Return the recipe that the short ones are like."""
-    return load_recipe("cifar10-resnet18")
+    """Say what was trained on what; the recipe that the short ones are like has the attack."""
+    epsilon = format_fraction(load_recipe("cifar10-resnet18").attack.epsilon)
+    return f"{report.settings['model']}, {report.settings['data']}, last epoch, epsilon {epsilon}"
 
 
 if __name__ == "__main__":
