@@ -174,10 +174,12 @@ def without_section(words: Sequence[str], section: str, switches: Sequence[str])
     for word in rest:
         if not word.startswith(f"--{section}."):
             left.append(word)
-        elif _hyphens(word).rpartition(".")[2].removeprefix("no-") not in switches:
+        else:
+            switch = _hyphens(word).rpartition(".")[2].removeprefix("no-") in switches
             value = next(rest, "")
-            # Without a value it is an error, which is found when all settings are read.
-            left += [value] if value.startswith("--") else []
+            belongs = value.lower() in ("true", "false") if switch else not value.startswith("--")
+            # What is wrong with the settings shows when all of them are read.
+            left += [] if belongs or not value else [value]
     return left
 
 

@@ -133,12 +133,12 @@ class AttackConfig:
     start: Literal["method", "gaussian", "uniform", "none"] = "method"
     """The noise the attack starts from; none starts at the image itself."""
     start_std: float = 0.001
-    """Standard deviation of Gaussian noise."""
+    """Standard deviation of Gaussian noise; 0: none."""
     clamp_start: Literal["method", "on", "off"] = "method"
     """Bring the start back to [0, 1] before the first gradient."""
     batchnorm: Literal["method", "eval", "train"] = "method"
     """Mode of the attacked network. In train mode its running statistics move with each step of the attack,
-    and it can be neither folded nor compiled."""
+    which can be neither folded nor compiled then."""
 
     def __post_init__(self) -> None:
         _at_least(0, self, "epsilon", "step_size", "steps", "start_std")
@@ -278,9 +278,8 @@ class Config:
     """Everything needed to run a training again."""
 
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "peeraid"
-    """What is learnt: natural, pgd-at, trades, ard, akd2, rslad, iad, iad-ii, cat, adaad, mtard, kdiga or
-    peeraid, or package.module of a method of your own. With a shipped recipe, the recipe of that method is
-    taken, where there is one."""
+    """What is learnt, such as natural, trades, rslad or peeraid (docs/methods.md has all), or package.module
+    of a method of your own. With a shipped recipe, that of this method is taken, where there is one."""
     seed: int = 0
     """Of the initial weights, the order, the augmentation and the attack's noise."""
     precision: Precision = "fp32"
@@ -344,9 +343,3 @@ def _at_least(low: float, config: Any, *names: str) -> None:
     for name in names:
         if not low <= getattr(config, name) < math.inf:
             raise ValueError(f"{name} needs {low} or more, not {getattr(config, name)}")
-
-
-def _above(low: float, config: Any, *names: str) -> None:
-    for name in names:
-        if not low < getattr(config, name) < math.inf:
-            raise ValueError(f"{name} needs more than {low}, not {getattr(config, name)}")

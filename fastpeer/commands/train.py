@@ -35,7 +35,7 @@ def train_command(words: Sequence[str]) -> None:
         UserError: whatever the user can mend.
     """
     method, words = take_value(words, "--method")
-    given = _without_settings(words)
+    given = _without_settings(words, method)
     recipe = given.recipe or DEFAULT_RECIPE
     name = _run_name(recipe, method)
     run = RunFolder(given.out or Path("runs") / name)
@@ -47,11 +47,11 @@ def train_command(words: Sequence[str]) -> None:
     _train(_with_teachers(arguments), run, console)
 
 
-def _without_settings(words: Sequence[str]) -> TrainArguments:
-    """Read what comes before the recipe's settings; which of them the method has is not known yet."""
+def _without_settings(words: Sequence[str], method: str | None) -> TrainArguments:
+    """Read what comes before the recipe's settings; which of them the method has may not be known yet."""
     switches = [
         entry.name.replace("_", "-")
-        for name in method_names()
+        for name in (method_names() if method is None else [method])
         for entry in fields(loss_settings(name))
         if entry.type in (bool, "bool")
     ]
@@ -75,6 +75,8 @@ def _with_teachers(arguments: TrainArguments) -> TrainArguments:
 
 
 def _found(settings: TeacherConfig, given: Path | None) -> TeacherConfig:
+    if given == Path():
+        raise UserError("--teacher and --natural-teacher need a path, not an empty word")
     path = str(given) if given is not None else settings.weights
     return replace(settings, weights=str(Path(path).expanduser().absolute()) if path else "")
 
@@ -112,6 +114,7 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
         _refuse_other_settings(config, run.read_config())
     else:
         run.refuse_unless_free(arguments.force)
+        _refuse_own_files(arguments, run)
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
@@ -126,6 +129,18 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     else:
         run.create(config, describe(parts), arguments.force)
     return config, parts
+
+
+def _refuse_own_files(arguments: TrainArguments, run: RunFolder) -> None:
+    """Keep what the run is to begin from or learn from out of the folder that it will clear."""
+    config, folder = arguments.config, run.path.resolve()
+    files = {
+        "--teacher": config.teacher.weights, "--natural-teacher": config.natural_teacher.weights,
+        "--init-student": arguments.init_student, "--init-peer": arguments.init_peer,
+    }  # fmt: skip
+    for flag, file in files.items():
+        if file and Path(file).resolve().is_relative_to(folder):
+            raise UserError(f"{flag} lies in {run.path}, which this run takes over: choose another --out")
 
 
 def _carry_out(trainer: "Trainer") -> None:

@@ -1,7 +1,6 @@
 """The attacks of a method's table, on the networks of a run."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -48,8 +47,10 @@ class Adversary:
         self.settings = settings
         self.kernels: Kernels = preparation.kernels
         self._network = networks[attack.victim]
-        self._moves = isinstance(attack.away_from, Forward) and attack.away_from.images == images
-        self.victim = self._victim(networks, preparation)
+        moving = attack.away_from if attack.moves(images) else None
+        self._target_network = networks[moving.network] if isinstance(moving, Forward) else None
+        self._in_eval = self._networks_in_eval()
+        self.victim = self._victim(preparation)
 
     def __call__(
         self, images: Tensor, labels: Tensor, key: Tensor, predict: Predict, nan_count: Tensor | None = None
@@ -63,22 +64,26 @@ class Adversary:
             predict: for the target; what it knows of the victim is up to date.
             nan_count: see `pgd`.
         """
-        in_eval = self.attack.batchnorm == "eval"
-        with evaluating(self._network) if in_eval else nullcontext():
+        with evaluating(*self._in_eval):
             return pgd(
                 self.victim, images, self._target(images, labels, predict), self._start(images, key),
                 epsilon=self.settings.epsilon, step_size=self.settings.step_size, steps=self.settings.steps,
                 kernels=self.kernels, nan_count=nan_count,
             )  # fmt: skip
 
-    def _victim(self, networks: Mapping[str, nn.Module], preparation: Preparation) -> Victim:
+    def _networks_in_eval(self) -> list[nn.Module]:
+        """Return what is run in eval mode during the attack, whatever mode it is in otherwise."""
+        victim = [self._network] if self.attack.batchnorm == "eval" else []
+        return victim if self._target_network is None else [*victim, self._target_network]
+
+    def _victim(self, preparation: Preparation) -> Victim:
         name, live = self.attack.victim, self.attack.batchnorm == "train"
-        if self._moves and isinstance(self.attack.away_from, Forward):
-            return preparation.moving(self._network, networks[self.attack.away_from.network], name, live)
+        if self._target_network is not None:
+            return preparation.moving(self._network, self._target_network, name, live)
         return preparation.live(self._network) if live else preparation.victim(self._network, name)
 
     def _target(self, images: Tensor, labels: Tensor, predict: Predict) -> Tensor:
-        if self._moves or not isinstance(self.attack.away_from, Forward):
+        if self._target_network is not None or not isinstance(self.attack.away_from, Forward):
             return labels
         return torch.softmax(predict(self.attack.away_from, images).to(images.dtype), dim=1)
 

@@ -25,7 +25,7 @@ class LossBalance:
         self._balance = method.balance
         self._terms = [] if method.balance is None else _divergences(method, method.balance)
         self._ends = [(forwards.index(one.prediction), forwards.index(one.target)) for one in self._terms]
-        # In double, on the host as it were: two numbers, beside logits of whatever precision.
+        # In double: three numbers that add up over a whole training.
         numbers = {"weight": torch.tensor(0.5), "first": torch.full((2,), torch.nan)}
         self.state: dict[str, Tensor] = {}
         self._rate = torch.tensor(0.0, dtype=torch.float64, device=device)
@@ -51,9 +51,9 @@ class LossBalance:
         return dict(zip(self._balance.terms, (1 - weight, weight.clone()), strict=True))
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` was."""
-        for name, one in self.state.items():
-            one.copy_(state[name])
+        """Take up what `state` was, if there was one."""
+        for name, former in state.items():
+            self.state[name].copy_(former)
 
     def _value(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Mean over batch and classes; a factor would cancel."""

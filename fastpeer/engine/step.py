@@ -240,7 +240,7 @@ def _sgd(networks: Sequence[nn.Module], optim: OptimConfig) -> torch.optim.SGD:
     The rate is a tensor, so that a captured step sees it change. Momentum begins at zero, which is what the
     first step would make of it, but is also there when fp16 skips that step.
     """
-    groups = [{"params": list(network.parameters())} for network in networks]
+    groups = [{"params": [one for one in network.parameters() if one.requires_grad]} for network in networks]
     optimizer = torch.optim.SGD(
         groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
     )

@@ -113,7 +113,7 @@ class Trainer:
         self.position = Position(**state["position"])
         # At an epoch's start, of the one before: sums and weights are of its table.
         self._take_table(max(0, self.position.epoch - (self.position.in_epoch == 0)))
-        self.step.balance.load_state(state["balance"])
+        self.step.balance.load_state(state.get("balance", {}))
         self.interval.load_state(state["interval"])
         self.summary = state["summary"]
         self._log_length = state["log_length"]
@@ -178,8 +178,10 @@ class Trainer:
 
     def _reason(self, error: Exception) -> str:
         """Say what of a step's error the user can mend; nothing, if it is another one."""
-        if isinstance(error, ValueError) and self.step.plan.kernels:
+        if str(error).startswith("the fused"):
             return f"{one_line(error)}; --engine.kernels off does without Triton"
+        if "more than 1 value per channel" in str(error):
+            return "BatchNorm cannot train on a batch of one: --data.drop-last or another --train.batch-size"
         if self.step.differentiates_twice and "is not implemented" in str(error):
             method, student = self.config.method, self.config.model.student
             return f"{method} differentiates the student twice, and {student} cannot be ({brief(error)})"

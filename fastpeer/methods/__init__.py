@@ -44,15 +44,18 @@ def build_table(name: str, loss: LossSettings) -> Method:
     if not isinstance(loss, loss_settings(name)):
         raise UserError(f"the settings in [loss] are not those of the method {name}")
     table = getattr(_module(name), "table", None)
-    try:
-        made = table(loss) if callable(table) else None
-    except Exception as error:  # The user's own code may raise anything.
-        raise UserError(f"the table of the method {name} cannot be filled in ({told(error)})") from None
-    if not isinstance(made, Method):
+    if not callable(table):
         raise UserError(f"the method {name} has no function table(loss) that returns a Method")
-    for mistake in mistakes(made):
-        raise UserError(f"the table of the method {name} cannot be carried out: {mistake}")
-    return made
+    try:
+        made = table(loss)
+        returns = isinstance(made, Method)
+        found = list(mistakes(made)) if returns else ["its function table(loss) returns no Method"]
+    except Exception as error:  # The user's own code may raise anything, and hand over anything.
+        raise UserError(f"the table of the method {name} cannot be filled in ({told(error)})") from None
+    if found:
+        raise UserError(f"the table of the method {name} cannot be carried out: {found[0]}")
+    filled: Method = made
+    return filled
 
 
 def default_loss(name: str) -> LossSettings:
@@ -71,7 +74,8 @@ def _module(name: str) -> ModuleType:
     if name in method_names():
         return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     if "." not in name:
-        close = difflib.get_close_matches(name, method_names(), n=3, cutoff=0.4) or method_names()
+        meant = name.lower().replace("_", "-")
+        close = difflib.get_close_matches(meant, method_names(), n=3, cutoff=0.4) or method_names()
         raise UserError(
             f"no method {name!r}; the nearest are {', '.join(close)}; one's own is package.module"
         )

@@ -50,6 +50,8 @@ def test_a_method_has_settings_of_its_own(fastpeer, tmp_path: Path) -> None:
         ("--method ard --teacher original --natural-teacher original", ["--natural-teacher", "ard has no"]),
         ("--method ard --teacher nosuch", ["--teacher", "nosuch"]),
         ("--method ard --teacher original --init-peer x.pth", ["--init-peer", "ard has no peer"]),
+        ("--method ard --teacher=", ["--teacher", "path"]),
+        ("--method trades --loss.target-grad false --loss.beda 1", ["--loss.beda"]),
         ("--method ard --teacher original --data data/cifar10", ["4 classes", "10", "--teacher"]),
     ],
 )
@@ -91,3 +93,14 @@ def test_a_run_teaches_another_and_is_remembered(fastpeer, tmp_path: Path) -> No
     # At the epoch at which the table changes.
     assert weights(resumed) == weights(run)
     fastpeer("train --resume --teacher original --quiet --out", resumed).refused("is not the teacher of")
+
+
+def test_a_run_does_not_delete_what_it_is_to_learn_from(fastpeer, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fastpeer(f"train tiny.toml --method natural {SHORT} --out", run).succeeded()
+    before = weights(run)
+    line = f"train tiny.toml --method rslad --force {SHORT} --out"
+    fastpeer(line, run, "--teacher", run).refused("--teacher lies in", "another --out")
+    fastpeer(f"train tiny.toml --force {SHORT} --out", run, "--init-student",
+             run / "checkpoints/last/student.safetensors").refused("--init-student lies in")  # fmt: skip
+    assert weights(run) == before

@@ -143,7 +143,7 @@ BROKEN = {
     "an instance": (f"{HEAD}Loss = Loss()\n", "has no class Loss derived from LossSettings"),
     "no table": (HEAD, NO_TABLE),
     "no function": (f"{HEAD}table = 3\n", NO_TABLE),
-    "no method": (f"{HEAD}def table(loss): return 3\n", NO_TABLE),
+    "no method": (f"{HEAD}def table(loss): return 3\n", r"table\(loss\) returns no Method"),
 }  # fmt: skip
 
 

@@ -34,3 +34,7 @@ class Attack:
     start: Noise
     clamped: bool = False
     batchnorm: BatchNormMode = "eval"
+
+    def moves(self, images: str) -> bool:
+        """Whether p moves with the attack's own images, which are called so."""
+        return isinstance(self.away_from, Forward) and self.away_from.images == images
