@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from fast import every_part, obstacle
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
-from fastpeer.engine.networks import placed
-from fastpeer.engine.precision import keep_pixels_exact, number_format
+from fastpeer.engine.networks import ready
+from fastpeer.engine.precision import number_format
 from fastpeer.engine.step import TrainingStep
 from fastpeer.errors import UserError, one_line
 from harness.arguments import Common
@@ -142,14 +142,10 @@ class Attacks:
     def _step(self, precision: Precision, engine: EngineConfig, start: int) -> tuple[TrainingStep, list[str]]:
         seed = self.config.seed + start
         config = replace(self.config, seed=seed, precision=precision, engine=engine)
-        numbers = number_format(precision)
         networks = {
-            name: placed(copy.deepcopy(network), self.device, numbers.weights)
+            name: ready(copy.deepcopy(network), config, self.device)
             for name, network in self.networks.items()
         }
-        if numbers.autocast is not None:
-            for network in networks.values():
-                keep_pixels_exact(network)
         said: list[str] = []
         return TrainingStep(config, config.table, networks, said.append), said
 

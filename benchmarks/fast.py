@@ -9,8 +9,8 @@ from torch import nn
 
 from cases import Case, measured_table, random_batches
 from fastpeer.config import Config, EngineConfig, Precision, Switch
-from fastpeer.engine.networks import build_networks, placed
-from fastpeer.engine.precision import keep_pixels_exact, number_format
+from fastpeer.engine.networks import build_networks, ready
+from fastpeer.engine.precision import number_format
 from fastpeer.engine.step import TrainingStep
 from harness.flags import Flags
 from teachers import random_teachers
@@ -52,12 +52,8 @@ def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Bui
 def _networks(case: Case, config: Config, device: torch.device) -> dict[str, nn.Module]:
     """Build the networks that are trained, and the teachers in the same format."""
     networks = build_networks(config, config.table, case.classes, device, size=case.sides)
-    numbers = number_format(config.precision)
-    for role, teacher in random_teachers(case, device).items():
-        networks[role] = placed(teacher, device, numbers.weights)
-        if numbers.autocast is not None:
-            keep_pixels_exact(networks[role])
-    return networks
+    teachers = random_teachers(case, device).items()
+    return networks | {role: ready(teacher, config, device) for role, teacher in teachers}
 
 
 def every_part(switch: Literal["on", "off"], *but: str) -> EngineConfig:

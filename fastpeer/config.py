@@ -325,6 +325,16 @@ class Config:
         return self.optim.milestones[0] if self.optim.milestones else None
 
 
+def teacher_words(role: str) -> str:
+    """Return how people call a teacher: teacher or natural teacher."""
+    return role.replace("_", " ")
+
+
+def teacher_flag(role: str) -> str:
+    """Return the flag that names a teacher's weights; those of its settings begin with it."""
+    return f"--{role.replace('_', '-')}"
+
+
 def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Raise ValueError unless mean and std are both left out, or are one number or three, std positive."""
     if len(mean) != len(std) or len(mean) not in (0, 1, 3):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fastpeer.arguments import TrainArguments, parse, take_value, without_section
 from fastpeer.commands.summary import print_summary
-from fastpeer.config import Config, TeacherConfig
+from fastpeer.config import Config, TeacherConfig, teacher_words
 from fastpeer.errors import Interrupted, UserError
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.recipe import DEFAULT_RECIPE, differences, load_recipe, recipe_of_method
@@ -187,7 +187,7 @@ def _refuse_other_files(run: RunFolder, facts: dict[str, Any]) -> None:
     former = run.read_facts()
     for role, teacher in facts["teachers"].items():
         if former.get("teachers", {}).get(role, {}).get("sha256") != teacher["sha256"]:
-            raise UserError(f"--resume: {teacher['file']} is not the {role.replace('_', ' ')} of {run.path}")
+            raise UserError(f"--resume: {teacher['file']} is not the {teacher_words(role)} of {run.path}")
     if former["data"]["train_sha256"] != facts["data"]["train_sha256"]:
         raise UserError(f"--resume: {facts['data']['folder']} is not the data that {run.path} was trained on")
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from fastpeer.config import Config
+from fastpeer.config import Config, teacher_flag, teacher_words
 from fastpeer.data.counter import counter_key
 from fastpeer.engine.precision import keep_pixels_exact, number_format
 from fastpeer.engine.teachers import Teacher, build_teacher, find_teacher
@@ -28,7 +28,7 @@ def refuse_unused(config: Config, method: Method, initial: Mapping[str, Path | N
     flags = {f"--init-{name}": name for name, file in initial.items() if file and name not in method.trained}
     for role in ("teacher", "natural_teacher"):
         if getattr(config, role).weights and role not in method.frozen:
-            flags[f"--{role.replace('_', '-')}"] = role.replace("_", " ")
+            flags[teacher_flag(role)] = teacher_words(role)
     for flag, name in flags.items():
         raise UserError(f"{flag}: the method {config.method} has no {name}")
 
@@ -49,7 +49,7 @@ def build_networks(
         UserError: weights do not fit.
     """
     fresh = {name: _network(config, name, initial.get(name), classes, size) for name in method.trained}
-    return {name: _ready(network, config, device) for name, network in fresh.items()}
+    return {name: ready(network, config, device) for name, network in fresh.items()}
 
 
 def find_teachers(config: Config, method: Method) -> list[Teacher]:
@@ -70,7 +70,7 @@ def place_teacher(
     Raises:
         UserError: it does not fit the data set, or its weights do not fit it.
     """
-    return _ready(build_teacher(teacher, classes, size), config, device)
+    return ready(build_teacher(teacher, classes, size), config, device)
 
 
 def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -79,7 +79,8 @@ def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
     return network.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _ready(network: nn.Module, config: Config, device: torch.device) -> nn.Module:
+def ready(network: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """Make a network what the step takes: placed, and exact where it sees the pixels."""
     numbers = number_format(config.precision)
     network = placed(network, device, numbers.weights)
     if numbers.autocast is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastpeer.attack.accuracy import clean, correct_predictions
-from fastpeer.config import TeacherConfig
+from fastpeer.config import TeacherConfig, teacher_flag, teacher_words
 from fastpeer.data.dataset import file_sha256
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.engine.checkpoint import load_state
@@ -52,12 +52,12 @@ class Teacher:
     @property
     def words(self) -> str:
         """Its role, for people."""
-        return self.role.replace("_", " ")
+        return teacher_words(self.role)
 
     @property
     def flag(self) -> str:
         """The flag that names its weights; its settings have it as prefix."""
-        return f"--{self.role.replace('_', '-')}"
+        return teacher_flag(self.role)
 
 
 def find_teacher(role: str, config: TeacherConfig, student: str, method: str) -> Teacher:
@@ -73,7 +73,7 @@ def find_teacher(role: str, config: TeacherConfig, student: str, method: str) ->
     Raises:
         UserError: no weights are named, or there are none.
     """
-    words, flag = role.replace("_", " "), f"--{role.replace('_', '-')}"
+    words, flag = teacher_words(role), teacher_flag(role)
     if not config.weights:
         raise UserError(
             f"the method {method} needs a {words}: {flag} PATH (a run, a checkpoint or a file with weights)"
