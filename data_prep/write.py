@@ -83,7 +83,9 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=job.folder,
-        env={**os.environ, "TQDM_DISABLE": "1"},
+        # FFCV fills a dictionary of numba's when it is imported, which numba compiles for, four seconds long;
+        # nothing that writes is compiled.
+        env={**os.environ, "TQDM_DISABLE": "1", "NUMBA_DISABLE_JIT": "1"},
         start_new_session=True,
     )
     stdin = _stream(process.stdin)

@@ -13,7 +13,6 @@ import signal
 import sys
 import traceback
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +25,7 @@ from fastpeer.data_prep.space import require_space
 from fastpeer.data_prep.tree import sha256_of
 from fastpeer.data_prep.write import Job
 from fastpeer.errors import UserError, one_line
+from fastpeer.versions import version_of
 
 FORMAT = 1
 REPORT_LIMIT = 3000  # a pipe keeps lines below 4096 bytes whole, whichever process writes them
@@ -127,7 +127,7 @@ def _manifest(job: Job, source: Source, origin: Origin, splits: dict[str, Any]) 
         "splits": splits,
         "source": asdict(origin),
         "written_by": f"fastpeer {fastpeer.__version__}",
-        "ffcv": version("ffcv"),
+        "ffcv": version_of("ffcv"),
     }
     return manifest | ({"class_names": source.class_names} if source.class_names else {})
 

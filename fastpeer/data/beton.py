@@ -124,6 +124,7 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
     """Return FFCV's loader: of images of one size, or with a side of boxes out of JPEGs."""
     threads = torch.get_num_threads()
     try:
+        _import_ffcv()
         from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.loader import Loader
@@ -146,6 +147,18 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
         raise UserError(f"{path}: FFCV cannot read it ({one_line(error)}); run fastpeer prep again") from None
     finally:
         torch.set_num_threads(threads)
+
+
+def _import_ffcv() -> None:
+    """Import FFCV without the four seconds in which numba compiles for a dictionary of two names."""
+    import numba.typed
+
+    typed = numba.typed.Dict
+    numba.typed.Dict = dict
+    try:
+        import ffcv.fields.rgb_image  # noqa: F401
+    finally:
+        numba.typed.Dict = typed
 
 
 def _stop(iterator: Any) -> None:
