@@ -208,12 +208,12 @@ class SelectionConfig:
     """PGD steps; epsilon and step size are the attack's."""
     every: int = 1
     """Evaluate at the end of every so many epochs, and of the last one."""
-    batch_size: int = 256
-    """Images evaluated at once."""
+    batch_size: int = 0
+    """Images evaluated at once; 0: as many as in a training step, for which the attack is compiled."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "every", "batch_size", "steps")
-        _at_least(0, self, "examples")
+        _at_least(1, self, "every", "steps")
+        _at_least(0, self, "examples", "batch_size")
         if not 0 < self.fraction < 1:
             raise ValueError(f"fraction needs a number between 0 and 1, not {self.fraction}")
 

@@ -131,9 +131,10 @@ class _Shipped:
 
 def _table(text: str, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{name}: not TOML: {one_line(error)}") from None
+    return table
 
 
 def _inherited(

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastpeer.kernels import (
     attack_gradient,
+    bias_sum_relu,
     crop_and_flip,
     distill_loss,
     fold,
@@ -24,6 +25,7 @@ class Kernels:
     attack_gradient: Callable[..., Any]
     moving_attack_gradient: Callable[..., Any]
     pgd_update: Callable[..., Any]
+    bias_sum_relu: Callable[..., Any]
     gaussian_start: Callable[..., Any]
     uniform_start: Callable[..., Any]
     crop_and_flip: Callable[..., Any]
@@ -37,6 +39,7 @@ def torch_kernels() -> Kernels:
         attack_gradient=attack_gradient.attack_gradient,
         moving_attack_gradient=moving_attack_gradient.moving_attack_gradient,
         pgd_update=pgd_update.pgd_update,
+        bias_sum_relu=bias_sum_relu.bias_sum_relu,
         gaussian_start=gaussian_start.gaussian_start,
         uniform_start=uniform_start.uniform_start,
         crop_and_flip=crop_and_flip.crop_and_flip,
@@ -57,6 +60,7 @@ def triton_kernels() -> Kernels:
         attack_gradient=fused.attack_gradient.attack_gradient,
         moving_attack_gradient=fused.moving_attack_gradient.moving_attack_gradient,
         pgd_update=fused.pgd_update.pgd_update,
+        bias_sum_relu=fused.bias_sum_relu.bias_sum_relu,
         gaussian_start=fused.gaussian_start.gaussian_start,
         uniform_start=fused.uniform_start.uniform_start,
         crop_and_flip=fused.crop_and_flip.crop_and_flip,

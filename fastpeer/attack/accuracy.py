@@ -1,18 +1,35 @@
 """How many images a network still classifies right, clean and under attack."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastpeer.attack.pgd import evaluating, pgd, uniform_start
-from fastpeer.attack.victim import Victim
+from fastpeer.attack.victim import Context, Victim
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
 from fastpeer.kernels.choice import Kernels
 
-MakeExamples = Callable[[Batch, int], Tensor]
-"""Makes adversarial images of a batch; the number is the batch's."""
+
+@dataclass(frozen=True)
+class LabelAttack:
+    """An attack on labelled images.
+
+    Attributes:
+        start: its first iterate (B, 3, H, W), of a batch and the batch's number.
+        climb: its last one, of images (B, 3, H, W), labels int64 (B,) and the first one; a function of
+            tensors that could be captured in a CUDA graph.
+    """
+
+    start: Callable[[Batch, int], Tensor]
+    climb: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def __call__(self, batch: Batch, number: int) -> Tensor:
+        """Return the adversarial images of a batch; the number is the batch's."""
+        return self.climb(batch.images, batch.labels, self.start(batch, number))
 
 
 def label_pgd(
@@ -23,58 +40,80 @@ def label_pgd(
     steps: int,
     seed: int,
     purpose: str = "evaluation",
-) -> MakeExamples:
+) -> LabelAttack:
     """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ball.
 
     Each `purpose` has random starts of its own: an epoch is not judged by those it was selected on.
     """
 
-    def attack(batch: Batch, number: int) -> Tensor:
+    def start(batch: Batch, number: int) -> Tensor:
         noise = generator(batch.images.device, seed, f"{purpose} start", number)
-        start = uniform_start(batch.images, epsilon, noise)
+        return uniform_start(batch.images, epsilon, noise)
+
+    def climb(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
         return pgd(
-            victim, batch.images, batch.labels, start,
-            epsilon=epsilon, step_size=step_size, steps=steps, kernels=kernels,
-        )  # fmt: skip
+            victim, images, labels, first, epsilon=epsilon, step_size=step_size, steps=steps, kernels=kernels
+        )
 
-    return attack
+    return LabelAttack(start, climb)
 
 
-def fgsm(victim: Victim, kernels: Kernels, epsilon: float) -> MakeExamples:
+def fgsm(victim: Victim, kernels: Kernels, epsilon: float) -> LabelAttack:
     """Return the fast gradient sign method: one step of ε from the image itself."""
 
-    def attack(batch: Batch, number: int) -> Tensor:
+    def climb(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
         return pgd(
-            victim, batch.images, batch.labels, batch.images,
-            epsilon=epsilon, step_size=epsilon, steps=1, kernels=kernels,
-        )  # fmt: skip
+            victim, images, labels, first, epsilon=epsilon, step_size=epsilon, steps=1, kernels=kernels
+        )
 
-    return attack
+    return LabelAttack(_as_they_are, climb)
 
 
-def clean(batch: Batch, number: int) -> Tensor:
-    """No attack: the images as they are."""
+def no_attack() -> LabelAttack:
+    """Return what leaves the images as they are."""
+    return LabelAttack(_as_they_are, lambda images, labels, first: first)
+
+
+def _as_they_are(batch: Batch, number: int) -> Tensor:
     return batch.images
 
 
-@torch.no_grad()
-def correct_predictions(
-    networks: Mapping[str, nn.Module], batches: Iterable[Batch], attack: MakeExamples
-) -> dict[str, Tensor]:
-    """Classify the images that `attack` makes by some networks, in eval mode.
+class Judge:
+    """Classifies the images that an attack makes, in eval mode.
 
     Args:
         networks: by name; they classify as they are, however the attack runs one of them.
-        batches: images and labels.
         attack: makes the images that are classified.
-
-    Returns:
-        For each network, bool (N,) on the CPU: which images it classifies right.
+        context: makes the context that they run in, such as autocast.
+        record: takes a function of tensors and returns one that does the same, such as a captured one.
     """
-    hits: dict[str, list[Tensor]] = {name: [] for name in networks}
-    with evaluating(*networks.values()):
-        for number, batch in enumerate(batches):
-            images = attack(batch, number)
-            for name, network in networks.items():
-                hits[name].append((network(images).argmax(1) == batch.labels).cpu())
-    return {name: torch.cat(parts) for name, parts in hits.items()}
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        attack: LabelAttack,
+        context: Context = nullcontext,
+        record: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda function: function,
+    ) -> None:
+        self.networks = dict(networks)
+        self.attack = attack
+        self.context = context
+        self._hits = record(self._attack_and_classify)
+
+    @torch.no_grad()
+    def __call__(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """Return for each network, bool (N,) on the CPU, which images it classifies right."""
+        found = []
+        with evaluating(*self.networks.values()):
+            for number, batch in enumerate(batches):
+                start = self.attack.start(batch, number)
+                found.append(self._hits(batch.images, batch.labels, start).cpu())
+        return dict(zip(self.networks, torch.cat(found, dim=1), strict=True))
+
+    def _attack_and_classify(self, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        # The context within: autocast keeps converted weights for as long as it lasts, and a captured
+        # function that had found them there would never convert any again.
+        with self.context():
+            shown = self.attack.climb(images, labels, start)
+            logits = [network(shown) for network in self.networks.values()]
+        return torch.stack([one.argmax(1) == labels for one in logits])

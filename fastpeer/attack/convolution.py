@@ -1,7 +1,7 @@
 """Convolution with bias, residual and ReLU, and its input gradient, by the libraries there are."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,13 +58,16 @@ class CudnnConvolutions(PlainConvolutions):
     """cuDNN's convolutions with bias, residual and ReLU in their epilogue, on the way forward.
 
     Only where there is a residual: without one, PyTorch hands cuDNN uninitialised memory in its place, with a
-    factor of 0, and 0·NaN is NaN.
+    factor of 0, and 0·NaN is NaN. There, a kernel does what is left in one pass: the bias is kept in float32,
+    and with PyTorch's operators a result in bf16 would pass through memory in float32 twice.
 
     Args:
-        say: takes a line if cuDNN refuses; plain operators run from then on.
+        bias_sum_relu: that kernel (`fastpeer.kernels.bias_sum_relu` or its Triton version).
+        say: takes a line if cuDNN refuses; its plain convolution and the kernel run from then on.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, bias_sum_relu: Callable[..., Any], say: Callable[[str], None]) -> None:
+        self._bias_sum_relu = bias_sum_relu
         self._say = say
         self._works = True
 
@@ -79,7 +82,9 @@ class CudnnConvolutions(PlainConvolutions):
             except RuntimeError as error:
                 self._works = False
                 self._say(f"engine.chain: convolutions run without fused epilogues ({brief(error)})")
-        return super().forward(conv, x, residual, relu)
+        out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        finished: Tensor = self._bias_sum_relu(out, conv.bias, residual, relu)
+        return finished
 
 
 def _with_epilogue(conv: FoldedConv2d, x: Tensor, residual: Tensor) -> Tensor:

@@ -9,10 +9,18 @@ from torch.nn import functional as F
 from fastpeer.attack.convolution import PlainConvolutions
 from fastpeer.attack.folding import FoldedConv2d
 
-ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 Way = Literal["forward", "back"]
 SMALL_PLANE = 16
 """Up to so many pixels, one bf16 matrix product for all images is faster than oneDNN's row by row."""
+
+
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in a dtype on this processor: bf16 needs AVX-512 or better."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 class OnednnConvolutions(PlainConvolutions):

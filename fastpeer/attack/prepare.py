@@ -10,9 +10,9 @@ from fastpeer.attack.chain import Chain, NotAChain
 from fastpeer.attack.convolution import Convolutions, CudnnConvolutions, PlainConvolutions
 from fastpeer.attack.folding import FoldedNetwork, NotFoldable
 from fastpeer.attack.moving import MovingVictim, seen_by
-from fastpeer.attack.onednn import ONEDNN_DTYPES, OnednnConvolutions
+from fastpeer.attack.onednn import OnednnConvolutions, onednn_takes
 from fastpeer.attack.victim import ChainVictim, Context, FoldedVictim, LiveVictim, Victim
-from fastpeer.compiling import compiled
+from fastpeer.compiling import Compiler
 from fastpeer.kernels.choice import Kernels, torch_kernels
 
 Eager = LiveVictim | ChainVictim
@@ -24,7 +24,8 @@ class Preparation:
 
     Attributes:
         dtype: of convolutions.
-        fold, chain, compile: see `EngineConfig`.
+        fold, chain: see `EngineConfig`.
+        compiler: compiles their runs; None: nothing is compiled.
         kernels: formulas between the network's runs.
         context: makes the context that a network is run in by autograd, such as autocast.
         say: takes a line about what could not be had.
@@ -33,7 +34,7 @@ class Preparation:
     dtype: torch.dtype
     fold: bool
     chain: bool
-    compile: bool
+    compiler: Compiler | None
     kernels: Kernels
     context: Context
     say: Callable[[str], None]
@@ -45,7 +46,9 @@ class Preparation:
         """Prepare a network once, as far as its layers allow; `name` is for lines about what they do not."""
         if network not in self._victims:
             victim = self._eager(network, name)
-            self._victims[network] = CompiledVictim(victim, name, self.say) if self.compile else victim
+            self._victims[network] = (
+                victim if self.compiler is None else CompiledVictim(victim, name, self.compiler)
+            )
         return self._victims[network]
 
     def live(self, network: nn.Module) -> LiveVictim:
@@ -56,7 +59,7 @@ class Preparation:
         """Prepare a student, `live` for as it is, and a teacher that an attack goes through together."""
         ours = self.live(student) if live else _uncompiled(self.victim(student, name))
         victim = MovingVictim(ours, _uncompiled(self.victim(teacher, "teacher")), self.kernels)
-        return CompiledVictim(victim, name, self.say) if self.compile and not live else victim
+        return victim if live or self.compiler is None else CompiledVictim(victim, name, self.compiler)
 
     def _eager(self, network: nn.Module, name: str) -> Eager:
         folded = self._folded(network, name)
@@ -78,7 +81,7 @@ class Preparation:
             return None
         device = next(folded.module.buffers()).device
         try:
-            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.compile, self.say))
+            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.kernels, self.say))
         except NotAChain as reason:
             self.say(f"engine.chain: the {name} is run through autograd: {reason}")
             return None
@@ -91,32 +94,28 @@ class Preparation:
 
 
 def choose_convolutions(
-    device: torch.device, dtype: torch.dtype, compiled: bool, say: Callable[[str], None]
+    device: torch.device, dtype: torch.dtype, kernels: Kernels, say: Callable[[str], None]
 ) -> Convolutions:
-    """Return what runs a chain best: Inductor fuses plain operators itself, and oneDNN has no float64."""
-    if compiled:
-        return PlainConvolutions()
+    """Return what runs a chain best where it is not compiled."""
     if device.type == "cuda" and dtype != torch.float64:
-        return CudnnConvolutions(say)
-    if device.type == "cpu" and dtype in ONEDNN_DTYPES and _has_onednn():
+        return CudnnConvolutions(kernels.bias_sum_relu, say)
+    if device.type == "cpu" and onednn_takes(dtype):
         return OnednnConvolutions()
     return PlainConvolutions()
-
-
-def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 class CompiledVictim:
     """A victim whose logits and gradient torch.compile runs."""
 
-    def __init__(self, victim: Eager | MovingVictim, name: str, say: Callable[[str], None]) -> None:
-        gradient = _functional_gradient(victim)
+    def __init__(self, victim: Eager | MovingVictim, name: str, compiler: Compiler) -> None:
         self.victim = victim
         self.input_dtype: torch.dtype | None = victim.input_dtype
         self.scale = victim.scale
-        self._logits = compiled(victim.logits, f"the {name} in eval mode", say)
-        self._gradient = compiled(gradient, f"the attack on the {name}", say, victim.input_gradient)
+        self._classes = 0
+        self._logits = compiler(_functional_logits(victim), f"the {name} in eval mode", victim.logits)
+        self._gradient = compiler(
+            _functional_gradient(victim), f"the attack on the {name}", victim.input_gradient
+        )
 
     def refresh(self) -> None:
         """Take up the weights that the network has now."""
@@ -128,7 +127,16 @@ class CompiledVictim:
 
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
         """Run it forward and back."""
-        return self._gradient(images, target)
+        return self._gradient(images, self._probabilities(images, target))
+
+    def _probabilities(self, images: Tensor, target: Tensor) -> Tensor:
+        """Return labels as the probabilities that training compiled the attack for."""
+        if target.is_floating_point() or isinstance(self.victim, MovingVictim):
+            return target
+        if not self._classes:
+            self._classes = self.victim.logits(images[:1]).shape[1]
+        wide = torch.promote_types(images.dtype, torch.float32)
+        return nn.functional.one_hot(target, self._classes).to(wide)
 
 
 def _uncompiled(victim: Eager | CompiledVictim) -> Eager:
@@ -139,12 +147,15 @@ def _uncompiled(victim: Eager | CompiledVictim) -> Eager:
     return victim.victim
 
 
+def _functional_logits(victim: Eager | MovingVictim) -> Callable[[Tensor], Tensor]:
+    return _plainly(victim).logits if isinstance(victim, ChainVictim) else victim.logits
+
+
 def _functional_gradient(victim: Eager | MovingVictim) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the input gradient as Inductor takes it best: torch.func leaves the weights' gradients out."""
     if isinstance(victim, MovingVictim):
         return _functional_moving_gradient(victim)
     if isinstance(victim, ChainVictim):
-        # It fuses the plain formula at the logits with what surrounds it.
         return _plainly(victim).input_gradient
 
     def loss(images: Tensor, target: Tensor) -> Tensor:
@@ -169,7 +180,9 @@ def _functional_moving_gradient(victim: MovingVictim) -> Callable[[Tensor, Tenso
 
 
 def _plainly(victim: ChainVictim) -> ChainVictim:
-    return ChainVictim(victim.folded, victim.chain, torch_kernels(), victim.scale)
+    """Return the same in PyTorch's operators alone, which Inductor fuses with one another."""
+    chain = Chain(victim.folded.module, PlainConvolutions())
+    return ChainVictim(victim.folded, chain, torch_kernels(), victim.scale)
 
 
 def _wide_logits(victim: Eager, images: Tensor) -> Tensor:

@@ -15,10 +15,13 @@ class CountedBatchNorm(_BatchNorm):
     Attributes:
         updates: numbers of the parts in the order in which the running statistics are to have seen them,
             each as often as it stands here.
+        counts: whether the layer moves `num_batches_tracked` itself; else `count_batches` does.
     """
 
     transparent_in_eval = True
     updates: tuple[int, ...] = (0,)
+    counts = True
+    uncounted: int = 0
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, ...)."""
@@ -26,14 +29,21 @@ class CountedBatchNorm(_BatchNorm):
             return super().forward(input)
         if self.momentum is None:
             raise ValueError("BatchNorm with cumulative statistics (momentum=None) cannot count passes")
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(len(self.updates))
+        self._count(len(self.updates))
         count = 1 + max(self.updates)
         # The way back through chunk copies, also where there is nothing to split.
         parts = input.chunk(count) if count > 1 else (input,)
         in_order = list(self.updates) == sorted(self.updates)
         normalised = self._in_order(parts) if in_order else self._in_any_order(parts)
         return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
+
+    def _count(self, batches: int) -> None:
+        if self.num_batches_tracked is None:
+            return
+        if self.counts:
+            self.num_batches_tracked.add_(batches)
+        else:
+            self.uncounted += batches
 
     def _in_order(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
         """Move the statistics while normalising: r ← (1 − m)·r + m·a, n times, is once with 1 − (1 − m)ⁿ."""
@@ -103,11 +113,27 @@ def let_count(network: nn.Module) -> bool:
     return True
 
 
-def set_updates(network: nn.Module, updates: tuple[int, ...]) -> None:
-    """Say of which parts the network's next batches are made, and in which order they are seen."""
+def set_updates(network: nn.Module, updates: tuple[int, ...], counts: bool = True) -> None:
+    """Say of which parts the network's next batches are made, and in which order they are seen.
+
+    Whoever has the layers not count calls `count_batches`.
+    """
     for norm in batchnorms(network):
         if isinstance(norm, CountedBatchNorm):
             norm.updates = updates
+            norm.counts = counts
+            # Here, not at the first count: what appears on a layer later has torch.compile compile anew.
+            norm.uncounted = 0
+
+
+def count_batches(network: nn.Module) -> None:
+    """Move the counters of all layers that did not do so themselves; one by one, each would be a launch."""
+    norms = [one for one in batchnorms(network) if isinstance(one, CountedBatchNorm) and one.uncounted]
+    counters = [one.num_batches_tracked for one in norms if one.num_batches_tracked is not None]
+    if counters:
+        torch._foreach_add_(counters, [one.uncounted for one in norms])
+    for norm in norms:
+        norm.uncounted = 0
 
 
 def batchnorms(network: nn.Module) -> list[_BatchNorm]:

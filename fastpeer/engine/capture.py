@@ -77,6 +77,7 @@ class Captured(Generic[Result]):
         recorder: does the recording.
         keep: called before the warm-up; returns what brings everything back that the function changes.
         say: takes a line if the function cannot be captured; it is called as it is from then on.
+        what: the function's name in that line.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class Captured(Generic[Result]):
         recorder: Recorder,
         keep: Callable[[], Callable[[], None]],
         say: Callable[[str], None],
+        what: str = "the step",
     ) -> None:
         self.function = function
         self.recorder = recorder
         self.keep = keep
         self.say = say
+        self.what = what
         self._recorded: dict[object, tuple[Sequence[Tensor], Result, Callable[[], None]]] = {}
         self._works = True
 
@@ -119,4 +122,15 @@ class Captured(Generic[Result]):
             # What was recorded for other shapes is not used any more, but holds its memory.
             self._recorded.clear()
             # Where a capture fails, the error it began with is the context of the one it ends with.
-            self.say(f"engine.graph: the step runs uncaptured ({brief(error.__context__ or error)})")
+            self.say(f"engine.graph: {self.what} runs uncaptured ({brief(error.__context__ or error)})")
+
+
+def captured(
+    function: Callable[..., Tensor], device: torch.device, say: Callable[[str], None], what: str
+) -> Callable[..., Tensor]:
+    """Capture a function of tensors that changes nothing but what it returns."""
+    return Captured(function, CudaRecorder(device), _nothing_to_undo, say, what)
+
+
+def _nothing_to_undo() -> Callable[[], None]:
+    return lambda: None

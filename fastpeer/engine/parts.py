@@ -4,7 +4,6 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from fastpeer.data.resident import ResidentSource, open_source
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, Source, TrainingStream, hold_out, spread
 from fastpeer.engine.networks import build_networks, find_teachers, place_teacher, refuse_unused
-from fastpeer.engine.plan import make_plan
+from fastpeer.engine.plan import plan_of
 from fastpeer.engine.precision import NumberFormat, number_format
 from fastpeer.engine.teachers import Teacher, check_accuracy
 from fastpeer.errors import UserError
 from fastpeer.methods import Method
+from fastpeer.versions import version_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _streams(
     opened = partial(
         open_source, size=dataset.size, device=device, residency=config.data.residency,
         # Of the step's own plan, which says there what cannot be had.
-        gather=make_plan(config.engine, device, config.precision).formulas().crop_and_flip, say=say,
+        gather=plan_of(config, device, max(dataset.size)).formulas().crop_and_flip, say=say,
     )  # fmt: skip
     source = opened(read("train", config.train.batch_size))
     used, held_out = np.arange(len(source.labels)), None
@@ -118,11 +118,12 @@ def _streams(
             f"{len(used)} training images make no batch of {config.train.batch_size} with data.drop_last:"
             " lower --train.batch_size"
         )
+    evaluated_at_once = config.selection.batch_size or config.train.batch_size
     if held_out is None:
-        source = opened(read("test", config.selection.batch_size))
+        source = opened(read("test", evaluated_at_once))
         held_out = np.arange(len(source.labels))
     else:
-        source = _in_other_batches(source, config.selection.batch_size)
+        source = _in_other_batches(source, evaluated_at_once)
     chosen = spread(held_out, config.selection.examples)
     return training, EvaluationStream(source, chosen, numbers.weights)
 
@@ -164,6 +165,6 @@ def describe(parts: Parts) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    versions = {name: metadata.version(name) for name in ("fastpeer", "ffcv", "numpy")}
+    versions = {name: version_of(name) for name in ("fastpeer", "ffcv", "numpy", "triton")}
     own = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     return {**own, **versions}

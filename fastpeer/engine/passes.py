@@ -7,8 +7,8 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from fastpeer.compiling import compiled
-from fastpeer.engine.batchnorm import let_count, set_updates
+from fastpeer.compiling import Compiler
+from fastpeer.engine.batchnorm import count_batches, let_count, set_updates
 from fastpeer.engine.double_backward import cheap_double_backward
 from fastpeer.engine.plan import Plan
 from fastpeer.engine.precision import NumberFormat
@@ -91,8 +91,8 @@ class Passes:
         needs: what goes back.
         networks: by name; their BatchNorms become counted ones.
         number_format: what to compute in.
-        plan: what to merge, compile and put on a stream.
-        say: takes a line about what could not be had.
+        plan: what to merge and put on a stream.
+        compiler: compiles what is not differentiated twice; None: nothing is compiled.
 
     Attributes:
         forwards: each once, in the order of their logits.
@@ -100,7 +100,7 @@ class Passes:
 
     def __init__(
         self, forwards: Sequence[Forward], needs: Needs, networks: Mapping[str, nn.Module],
-        number_format: NumberFormat, plan: Plan, say: Callable[[str], None],
+        number_format: NumberFormat, plan: Plan, compiler: Compiler | None,
     ) -> None:  # fmt: skip
         self.forwards = list(dict.fromkeys(forwards))
         self.networks = networks
@@ -111,7 +111,7 @@ class Passes:
         self.passes = group(forwards, needs, plan.merge, uncounted)
         # Compiled as one region, peer and student share a schedule; on two streams they cannot.
         networks_passes = _by_network(self.passes) if plan.streams else [self.passes]
-        self._tracks = [self._track(passes, plan, say) for passes in networks_passes]
+        self._tracks = [self._track(passes, compiler) for passes in networks_passes]
         self._side = new_stream(self.device) if plan.streams and len(self._tracks) > 1 else None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -141,11 +141,11 @@ class Passes:
         return [first, *others]
 
     def _track(
-        self, passes: list[Pass], plan: Plan, say: Callable[[str], None]
+        self, passes: list[Pass], compiler: Compiler | None
     ) -> Callable[[Mapping[str, Tensor]], dict[Forward, Tensor]]:
         """Return what runs passes one after another, in regions that can be compiled or not."""
         groups = [list(region) for _, region in groupby(passes, key=lambda one: one.alone)]
-        regions = [self._region(region, plan, say) for region in groups]
+        regions = [self._region(region, compiler) for region in groups]
         keys = [forward for one in passes for forward in one.forwards]
 
         def track(inputs: Mapping[str, Tensor]) -> dict[Forward, Tensor]:
@@ -155,7 +155,7 @@ class Passes:
 
         return track
 
-    def _region(self, passes: list[Pass], plan: Plan, say: Callable[[str], None]) -> Run:
+    def _region(self, passes: list[Pass], compiler: Compiler | None) -> Run:
         def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
             with self.format.autocasting(self.device):
                 return tuple(logits for one in passes for logits in self._logits(one, inputs))
@@ -163,14 +163,15 @@ class Passes:
         if passes[0].alone:
             return cheap_double_backward()(run)
         names = " and ".join(dict.fromkeys(one.network for one in passes))
-        return compiled(run, f"training {names}", say) if plan.compile else run
+        return run if compiler is None else compiler(run, f"training {names}")
 
     def _logits(self, one: Pass, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         network = self.networks[one.network]
         batches = [inputs[forward.images] for forward in one.forwards]
-        set_updates(network, one.updates)
+        set_updates(network, one.updates, counts=False)
         with torch.set_grad_enabled(one.learns and torch.is_grad_enabled()):
             logits: Tensor = network(batches[0] if len(batches) == 1 else torch.cat(batches))
+        count_batches(network)
         set_updates(network, (0,))
         return logits.chunk(len(batches))
 

@@ -89,6 +89,18 @@ def amp_precision(device: torch.device) -> Precision:
     return "bf16"
 
 
+def emulated(dtype: torch.dtype) -> list[str]:
+    """Return a warning if this processor has no instructions for a dtype, or nothing."""
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    if dtype not in supported or supported[dtype]():
+        return []
+    name = str(dtype).removeprefix("torch.")
+    return [f"this processor has no {name} instructions: --precision fp32 is several times faster"]
+
+
 @contextmanager
 def memory_errors(setting: str) -> Iterator[None]:
     """Say in one line that the device's memory is full, and which setting to lower."""

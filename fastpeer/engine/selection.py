@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from fastpeer.attack.accuracy import MakeExamples, clean, correct_predictions, label_pgd
-from fastpeer.attack.pgd import evaluating
+from fastpeer.attack.accuracy import Judge, LabelAttack, label_pgd, no_attack
 from fastpeer.attack.prepare import Preparation
 from fastpeer.attack.victim import Victim
 from fastpeer.config import Config
@@ -24,6 +23,8 @@ class Selection:
         preparation: how networks are run and attacked.
         attacked: whether the method trains for robustness, so that PGD accuracy decides.
         check: called between batches; raises to stop.
+        record: takes a function of tensors and its name, and returns one that does the same, such as a
+            captured one.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Selection:
         preparation: Preparation,
         attacked: bool,
         check: Callable[[], None],
+        record: Callable[[Callable[..., Tensor], str], Callable[..., Tensor]],
     ) -> None:
         self.split = config.selection.split
         self.precision = config.precision
@@ -42,6 +44,8 @@ class Selection:
         self._stream = stream
         self._preparation = preparation
         self._check = check
+        self._record = record
+        self._judges: dict[str, tuple[Judge, Judge]] = {}
         self._attack = config.attack
         self._steps, self._seed = config.selection.steps, config.seed
 
@@ -52,12 +56,17 @@ class Selection:
         return f"clean / {self.robust} accuracy in % on {where}, in {self.precision}"
 
     def evaluate(self, networks: Mapping[str, nn.Module], attacked: str) -> dict[str, Accuracies]:
-        """Return the accuracies of all networks, clean and on PGD examples aimed at one of them."""
+        """Return the accuracies of all networks, clean and on PGD examples aimed at one of them.
+
+        The networks of a name must be the same each time: they are prepared once.
+        """
         victim = self._preparation.victim(networks[attacked], attacked)
         victim.refresh()
-        with evaluating(*networks.values()), self._preparation.context():
-            natural = self._accuracy(networks, clean)
-            robust = self._accuracy(networks, self._pgd(victim))
+        if attacked not in self._judges:
+            attacks = {"clean images": no_attack(), "adversarial images": self._pgd(victim)}
+            clean, adversarial = (self._judge(networks, what, attack) for what, attack in attacks.items())
+            self._judges[attacked] = clean, adversarial
+        natural, robust = (self._accuracy(judge) for judge in self._judges[attacked])
         # A network's own examples and another's are two questions: the second is a transfer attack.
         names = {
             name: self.robust if name == attacked else f"{self.robust}_on_{attacked}" for name in networks
@@ -68,15 +77,20 @@ class Selection:
         """Compare by the metric; where that is equal, by the clean accuracy."""
         return (accuracies[self.metric], accuracies["clean"]) > (best[self.metric], best["clean"])
 
-    def _pgd(self, victim: Victim) -> MakeExamples:
+    def _judge(self, networks: Mapping[str, nn.Module], what: str, attack: LabelAttack) -> Judge:
+        def record(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            return self._record(function, f"the selection on {what}")
+
+        return Judge(networks, attack, self._preparation.context, record)
+
+    def _pgd(self, victim: Victim) -> LabelAttack:
         attack, kernels = self._attack, self._preparation.kernels
         return label_pgd(
             victim, kernels, attack.epsilon, attack.step_size, self._steps, self._seed, "selection"
         )
 
-    def _accuracy(self, networks: Mapping[str, nn.Module], attack: MakeExamples) -> Accuracies:
-        hits = correct_predictions(networks, self._batches(), attack)
-        return {name: _percent(right) for name, right in hits.items()}
+    def _accuracy(self, judge: Judge) -> Accuracies:
+        return {name: _percent(right) for name, right in judge(self._batches()).items()}
 
     def _batches(self) -> Iterator[Batch]:
         for batch in self._stream:

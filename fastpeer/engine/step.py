@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastpeer.compiling import Compiler
 from fastpeer.config import Config, OptimConfig
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
 from fastpeer.engine.adversary import Adversary, overruled
 from fastpeer.engine.balance import LossBalance
-from fastpeer.engine.capture import Captured, CudaRecorder
+from fastpeer.engine.capture import Captured, CudaRecorder, captured
 from fastpeer.engine.input_gradient import input_gradient_distance
 from fastpeer.engine.loss import LossTable, learning_forwards, twice_differentiated
 from fastpeer.engine.passes import Needs, Passes
-from fastpeer.engine.plan import make_plan
-from fastpeer.engine.precision import number_format
+from fastpeer.engine.plan import plan_of
+from fastpeer.engine.precision import emulated, number_format
 from fastpeer.engine.predictions import Predictions
 from fastpeer.engine.snapshot import keep_state
 from fastpeer.kernels.counter_bits import signed, step_key
@@ -52,6 +53,7 @@ class TrainingStep:
         networks: student and whatever else the method speaks of, peers and teachers; on the device, in the
             format's dtype, teachers in eval mode. Their tensors are changed in place, never replaced.
         say: takes a line about parts of the engine that cannot be had.
+        size: side of the images, by which auto finds what was measured; 0: not known.
     """
 
     def __init__(
@@ -60,14 +62,16 @@ class TrainingStep:
         method: Method,
         networks: Mapping[str, nn.Module],
         say: Callable[[str], None] = print,
+        size: int = 0,
     ) -> None:
         self.config = config
         self.networks = networks
         self.format = number_format(config.precision)
         self.device = next(networks["student"].parameters()).device
-        self.plan = make_plan(config.engine, self.device, config.precision, say)
+        self.plan = plan_of(config, self.device, size, say)
         self.kernels = self.plan.formulas()
-        self.preparation = self.plan.preparation(self.format, self.device, say)
+        self.compiler = Compiler(say, config.train.batch_size) if self.plan.compile else None
+        self.preparation = self.plan.preparation(self.format, self.device, say, self.compiler)
         self.optimizer = _sgd([networks[name] for name in method.trained], config.optim)
         # Where the images are differentiated too, the way back is to stop at these.
         self._weights = [one for group in self.optimizer.param_groups for one in group["params"]]
@@ -105,7 +109,10 @@ class TrainingStep:
             f"engine: the {victim} is attacked in train mode, unfolded (--attack.batchnorm eval folds it)"
             for victim in live
         ]
-        return [*self.plan.describe(), *(lines if self.plan.fold else [])]
+        described = [*self.plan.describe(), *(lines if self.plan.fold else [])]
+        if self.device.type == "cpu" and self.format.autocast is not None:
+            described += emulated(self.format.autocast)
+        return described
 
     def set_learning_rate(self, lr: float) -> None:
         """Set it for all trained networks, from the next step on; what follows it goes along."""
@@ -118,6 +125,10 @@ class TrainingStep:
         """Train on one batch; `number` counts all steps of the run and seeds the attacks' noise."""
         self._number.fill_(number)
         return self._program(batch.images, batch.labels)
+
+    def recorded(self, function: Callable[..., Tensor], what: str) -> Callable[..., Tensor]:
+        """Capture, where the step is captured too, a function of tensors that changes nothing else."""
+        return captured(function, self.device, self._say, what) if self.plan.graph else function
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Take up the optimizer's `state_dict` from a checkpoint, before the first step."""
@@ -231,7 +242,7 @@ class TrainingStep:
         return torch.tensor(signed(counter_key(self.config.seed, purpose)), device=self.device)
 
     def _passes(self, forwards: Sequence[Forward], needs: Needs) -> Passes:
-        return Passes(forwards, needs, self.networks, self.format, self.plan, self._say)
+        return Passes(forwards, needs, self.networks, self.format, self.plan, self.compiler)
 
 
 def _sgd(networks: Sequence[nn.Module], optim: OptimConfig) -> torch.optim.SGD:

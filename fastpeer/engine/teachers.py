@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastpeer.attack.accuracy import clean, correct_predictions
+from fastpeer.attack.accuracy import Judge, no_attack
 from fastpeer.config import TeacherConfig, teacher_flag, teacher_words
 from fastpeer.data.dataset import file_sha256
 from fastpeer.data.stream import EvaluationStream, spread
@@ -133,7 +133,7 @@ def check_accuracy(
         UserError: it is no better than guessing, as far as so many images tell.
     """
     some = replace(stream, indices=spread(stream.indices, IMAGES))
-    right = correct_predictions({teacher.role: network}, some, clean)[teacher.role]
+    right = Judge({teacher.role: network}, no_attack())(some)[teacher.role]
     correct, images = int(right.sum()), len(right)
     accuracy, low, high = _accuracy(correct, images)
     found = (

@@ -54,11 +54,17 @@ class Trainer:
         self.reporter = reporter
         self.stop = stop
         self.position = Position()
-        self.step = TrainingStep(config, parts.method.at(0), parts.all_networks, reporter.message)
-        self.selection = Selection(
-            config, parts.selection, self.step.preparation, parts.method.seeks_robustness, stop.check
+        self.step = TrainingStep(
+            config, parts.method.at(0), parts.all_networks, reporter.message, max(parts.dataset.size)
         )
-        self.average = AveragedStudent(parts.networks["student"]) if config.swa_start is not None else None
+        self.selection = Selection(
+            config, parts.selection, self.step.preparation, parts.method.seeks_robustness, stop.check,
+            self.step.recorded,
+        )  # fmt: skip
+        self.average: AveragedStudent | None = None
+        if config.swa_start is not None:
+            student = parts.networks["student"]
+            self.average = AveragedStudent(student, parts.number_format, self.step.recorded)
         self.interval = Interval.of(self.step)
         self.summary: dict[str, dict[str, Any]] = {}
         self._log_length = 0
@@ -155,6 +161,7 @@ class Trainer:
         with closing(self.parts.training.epoch(position.epoch, position.in_epoch)) as batches:
             for batch in batches:
                 result = self._train_on(batch)
+                self._report_compiling()
                 position.in_epoch += 1
                 position.step += 1
                 self.interval.add(result, len(batch.labels))
@@ -175,6 +182,10 @@ class Trainer:
                 raise UserError(reason) from None
             raise
         raise UserError(out_of_memory(self.step, batch))
+
+    def _report_compiling(self) -> None:
+        if self.step.compiler is not None and (line := self.step.compiler.news()):
+            self.reporter.message(line)
 
     def _reason(self, error: Exception) -> str:
         """Say what of a step's error the user can mend; nothing, if it is another one."""
@@ -234,7 +245,7 @@ class Trainer:
             return
         if self.average.count <= epoch - start:
             self.average.collect(self.parts.networks["student"])
-        self.average.reestimate(self._checked(epoch), self.parts.number_format)
+        self.average.reestimate(self._checked(epoch))
 
     def _checked(self, epoch: int) -> Iterator[Batch]:
         for batch in self.parts.training.epoch(epoch, purpose="averaging"):

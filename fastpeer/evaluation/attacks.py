@@ -1,18 +1,21 @@
 """The attacks an evaluation may name: clean, fgsm, pgdN, aa."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fastpeer.attack.accuracy import MakeExamples, clean, correct_predictions, fgsm, label_pgd
+from fastpeer.attack.accuracy import Judge, LabelAttack, fgsm, label_pgd, no_attack
 from fastpeer.attack.pgd import evaluating
 from fastpeer.attack.prepare import Preparation
 from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch
-from fastpeer.engine.plan import make_plan, unheard
+from fastpeer.engine.capture import captured
+from fastpeer.engine.measured import Workload
+from fastpeer.engine.plan import Plan, make_plan, unheard
 from fastpeer.engine.precision import number_format
 from fastpeer.errors import UserError
 from fastpeer.recipe import nearest
@@ -30,19 +33,17 @@ class AttackSettings:
     classes: int
     seed: int
     batch_size: int
-    preparation: Preparation
-    """How the network is attacked, by all but AutoAttack."""
+    plan: Plan
+    """Parts of the engine that attack the network, in all but AutoAttack."""
 
 
-def float32_preparation(device: torch.device) -> Preparation:
-    """Return how an evaluation attacks: folded, as a chain, in float32.
+def evaluation_plan(device: torch.device) -> Plan:
+    """Return the parts of an evaluation: those of training, but for compiling, which would take longer.
 
-    Both are exact up to rounding; compiling would cost more time than it saves.
+    All are exact up to rounding.
     """
-    engine = EngineConfig(compile="off", graph="off", streams="off", kernels="off")
-    plan = make_plan(engine, device, "fp32")
-    # A network that cannot be folded is attacked with the same result: nothing to say.
-    return plan.preparation(number_format("fp32"), device, unheard)
+    workload = Workload(network="", size=0, batch=0, precision="fp32")
+    return make_plan(EngineConfig(compile="off", streams="off"), device, workload)
 
 
 def parse_attacks(text: str) -> list[str]:
@@ -71,19 +72,43 @@ def right_under_attack(
     """
     if name == "aa":
         return _autoattack(network, batches, settings, progress)
-    attack = _attack(name, network, settings)
-    return correct_predictions({"it": network}, _counted(batches, progress), attack)["it"]
+    judge = Judge({"it": network}, _attack(name, network, settings), record=_recorder(network, settings.plan))
+    with _searching_for_algorithms():
+        return judge(_counted(batches, progress))["it"]
 
 
-def _attack(name: str, network: nn.Module, settings: AttackSettings) -> MakeExamples:
+@contextmanager
+def _searching_for_algorithms() -> Iterator[None]:
+    """Let cuDNN try its algorithms out; it pays where batches are of one size, as AutoAttack's are not."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _recorder(network: nn.Module, plan: Plan) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    device = next(network.parameters()).device
+    # What cannot be captured runs with the same result: nothing to say.
+    return lambda run: captured(run, device, unheard, "the evaluation") if plan.graph else run
+
+
+def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:
     if name == "clean":
-        return clean
-    victim, kernels = settings.preparation.victim(network, "network"), settings.preparation.kernels
+        return no_attack()
+    preparation = _preparation(network, settings.plan)
+    victim, kernels = preparation.victim(network, "network"), preparation.kernels
     victim.refresh()
     if name == "fgsm":
         return fgsm(victim, kernels, settings.epsilon)
     steps = int(name.removeprefix("pgd"))
     return label_pgd(victim, kernels, settings.epsilon, settings.step_size, steps, settings.seed)
+
+
+def _preparation(network: nn.Module, plan: Plan) -> Preparation:
+    # A network that cannot be folded is attacked with the same result: nothing to say.
+    return plan.preparation(number_format("fp32"), next(network.parameters()).device, unheard)
 
 
 def _autoattack(

@@ -17,7 +17,7 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.engine.networks import placed
 from fastpeer.engine.precision import memory_errors, number_format
 from fastpeer.errors import UserError
-from fastpeer.evaluation.attacks import AttackSettings, Progress, float32_preparation, right_under_attack
+from fastpeer.evaluation.attacks import AttackSettings, Progress, evaluation_plan, right_under_attack
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.target import Target
@@ -100,7 +100,7 @@ class Protocol:
             classes,
             self.seed,
             self.batch_size,
-            float32_preparation(self.device),
+            evaluation_plan(self.device),
         )
         began = time.perf_counter()
         with watch(f"{target.label}: {name}", images) as progress, memory_errors("--batch-size"):

@@ -5,6 +5,8 @@ They run on CUDA tensors, and in Triton's interpreter (TRITON_INTERPRET=1) on CP
 
 from fastpeer.kernels.fused import (
     attack_gradient,
+    bias_sum_relu,
+    conv3x3,
     crop_and_flip,
     distill_loss,
     fold,
@@ -16,6 +18,8 @@ from fastpeer.kernels.fused import (
 
 __all__ = [
     "attack_gradient",
+    "bias_sum_relu",
+    "conv3x3",
     "crop_and_flip",
     "distill_loss",
     "fold",

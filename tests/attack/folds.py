@@ -2,9 +2,12 @@
 
 from contextlib import nullcontext
 
+import pytest
 import torch
 
+from fastpeer.attack.convolution import PlainConvolutions
 from fastpeer.attack.folding import FoldedNetwork
+from fastpeer.attack.onednn import OnednnConvolutions, onednn_takes
 from fastpeer.attack.victim import FoldedVictim, LiveVictim
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.fold import Fold
@@ -49,3 +52,9 @@ def assert_same(network, made, batch):
     gradient = live.input_gradient(batch, labels)
     assert gradient.abs().max() > 0
     torch.testing.assert_close(victim.input_gradient(batch, labels), gradient, rtol=1e-8, atol=1e-10)
+
+
+def skip_unless_it_runs(convolutions: PlainConvolutions, dtype: torch.dtype) -> None:
+    """Skip a test of oneDNN's convolutions in a dtype that this processor has no instructions for."""
+    if isinstance(convolutions, OnednnConvolutions) and not onednn_takes(dtype):
+        pytest.skip(f"oneDNN convolves in {dtype} on other processors only")

@@ -9,6 +9,7 @@ from torch import nn
 from fastpeer.attack.convolution import PlainConvolutions
 from fastpeer.attack.folding import FoldedConv2d
 from fastpeer.attack.onednn import OnednnConvolutions
+from tests.attack.folds import skip_unless_it_runs
 
 shapes = st.fixed_dictionaries(
     {
@@ -46,6 +47,7 @@ def draw(random, *shape, dtype):
 def test_forward_and_back_are_pytorchs(
     convolutions, dtype, tolerance, shape, groups, height, width, summed, relu, seed
 ):
+    skip_unless_it_runs(convolutions(), dtype)
     random = torch.Generator().manual_seed(seed)
     conv = folded(shape, groups, dtype, random)
     images = draw(random, 2, groups[0], height, width, dtype=dtype)

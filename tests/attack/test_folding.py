@@ -12,11 +12,14 @@ from fastpeer.attack.convolution import CudnnConvolutions, PlainConvolutions
 from fastpeer.attack.folding import FoldedNetwork, NotFoldable
 from fastpeer.attack.onednn import OnednnConvolutions
 from fastpeer.attack.pgd import pgd
-from fastpeer.attack.prepare import Preparation
+from fastpeer.attack.prepare import Preparation, choose_convolutions
 from fastpeer.attack.victim import ChainVictim, FoldedVictim, LiveVictim
+from fastpeer.compiling import Compiler
+from fastpeer.kernels.bias_sum_relu import bias_sum_relu
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.fold import Fold
 from fastpeer.models import build_model
+from tests.attack.folds import skip_unless_it_runs
 
 CLASSES = 7
 KERNELS = torch_kernels()
@@ -92,6 +95,7 @@ def test_input_gradient_in_float32_is_as_exact_as_the_networks_own(name, images,
 @pytest.mark.parametrize("convolutions", [PlainConvolutions(), OnednnConvolutions()])
 @pytest.mark.parametrize("name", ["resnet8", "wideresnet10x2", "mobilenetv2"])
 def test_input_gradient_in_bf16_is_as_exact_as_autocasts(name, convolutions):
+    skip_unless_it_runs(convolutions, torch.bfloat16)
     network, random = model(name), torch.Generator().manual_seed(3)
     images = torch.rand(48, 3, 16, 16, generator=random).double().to(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (48,), generator=random)
@@ -214,6 +218,8 @@ def test_labels_stand_for_one_hot_targets(images):
 @pytest.mark.parametrize(("fold", "chain"), [(False, False), (True, False), (True, True)])
 def test_compiled_gradients_agree(fold, chain, images, target):
     network, said = model("resnet8"), []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     victim = prepare(said, fold=fold, chain=chain, compile=True).victim(network, "student")
     victim.refresh()
     live = LiveVictim(network, KERNELS)
@@ -222,16 +228,19 @@ def test_compiled_gradients_agree(fold, chain, images, target):
         torch.testing.assert_close(victim.input_gradient(images, goal), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(victim.logits(images), network(images), rtol=0, atol=1e-12)
     assert not said
+    # Labels run what was compiled for probabilities.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert all(weight.grad is None for weight in network.parameters())
 
 
 def prepare(said, fold=True, chain=True, compile=False, dtype=torch.float64):
-    return Preparation(dtype, fold, chain, compile, KERNELS, nullcontext, said.append)
+    compiler = Compiler(said.append) if compile else None
+    return Preparation(dtype, fold, chain, compiler, KERNELS, nullcontext, said.append)
 
 
 def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, target):
     network, said = model("resnet8"), []
-    victim = chained(network, convolutions=CudnnConvolutions(said.append))
+    victim = chained(network, convolutions=CudnnConvolutions(bias_sum_relu, said.append))
     expected = chained(network).input_gradient(images, target)
     # There is no cuDNN on a CPU, so that it refuses at once.
     for _ in range(2):
@@ -241,8 +250,22 @@ def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, tar
     assert said[0].startswith("engine.chain: convolutions run without fused epilogues")
 
 
+def test_a_processor_without_bf16_convolves_by_plain_operators(monkeypatch):
+    def chosen(dtype):
+        return type(choose_convolutions(torch.device("cpu"), dtype, KERNELS, pytest.fail))
+
+    for supported in (True, False):
+        monkeypatch.setattr(
+            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda answer=supported: answer, raising=False
+        )
+        assert chosen(torch.float32) is OnednnConvolutions
+        assert chosen(torch.bfloat16) is (OnednnConvolutions if supported else PlainConvolutions)
+    assert chosen(torch.float64) is PlainConvolutions
+
+
 @pytest.mark.parametrize("convolutions", [PlainConvolutions(), OnednnConvolutions()])
 def test_autocast_around_a_chain_does_not_round_the_pixels(convolutions, images, target):
+    skip_unless_it_runs(convolutions, torch.bfloat16)
     network = model("resnet8").float()
     single = images.float(), target.float()
     victim = chained(network, torch.bfloat16, convolutions)

@@ -73,7 +73,7 @@ def test_networks_of_timm_run_folded_in_low_precision(name):
     keep_pixels_exact(network)
     said = []
     autocast = Preparation(
-        torch.bfloat16, True, True, False, KERNELS, lambda: torch.autocast("cpu", torch.bfloat16), said.append
+        torch.bfloat16, True, True, None, KERNELS, lambda: torch.autocast("cpu", torch.bfloat16), said.append
     )
     victim = autocast.victim(network, "student")
     victim.refresh()
@@ -87,7 +87,7 @@ def test_networks_of_timm_run_folded_in_low_precision(name):
 @pytest.mark.parametrize("name", ["test_vit", "vgg11_bn"])
 def test_networks_of_timm_that_cannot_be_traced_are_attacked_as_they_are(name):
     network, said = timm_network(name).eval(), []
-    victim = Preparation(torch.float64, True, True, False, KERNELS, nullcontext, said.append).victim(
+    victim = Preparation(torch.float64, True, True, None, KERNELS, nullcontext, said.append).victim(
         network, "student"
     )
     assert type(victim) is LiveVictim
@@ -175,7 +175,17 @@ def net(**parts):
         ({"conv": lambda *s, **k: nn.Conv2d(*s, **k, padding_mode="reflect")}, (nn.Conv2d, nn.Conv2d)),
         ({"conv": lambda *s, padding: nn.Conv2d(*s, padding="same")}, (nn.Conv2d, nn.Conv2d)),
     ],
-    ids=str,
+    ids=[
+        "none",
+        "renamed conv",
+        "synchronised norm",
+        "activated norm",
+        "standardised conv",
+        "computed conv",
+        "doubled linear",
+        "reflecting conv",
+        "conv of the same size",
+    ],
 )
 def test_layers_that_compute_something_of_their_own_stay(parts, left):
     network = net(**parts).train()

@@ -10,8 +10,9 @@ from fastpeer.attack.convolution import PlainConvolutions
 from fastpeer.attack.onednn import OnednnConvolutions
 from fastpeer.attack.prepare import Preparation
 from fastpeer.attack.victim import ChainVictim, LiveVictim
+from fastpeer.compiling import Compiler
 from fastpeer.models import build_model
-from tests.attack.folds import KERNELS, assert_same, folded, images, moved
+from tests.attack.folds import KERNELS, assert_same, folded, images, moved, skip_unless_it_runs
 
 CLASSES = 7
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -37,6 +38,7 @@ def test_normalised_networks_fold_and_are_chains(name):
 @pytest.mark.parametrize("convolutions", [PlainConvolutions(), OnednnConvolutions()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_normalised_chain_is_as_exact_as_the_networks_own(dtype, convolutions):
+    skip_unless_it_runs(convolutions, dtype)
     network, batch = normalized(), images(count=48)
     labels = torch.arange(48) % CLASSES
     exact = LiveVictim(network, KERNELS).input_gradient(batch, labels)
@@ -60,9 +62,9 @@ def typical_distance(found, exact):
 
 def test_a_normalised_network_can_be_compiled():
     network, said = normalized(), []
-    victim = Preparation(torch.float64, True, True, True, KERNELS, nullcontext, said.append).victim(
-        network, "student"
-    )
+    victim = Preparation(
+        torch.float64, True, True, Compiler(said.append), KERNELS, nullcontext, said.append
+    ).victim(network, "student")
     victim.refresh()
     expected = LiveVictim(network, KERNELS).input_gradient(images(), torch.arange(2))
     found = victim.input_gradient(images(), torch.arange(2))

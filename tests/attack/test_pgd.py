@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastpeer.attack.accuracy import clean, correct_predictions, fgsm, label_pgd
+from fastpeer.attack.accuracy import Judge, fgsm, label_pgd, no_attack
 from fastpeer.attack.pgd import evaluating, pgd, uniform_start
 from fastpeer.attack.victim import LiveVictim
 from fastpeer.data.counter import generator
@@ -102,7 +102,7 @@ def test_fgsm_is_one_step_of_epsilon_from_the_image(networks, batch):
 
 def test_predictions_are_made_in_eval_mode_for_every_image_of_every_batch(networks, batch):
     named = dict(zip(("student", "peer"), networks, strict=True))
-    hits = correct_predictions(named, [batch, batch], clean)
+    hits = Judge(named, no_attack())([batch, batch])
     assert all(network.training for network in networks)
     for name, network in named.items():
         right = network.eval()(batch.images).argmax(1) == batch.labels

@@ -30,11 +30,11 @@ def test_average_of_three_students_and_its_statistics_are_the_released_codes():
         Batch(torch.rand(size, 3, 8, 8, generator=random).double(), torch.zeros(size).long())
         for size in (8, 5, 1, 3)
     ]
-    ours, literal = AveragedStudent(student(9)), LiteralSWA()
+    ours, literal = AveragedStudent(student(9), number_format("fp64")), LiteralSWA()
     for seed in range(3):
         ours.collect(student(seed))
         literal.collect(student(seed))
-        ours.reestimate(batches, number_format("fp64"))
+        ours.reestimate(batches)
         literal.bn_update([(batch.images, batch.labels) for batch in batches])
         assert_close(ours.network, literal.model)
     assert ours.count == 3

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastpeer.engine.batchnorm import batchnorms, let_count, set_updates
+from fastpeer.engine.batchnorm import batchnorms, count_batches, let_count, set_updates
 
 
 def make_network(**options):
@@ -61,6 +61,25 @@ def test_a_batch_of_parts_is_normalised_as_batches_in_their_order(network, updat
         for number in numbers
     ]
     torch.testing.assert_close(gradient, torch.cat(parts), rtol=0, atol=1e-13)
+
+
+def test_batches_are_counted_together_as_layer_by_layer(network):
+    """Also of a layer that runs twice in a forward, and of one that does not run at all."""
+    odd = nn.ModuleDict({"conv": nn.Conv2d(3, 3, 1), "norm": nn.BatchNorm2d(3), "idle": nn.BatchNorm2d(3)})
+    odd.forward = lambda x: odd["norm"](odd["norm"](odd["conv"](x)))
+    for one in (network, odd.double()):
+        literal = copy.deepcopy(one)
+        if one is odd:
+            literal.forward = lambda x, net=literal: net["norm"](net["norm"](net["conv"](x)))
+        assert let_count(one)
+        set_updates(one, (0, 0), counts=False)
+        one(images(0))
+        count_batches(one)
+        count_batches(one)
+        for _ in range(2):
+            literal(images(0))
+        counters = [[norm.num_batches_tracked.item() for norm in batchnorms(net)] for net in (one, literal)]
+        assert counters[0] == counters[1]
 
 
 @st.composite

@@ -4,12 +4,18 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
+from fastpeer.attack.accuracy import Judge, label_pgd
+from fastpeer.attack.victim import LiveVictim
 from fastpeer.config import AttackConfig, Config, EngineConfig
 from fastpeer.data.stream import Batch
+from fastpeer.engine.averaging import AveragedStudent
 from fastpeer.engine.capture import WARM_UP, Captured
+from fastpeer.engine.precision import number_format
 from fastpeer.engine.snapshot import keep_state
 from fastpeer.engine.step import TrainingStep
+from fastpeer.kernels.choice import torch_kernels
 from fastpeer.models import build_model
 
 
@@ -30,8 +36,10 @@ class Rerunner:
         def replay():
             fresh = function()
             if results:
-                for old, new in zip(results[0], fresh, strict=True):
-                    old.copy_(new)
+                old = results[0]
+                pairs = [(old, fresh)] if isinstance(fresh, torch.Tensor) else zip(old, fresh, strict=True)
+                for one, new in pairs:
+                    one.copy_(new)
             else:
                 results.append(fresh)
             self.replayed += 1
@@ -47,6 +55,9 @@ class _Later:
 
     def __iter__(self):
         return iter(self.results[0])
+
+    def cpu(self):
+        return self.results[0].clone()
 
 
 def nothing():
@@ -187,6 +198,54 @@ def test_a_step_that_is_taken_back_is_done_again_to_the_same_end(method):
     if method == "mtard":
         assert step.balance.state["weight"] != 0.5
         assert step.balance.state["first"].isfinite().all()
+
+
+def test_an_averaged_students_captured_pass_measures_the_same_statistics():
+    torch.manual_seed(0)
+    student = build_model("resnet8", 5)
+    numbers = number_format("fp32")
+    plain = AveragedStudent(student, numbers)
+    recorder = Rerunner()
+    recorded = AveragedStudent(
+        student, numbers, lambda function, what: Captured(function, recorder, nothing, pytest.fail, what)
+    )
+    for average in (plain, recorded):
+        for _ in range(2):
+            average.collect(student)
+            average.reestimate(batches())
+    torch.testing.assert_close(plain.network.state_dict(), recorded.network.state_dict(), rtol=0, atol=0)
+    assert recorder.warmed_up == 2
+    assert plain.network.bn1.num_batches_tracked == 5
+
+
+class Networks(nn.Module):
+    """Two networks, of which an evaluation attacks the first."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.student, self.peer = (build_model("resnet8", 5) for _ in range(2))
+
+
+def test_a_captured_evaluation_judges_as_an_uncaptured_one():
+    networks = Networks()
+    victim = LiveVictim(networks.student, torch_kernels())
+    attack = label_pgd(victim, torch_kernels(), 0.05, 0.02, steps=2, seed=0)
+    named = dict(networks.named_children())
+    recorder = Rerunner()
+    expected = Judge(named, attack)(batches())
+    judge = Judge(named, attack, record=lambda run: Captured(run, recorder, nothing, pytest.fail))
+    for _ in range(2):
+        found = judge(batches())
+        assert all(torch.equal(found[name], expected[name]) for name in named)
+    assert recorder.warmed_up == 2
+    assert recorder.replayed == 10
+    # What is changed in place counts at once.
+    with torch.no_grad():
+        networks.peer.linear.weight.zero_()
+        networks.peer.linear.bias.copy_(torch.arange(5.0))
+    changed = judge(batches())["peer"]
+    assert torch.equal(changed, torch.cat([batch.labels for batch in batches()]) == 4)
 
 
 def test_state_comes_back_into_the_same_memory():

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from fastpeer.config import AttackConfig, Config, EngineConfig
+from fastpeer.config import AttackConfig, Config, EngineConfig, TrainConfig
 from fastpeer.data.stream import Batch
 from fastpeer.engine.precision import keep_pixels_exact
 from fastpeer.engine.step import TrainingStep
@@ -14,6 +14,7 @@ from fastpeer.models import build_model
 from tests.engine.fake_cuda import NoWaiting, build, fake_cuda, to_fake_cuda
 
 CLASSES = 10
+BATCH = 4
 MODELS = [
     "resnet18", "resnet34", "resnet50", "preactresnet18", "wideresnet28x2", "wideresnet34x10", "mobilenetv2"
 ]  # fmt: skip
@@ -41,7 +42,10 @@ def _fake(library):
 
 def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss=None):
     own = loss_settings(method)(**(loss or {}))
-    config = Config(method=method, attack=AttackConfig(steps=2), engine=engine, precision=precision, loss=own)
+    config = Config(
+        method=method, attack=AttackConfig(steps=2), engine=engine, precision=precision, loss=own,
+        train=TrainConfig(batch_size=BATCH),
+    )  # fmt: skip
     table = config.table.at(epoch)
     networks = {}
     for role in (*table.trained, *table.frozen):
@@ -53,8 +57,8 @@ def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss
     if spoil:
         networks["student"].register_forward_hook(spoil)
     step = TrainingStep(config, table, networks, pytest.fail)
-    images = torch.empty(4, 3, 32, 32, device="cuda", memory_format=torch.channels_last)
-    batch = Batch(images, torch.empty(4, dtype=torch.int64, device="cuda"))
+    images = torch.empty(BATCH, 3, 32, 32, device="cuda", memory_format=torch.channels_last)
+    batch = Batch(images, torch.empty(BATCH, dtype=torch.int64, device="cuda"))
     with NoWaiting():
         result = step(batch, 0)
     for role, network in networks.items():

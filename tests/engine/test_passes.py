@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import fastpeer.engine.passes
 from fastpeer.config import AttackConfig, Config, EngineConfig
 from fastpeer.data.stream import Batch
 from fastpeer.engine.batchnorm import batchnorms
@@ -128,7 +127,7 @@ def test_passes_give_logits_gradients_and_statistics_of_one_forward_after_anothe
     inputs, others = pictures(), copy.deepcopy(pair)
     if kind == "uncounted":
         pair = {role: with_own_batchnorm(network) for role, network in pair.items()}
-    passes = Passes(forwards, ALL, pair, number_format("fp64"), Plan(merge=kind != "unmerged"), pytest.fail)
+    passes = Passes(forwards, ALL, pair, number_format("fp64"), Plan(merge=kind != "unmerged"), None)
     for _ in range(2):
         ours, theirs = passes(inputs), plain(forwards, others, inputs)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -145,7 +144,7 @@ def test_passes_give_logits_gradients_and_statistics_of_one_forward_after_anothe
 @pytest.mark.parametrize("merge", [True, False])
 def test_forwards_that_nothing_learns_from_leave_no_graph(pair, merge):
     forwards, needs = (PEER, ADV, CLEAN), Needs({ADV})
-    passes = Passes(forwards, needs, pair, number_format("fp64"), Plan(merge=merge), pytest.fail)
+    passes = Passes(forwards, needs, pair, number_format("fp64"), Plan(merge=merge), None)
     assert [one.requires_grad for one in passes(pictures())] == [False, True, False]
     with torch.no_grad():
         assert not any(one.requires_grad for one in passes(pictures()))
@@ -154,7 +153,7 @@ def test_forwards_that_nothing_learns_from_leave_no_graph(pair, merge):
 @pytest.mark.parametrize("merge", [True, False])
 def test_the_gradient_survives_where_a_forward_comes_again(pair, merge):
     needs = Needs({CLEAN, ADV})
-    passes = Passes((CLEAN, ADV, CLEAN), needs, pair, number_format("fp64"), Plan(merge=merge), pytest.fail)
+    passes = Passes((CLEAN, ADV, CLEAN), needs, pair, number_format("fp64"), Plan(merge=merge), None)
     assert [one.requires_grad for one in passes(pictures())] == [True, True]
 
 
@@ -162,7 +161,7 @@ def test_the_gradient_survives_where_a_forward_comes_again(pair, merge):
 def test_a_pass_for_the_statistics_alone_leaves_the_gradient_of_one_before_it(pair, merge):
     forwards, needs, inputs = (ADV, CLEAN, ADV, CLEAN), Needs({ADV}), pictures()
     others = copy.deepcopy(pair)
-    passes = Passes(forwards, needs, pair, number_format("fp64"), Plan(merge=merge), pytest.fail)
+    passes = Passes(forwards, needs, pair, number_format("fp64"), Plan(merge=merge), None)
     ours, theirs = passes(inputs), plain(forwards, others, inputs)
     for logits in (ours, theirs):
         logits[0].square().sum().backward()
@@ -171,21 +170,20 @@ def test_a_pass_for_the_statistics_alone_leaves_the_gradient_of_one_before_it(pa
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
 
 
-def test_the_twice_differentiated_pass_is_not_compiled_and_others_are(pair, monkeypatch):
+def test_the_twice_differentiated_pass_is_not_compiled_and_others_are(pair):
     regions = []
 
-    def compiled(function, name, say):
+    def compiler(function, name):
         regions.append(name)
         return function
 
-    monkeypatch.setattr(fastpeer.engine.passes, "compiled", compiled)
     plan = Plan(merge=True, compile=True)
     needs = Needs({ADV, CLEAN, PEER}, {CLEAN})
     inputs = pictures()
     leaf = inputs["clean"].requires_grad_()
     others = copy.deepcopy(pair)
     forwards = (PEER, ADV, CLEAN, CLEAN)
-    passes = Passes(forwards, needs, pair, number_format("fp64"), plan, pytest.fail)
+    passes = Passes(forwards, needs, pair, number_format("fp64"), plan, compiler)
     ours = passes(inputs)
     assert regions == ["training peer and student"]
     gradient = torch.autograd.grad(ours[2].square().sum(), leaf, create_graph=True)[0]
@@ -213,7 +211,7 @@ def test_every_methods_forwards_run_as_one_after_another(pair, table, merge):
     method = build_table(name, loss_settings(name)()).at(epoch)
     others, inputs = copy.deepcopy(pair), pictures()
     needs = Needs(learning_forwards(method))
-    ours = Passes(method.forwards, needs, pair, number_format("fp64"), Plan(merge=merge), pytest.fail)(inputs)
+    ours = Passes(method.forwards, needs, pair, number_format("fp64"), Plan(merge=merge), None)(inputs)
     torch.testing.assert_close(ours, plain(method.forwards, others, inputs), rtol=0, atol=1e-12)
     assert_same_states(pair, others)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastpeer.engine.precision import amp_precision, choose_device, keep_pixels_exact, number_format
+from fastpeer.engine.precision import amp_precision, choose_device, emulated, keep_pixels_exact, number_format
 from fastpeer.errors import UserError
 
 CPU = torch.device("cpu")
@@ -72,3 +72,13 @@ def test_of_the_convolution_that_sees_the_pixels_only_the_result_is_rounded():
     # An averaged student is a copy: its stem must be its own.
     copied[0].weight.data.zero_()
     assert torch.equal(network[0](images), exact)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_processor_without_bf16_is_told_of(supported, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported, raising=False)
+    assert emulated(torch.float32) == []
+    assert emulated(torch.bfloat16) == (
+        [] if supported
+        else ["this processor has no bfloat16 instructions: --precision fp32 is several times faster"]
+    )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastpeer.config import AttackConfig, Config, EngineConfig, OptimConfig
+from fastpeer.config import AttackConfig, Config, EngineConfig, OptimConfig, TrainConfig
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
 from fastpeer.engine.step import TrainingStep
@@ -16,6 +16,7 @@ from fastpeer.methods.peeraid import Loss
 from fastpeer.models import build_model
 from tests.literal_peeraid import LiteralSettings, training_step
 
+BATCH = 4
 CASES = {
     "cifar10": (LiteralSettings.cifar10(), 10),
     "cifar100": (LiteralSettings.cifar100(), 100),
@@ -36,7 +37,8 @@ def config_for(literal, **changes):
         peer_target_grad=literal.peer_target_grad,
         clean_target_grad=literal.clean_target_grad,
     )
-    return Config(loss=loss, optim=OptimConfig(lr=literal.lr), precision="fp64", **changes)
+    train = TrainConfig(batch_size=BATCH)
+    return Config(loss=loss, optim=OptimConfig(lr=literal.lr), precision="fp64", train=train, **changes)
 
 
 def networks(name, classes):
@@ -47,14 +49,15 @@ def networks(name, classes):
     return pair
 
 
-def batches(classes, size, count=3, batch=4):
+def batches(classes, size, count=3, tail=BATCH):
+    """Draw images and labels; the last batch holds `tail`."""
     random = torch.Generator().manual_seed(7)
     return [
         (
             torch.randint(0, 256, (batch, 3, size, size), generator=random).double() / 255,
             torch.randint(0, classes, (batch,), generator=random),
         )
-        for _ in range(count)
+        for batch in [BATCH] * (count - 1) + [tail]
     ]
 
 
@@ -80,6 +83,7 @@ def engine_run(pair, config, data, std=0.0):
     step = TrainingStep(config, config.table, pair, pytest.fail)
     for number, (images, labels) in enumerate(data):
         step(Batch(images.to(memory_format=torch.channels_last), labels), number)
+    return step
 
 
 def assert_same(ours, theirs):
@@ -130,10 +134,17 @@ def test_no_part_of_the_engine_changes_the_step(engine):
     literal = LiteralSettings.cifar10()
     ours = networks("resnet8", 10)
     theirs = copy.deepcopy(ours)
-    data = batches(10, 16, count=2)
-    engine_run(ours, config_for(literal, engine=engine), data, literal.start_std)
+    data = batches(10, 16, count=3, tail=3)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    step = engine_run(ours, config_for(literal, engine=engine), data, literal.start_std)
     literal_run(theirs, literal, data, literal.start_std)
     assert_same(ours, theirs)
+    regions = {"the peer in eval mode", "the attack on the student", "training peer and student"}
+    compiled = regions if engine.compile == "on" else set()
+    assert set(step.compiler.seconds if step.compiler else ()) == compiled
+    # Each once: not again in the second step, and not for the last batch.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(compiled)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])

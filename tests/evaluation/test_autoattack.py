@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from fastpeer.data.stream import Batch
+from fastpeer.engine.plan import Plan
 from fastpeer.errors import UserError
-from fastpeer.evaluation.attacks import AttackSettings, float32_preparation, right_under_attack
+from fastpeer.evaluation.attacks import AttackSettings, evaluation_plan, right_under_attack
 from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
 from fastpeer.models import build_model
 
@@ -68,7 +69,7 @@ def test_it_leaves_no_image_right_that_clean_or_pgd_evaluation_finds_wrong():
     labels = classifier(images).argmax(1)
     labels[0] = (labels[0] + 1) % 5
     settings = AttackSettings(
-        0.003, 0.001, classes=5, seed=0, batch_size=2, preparation=float32_preparation(torch.device("cpu"))
+        0.003, 0.001, classes=5, seed=0, batch_size=2, plan=evaluation_plan(torch.device("cpu"))
     )
     batches = [Batch(images[:3], labels[:3]), Batch(images[3:], labels[3:])]
     right, done = {}, []
@@ -87,8 +88,6 @@ def test_convolutional_network_is_attacked_on_channels_last_images(model):
     one = build_model(model, 10).eval().to(memory_format=torch.channels_last)
     images = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
     labels = one(images).argmax(1)
-    settings = AttackSettings(
-        epsilon=0.3, step_size=2 / 255, classes=10, seed=0, batch_size=2, preparation=None
-    )
+    settings = AttackSettings(epsilon=0.3, step_size=2 / 255, classes=10, seed=0, batch_size=2, plan=Plan())
     right = right_under_attack("aa", one, [Batch(images, labels)], settings, lambda done: None)
     assert right.shape == (3,)

@@ -31,6 +31,14 @@ def _errors(kernel: Tensor, plain: Tensor, truth: Tensor) -> Errors:
     return Errors(*off, float(truth.abs().max()))
 
 
+def worst(draws: Sequence[Sequence[Errors]]) -> list[Errors]:
+    """Return each result's largest errors over several draws of the inputs.
+
+    Of few values PyTorch's error may be small by chance, on one processor and not on another.
+    """
+    return [Errors(*map(max, *(tuple(one) for one in same))) for same in zip(*draws, strict=True)]
+
+
 def assert_at_most_twice(compared: Sequence[Errors]) -> None:
     """Fail unless each error is at most twice plain PyTorch's.
 

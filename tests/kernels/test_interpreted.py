@@ -10,11 +10,17 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "tests" / "kernels" / "interpreted").glob("test_*.py"))
 
 
-def test_kernels_pass_their_tests_interpreted():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted"]
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "file", [pytest.param(one, marks=pytest.mark.xdist_group(one.name), id=one.stem) for one in FILES]
+)
+def test_kernels_pass_their_tests_interpreted(file):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+        command, cwd=ROOT, env={**environment, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastpeer.config import AttackConfig, Config, EngineConfig
+from fastpeer.config import AttackConfig, Config, EngineConfig, TrainConfig
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
 from fastpeer.engine.batchnorm import batchnorms
@@ -27,6 +27,7 @@ from fastpeer.methods import loss_settings, method_names
 from fastpeer.models import build_model
 
 STEPS = 3
+BATCH = 4
 OFF = EngineConfig(fold="off", chain="off", merge="off", compile="off")
 ON = EngineConfig(fold="on", chain="on", merge="on", compile="off")
 
@@ -61,7 +62,10 @@ class Case:
     def config(self, engine):
         attack = AttackConfig(**{"steps": 3, **self.attack})
         loss = loss_settings(self.method)(**self.loss)
-        return Config(method=self.method, precision="fp64", engine=engine, loss=loss, attack=attack)
+        train = TrainConfig(batch_size=BATCH)
+        return Config(
+            method=self.method, precision="fp64", engine=engine, loss=loss, attack=attack, train=train
+        )
 
 
 IAD_FORM = {"labels": 0.25, "natural": 0.25, "robust": 0.5, "temperature": 1.0}
@@ -143,12 +147,12 @@ def start_networks(case, model, classes):
     return networks
 
 
-def batches(classes, size=8, batch=4):
+def batches(classes, size=8):
     random = torch.Generator().manual_seed(7)
     return [
         (
-            torch.randint(0, 256, (batch, 3, size, size), generator=random).double() / 255,
-            torch.randint(0, classes, (batch,), generator=random),
+            torch.randint(0, 256, (BATCH, 3, size, size), generator=random).double() / 255,
+            torch.randint(0, classes, (BATCH,), generator=random),
         )
         for _ in range(STEPS)
     ]
@@ -237,6 +241,7 @@ def assert_equal_to_literal(name, model, classes, engine):
     if case.losses_too:
         found = [result.losses.sum().item() for result in results]
         assert found == pytest.approx([one["loss"] for one in literal_results], rel=1e-11)
+    return step
 
 
 @pytest.mark.parametrize("engine", [ON, OFF], ids=["on", "off"])
@@ -278,7 +283,8 @@ class OneLayer(nn.Module):
 )
 def test_compiling_changes_no_step(name, engine, monkeypatch):
     monkeypatch.setattr(f"{__name__}.build_model", lambda name, classes: OneLayer(classes))
-    assert_equal_to_literal(name, "one layer", 10, engine)
+    step = assert_equal_to_literal(name, "one layer", 10, engine)
+    assert step.compiler.seconds
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, LogitDistanceTerm
 from fastpeer.kernels.distill_loss import distill_loss as oracle
 from fastpeer.kernels.fused.distill_loss import MAX_BATCH, MAX_CLASSES, MAX_FORWARDS, distill_loss
-from tests.kernels.accuracy import assert_at_most_twice, errors, stored
+from tests.kernels.accuracy import assert_at_most_twice, errors, stored, worst
 from tests.kernels.tables import EVERYTHING, PEERAID, SIX_FORWARDS, Batch, random_batch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -22,6 +22,10 @@ def evaluate(loss, batch, terms, scale=1.0):
 
 def assert_as_exact_as_pytorch(batch, terms, scale=1.0):
     """`batch`: logits that the kernel takes."""
+    assert_at_most_twice(errors_of(batch, terms, scale))
+
+
+def errors_of(batch, terms, scale=1.0):
     ours = evaluate(distill_loss, batch, terms, scale)
     plain = evaluate(oracle, batch.to(torch.float32), terms, scale)
     true = evaluate(oracle, batch.to(torch.float64), terms, scale)
@@ -29,9 +33,7 @@ def assert_as_exact_as_pytorch(batch, terms, scale=1.0):
     assert ours.values.dtype == torch.float32
     assert [one.dtype for one in ours.gradients] == [one.dtype for one in batch.logits]
     rounded = [stored(one, mine.dtype) for one, mine in zip(plain.gradients, ours.gradients, strict=True)]
-    assert_at_most_twice(
-        errors((ours.values, *ours.gradients), (plain.values, *rounded), (true.values, *true.gradients))
-    )
+    return errors((ours.values, *ours.gradients), (plain.values, *rounded), (true.values, *true.gradients))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -61,8 +63,9 @@ def test_most_forwards(device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("classes", "size"), [(10, 128), (10, 33), (100, 5), (200, 5)])
 def test_every_kind_of_term_on_six_forwards(device, classes, size, dtype):
-    batch = random_batch(2, size, classes, forwards=6).to(dtype).to(device)
-    assert_as_exact_as_pytorch(batch, SIX_FORWARDS)
+    seeds = (2,) if size > 100 else (2, 3, 4)
+    batches = [random_batch(seed, size, classes, forwards=6).to(dtype).to(device) for seed in seeds]
+    assert_at_most_twice(worst([errors_of(batch, SIX_FORWARDS) for batch in batches]))
 
 
 def test_forwards_of_different_dtypes(device):

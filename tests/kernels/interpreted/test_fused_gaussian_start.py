@@ -32,11 +32,13 @@ def test_noise_is_the_oracles(device, shape, dtype, memory_format, key, clamp):
 
 
 def test_an_attacks_start_is_the_oracles_to_the_last_bits(device):
-    images = torch.rand(64, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(64, 3, 32, 32, generator=random).to(device, memory_format=torch.channels_last)
     key = torch.tensor(7, device=device)
     ours, theirs = (one(images, 0.001, key) for one in (gaussian_start, oracle))
     assert not torch.equal(ours, images)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=6e-8)
+    # The last bit of what lies below 1; that of what the noise leads beyond is worth twice as much.
+    assert ((ours - theirs).abs() <= torch.where(theirs.abs() < 1, 6e-8, 1.2e-7)).all()
     assert torch.equal(gaussian_start(images, 0.0, key), images)
 
 
