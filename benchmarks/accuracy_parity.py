@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from fastpeer.attack.accuracy import MakeExamples, clean, correct_predictions, label_pgd
+from fastpeer.attack.accuracy import Judge, LabelAttack, label_pgd, no_attack
 from fastpeer.attack.victim import LiveVictim
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
@@ -95,13 +95,13 @@ def accuracies(student: nn.Module, images: Images, config: Config, examples: int
     kernels, settings = torch_kernels(), config.attack
     pgd20 = label_pgd(LiveVictim(student, kernels), kernels, settings.epsilon, settings.step_size, 20, seed=0)
 
-    def accuracy(attack: MakeExamples) -> float:
+    def accuracy(attack: LabelAttack) -> float:
         batches: Iterator[Batch] = unseen_batches(images, examples)
-        hits = correct_predictions({"student": student}, batches, attack)["student"]
+        hits = Judge({"student": student}, attack)(batches)["student"]
         return 100 * hits.float().mean().item()
 
     with Flags(benchmark=False, cudnn_tf32=False, matmul_tf32=False).applied():
-        return dict(zip(UNITS, (accuracy(clean), accuracy(pgd20)), strict=True))
+        return dict(zip(UNITS, (accuracy(no_attack()), accuracy(pgd20)), strict=True))
 
 
 def summarise(report: Report) -> None:

@@ -2,6 +2,7 @@
 
 python benchmarks/attack_strength.py                     # ResNet-8 on digits
 python benchmarks/attack_strength.py --data data/cifar10 --recipe cifar10-resnet18 --steps 400
+python benchmarks/attack_strength.py --data data/cifar10 --run runs/cifar10-resnet18     a trained pair
 """
 
 import copy
@@ -17,10 +18,11 @@ from torch.nn import functional as F
 from fast import every_part, obstacle
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
-from fastpeer.engine.networks import ready
+from fastpeer.engine.networks import build_networks, ready
 from fastpeer.engine.precision import number_format
 from fastpeer.engine.step import TrainingStep
 from fastpeer.errors import UserError, one_line
+from fastpeer.runfolder import RunFolder
 from harness.arguments import Common
 from harness.flags import Flags
 from harness.plot import Panel, bar_plot
@@ -42,6 +44,8 @@ class Arguments(Common):
     """A prepared data set; without one, scikit-learn's digits."""
     recipe: str = "demo"
     """Whose settings train the networks and attack them."""
+    run: Path | None = None
+    """A run of PeerAiD, whose networks of the last epoch are attacked by its settings; nothing is trained."""
     model: str = ""
     """Student and peer; empty: the recipe's."""
     steps: int = 200
@@ -77,11 +81,7 @@ def main(arguments: Arguments) -> None:
     """Train, attack, show and write."""
     device = arguments.chosen_device()
     report = Report("attack_strength", arguments, device, arguments.json)
-    short = Short(recipe=arguments.recipe, model=arguments.model, steps=arguments.steps)
-    config = short.config(arguments.seed, "fp32")
-    images = load_images(arguments.data, config.train.batch_size, device)
-    # Compiling would take longer than the few steps.
-    networks, _ = train_fast(short, replace(config, engine=EngineConfig(compile="off")), images, device)
+    config, images, networks = trained(arguments, device)
     batches = list(unseen_batches(images, arguments.batches * config.train.batch_size))
     attacks = Attacks(networks, config, batches)
     reference = attacks.run("fp32", every_part("off"))
@@ -96,6 +96,28 @@ def main(arguments: Arguments) -> None:
     if arguments.plot is not None:
         bars = report.select("divergence")
         bar_plot(arguments.plot, "Loss that the attack reaches", [Panel(images.name, bars)])
+
+
+def trained(arguments: Arguments, device: torch.device) -> tuple[Config, Images, Mapping[str, nn.Module]]:
+    """Return settings, images and networks: those of a run, or trained for a few steps.
+
+    Raises:
+        UserError: the run holds no pair of networks.
+    """
+    if arguments.run is None:
+        short = Short(recipe=arguments.recipe, model=arguments.model, steps=arguments.steps)
+        config = short.config(arguments.seed, "fp32")
+        images = load_images(arguments.data, config.train.batch_size, device)
+        # Compiling would take longer than the few steps.
+        uncompiled = replace(config, engine=EngineConfig(compile="off"))
+        return config, images, train_fast(short, uncompiled, images, device)[0]
+    run = RunFolder(arguments.run)
+    config = replace(run.read_config(), precision="fp32", seed=arguments.seed)
+    images = load_images(arguments.data, config.train.batch_size, device)
+    files = {name: run.checkpoints / "last" / f"{name}.safetensors" for name in ("student", "peer")}
+    if missing_files := [file for file in files.values() if not file.is_file()]:
+        raise UserError(f"--run {run.path}: there is no {missing_files[0]}")
+    return config, images, build_networks(config, config.table, images.classes, device, files)
 
 
 def engines(compile_too: bool) -> dict[str, EngineConfig]:

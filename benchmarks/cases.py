@@ -102,14 +102,15 @@ def measured_methods() -> list[str]:
     return sorted([*method_names(), *FORMS])
 
 
-def last_epoch(config: Config) -> int:
-    """Return the epoch that is measured: by then, a method that changes its table has done so."""
-    return config.train.epochs - 1
-
-
 def measured_table(config: Config) -> Method:
-    """Return the table that most epochs go by."""
-    return config.table.at(last_epoch(config))
+    """Return the table of the last epoch, which is that of most."""
+    return config.table.at(config.train.epochs - 1)
+
+
+def measured_epoch(config: Config) -> int:
+    """Return the first epoch that goes by it; the learning rate has not fallen yet."""
+    table = measured_table(config)
+    return next(epoch for epoch in range(config.train.epochs) if config.table.at(epoch) == table)
 
 
 def random_batches(

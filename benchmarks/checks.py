@@ -6,29 +6,32 @@ Fails (exit status 1) where a difference is beyond what rounding explains.
 
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fast import every_part
-from fastpeer.config import Config, EngineConfig, ModelConfig, Precision, TrainConfig
+from cases import Case, measured_methods, measured_table
+from fast import every_part, ready_networks
+from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
-from fastpeer.engine.networks import build_networks
+from fastpeer.engine.adversary import overruled
 from fastpeer.engine.precision import number_format
 from fastpeer.engine.step import TrainingStep
-from fastpeer.errors import one_line
+from fastpeer.errors import UserError, one_line
 from fastpeer.kernels.counter_bits import mixed, signed
 from fastpeer.kernels.gaussian_start import gaussian_start
+from fastpeer.kernels.uniform_start import uniform_start
 from harness.arguments import Common
 from harness.flags import Flags
 from harness.program import start
 from harness.record import Report, counted
 from harness.table import missing, show
 from literal import LiteralStep
+from literal_methods import LiteralMethod
 
 Networks = Mapping[str, nn.Module]
 
@@ -39,6 +42,9 @@ class Arguments(Common):
 
     models: tuple[str, ...] = ("resnet18", "wideresnet10x1", "mobilenetv2")
     """Networks, as student and as peer."""
+    methods: tuple[str, ...] = ()
+    """Other methods than PeerAiD whose steps are checked too, with the first network; kdiga-ard is KDIGA on
+    adversarial images."""
     batch: int = 16
     """Images in a step."""
     tail: bool = True
@@ -55,6 +61,10 @@ class Arguments(Common):
     """Let the engine's own choice compile; much of the time goes into that."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
     """Of the comparison of captured with uncaptured steps."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.methods) - set(measured_methods()):
+            raise UserError(f"--methods: there is no {unknown.pop()}; use {', '.join(measured_methods())}")
 
 
 @dataclass(frozen=True)
@@ -84,12 +94,11 @@ def main(arguments: Arguments) -> None:
     device = arguments.chosen_device()
     report = Report("checks", arguments, device, arguments.json)
     verdicts = []
-    for model in arguments.models:
-        for name, check in checks(model, arguments, device).items():
-            try:
-                verdicts.append(check())
-            except Exception as error:  # Whatever goes wrong in one check, the others are worth having.
-                report.miss(name, one_line(error)[:300])
+    for name, check in all_checks(arguments, device):
+        try:
+            verdicts.append(check())
+        except Exception as error:  # Whatever goes wrong in one check, the others are worth having.
+            report.miss(name, one_line(error)[:300])
     report.add(*(counted(one.name, one.difference, "relative difference") for one in verdicts))
     report.notes["failed"] = [one.name for one in verdicts if not one.passed]
     report.notes["remarks"] = {one.name: list(one.remarks) for one in verdicts if one.remarks}
@@ -97,6 +106,27 @@ def main(arguments: Arguments) -> None:
     show(table_of(verdicts), *missing(report))
     if report.missing or report.notes["failed"]:
         sys.exit(1)
+
+
+def all_checks(arguments: Arguments, device: torch.device) -> Iterator[tuple[str, Callable[[], Verdict]]]:
+    """Yield the checks by name: of all networks, then of other methods."""
+    for model in arguments.models:
+        yield from checks(model, arguments, device).items()
+    for method in arguments.methods:
+        yield from method_checks(method, arguments, device).items()
+
+
+def method_checks(
+    method: str, arguments: Arguments, device: torch.device
+) -> dict[str, Callable[[], Verdict]]:
+    """Return the checks of a method's step."""
+    trial = Trial(arguments.models[0], arguments, device, method)
+    found: dict[str, Callable[[], Verdict]] = {
+        f"{method}, fp64: the literal step": lambda: trial.released("auto")
+    }
+    for precision in arguments.precisions[:1] if device.type == "cuda" else ():
+        found[f"{method}, {precision}: captured"] = lambda one=precision: trial.captured(one)  # type: ignore[misc]
+    return found
 
 
 def checks(model: str, arguments: Arguments, device: torch.device) -> dict[str, Callable[[], Verdict]]:
@@ -119,8 +149,11 @@ def checks(model: str, arguments: Arguments, device: torch.device) -> dict[str, 
 class Trial:
     """Trains one network by different steps, from the same weights and over the same batches."""
 
-    def __init__(self, model: str, arguments: Arguments, device: torch.device) -> None:
-        self.model = model
+    def __init__(
+        self, model: str, arguments: Arguments, device: torch.device, method: str = "peeraid"
+    ) -> None:
+        self.case = Case(model, "cifar10", arguments.batch, method)
+        self.name = model if method == "peeraid" else method
         self.steps = arguments.steps
         self.device = device
         source = torch.Generator().manual_seed(7)
@@ -136,7 +169,7 @@ class Trial:
         expected, initial = self._literally(config)
         networks, said = self._fast(config)
         difference = relative_difference(networks, expected, initial)
-        return Verdict(f"{self.model}, fp64, {switch}: the released step", difference, 1e-9, said)
+        return Verdict(f"{self.name}, fp64, {switch}: the released step", difference, 1e-9, said)
 
     def part(self, part: str, precision: Precision) -> Verdict:
         """Compare one part, and those it needs, with the step without any.
@@ -154,7 +187,7 @@ class Trial:
             exact, _ = self._fast(self._config("fp64", every_part("off")), steps)
             limit = max(3 * relative_difference(expected, exact, initial), 1e-4)
         difference = relative_difference(networks, expected, initial)
-        return Verdict(f"{self.model}, {precision}, {part}: the plain step", difference, limit, said)
+        return Verdict(f"{self.name}, {precision}, {part}: the plain step", difference, limit, said)
 
     def captured(self, precision: Precision) -> Verdict:
         """Compare a replayed CUDA graph with the same step run by the host; two such runs differ too."""
@@ -165,7 +198,7 @@ class Trial:
         expected, again = (self._fast(by_host)[0] for _ in range(2))
         noise = relative_difference(again, expected, initial)
         difference = relative_difference(networks, expected, initial)
-        return Verdict(f"{self.model}, {precision}: captured", difference, max(3 * noise, 0.05), said)
+        return Verdict(f"{self.name}, {precision}: captured", difference, max(3 * noise, 0.05), said)
 
     def rate(self) -> Verdict:
         """See that a learning rate of 0 reaches the step, captured or not: no weight moves any more."""
@@ -173,14 +206,13 @@ class Trial:
         expected, _ = self._fast(config, steps=1)
         still, said = self._fast(config, stop_after=1)
         difference = relative_difference(still, expected, self._initial(config), statistics=False)
-        return Verdict(f"{self.model}: learning rate 0 after the first step", difference, 1e-3, said)
+        return Verdict(f"{self.name}: learning rate 0 after the first step", difference, 1e-3, said)
 
     def _config(self, precision: Precision, engine: EngineConfig) -> Config:
-        model = ModelConfig(student=self.model, peer=self.model)
-        return Config(precision=precision, engine=engine, model=model, train=TrainConfig())
+        return self.case.config(precision, engine)
 
     def _initial(self, config: Config) -> dict[str, nn.Module]:
-        return build_networks(config, config.table, 10, self.device)
+        return ready_networks(self.case, config, self.device)
 
     def _fast(
         self, config: Config, steps: int = 0, stop_after: int = 0
@@ -190,7 +222,7 @@ class Trial:
         with Flags.current().applied():
             number_format(config.precision).allow_tf32()
             networks = self._initial(config)
-            step = TrainingStep(config, config.table, networks, said.append)
+            step = TrainingStep(config, measured_table(config), networks, said.append)
             for number, batch in enumerate(self.batches[: steps or self.steps]):
                 if stop_after and number >= stop_after:
                     step.set_learning_rate(0.0)
@@ -199,11 +231,22 @@ class Trial:
 
     def _literally(self, config: Config) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
         networks, initial = self._initial(config), self._initial(config)
-        step = LiteralStep(config, networks["student"], networks["peer"])
+        step = literal_step(config, networks)
         for number, batch in enumerate(self.batches):
             typed = _typed(batch, config)
-            step(typed.images, typed.labels, start_noise(typed.images, config, number))
+            step(typed, start_noise(typed.images, config, number))
         return networks, initial
+
+
+def literal_step(
+    config: Config, networks: dict[str, nn.Module]
+) -> Callable[[Batch, Mapping[str, Tensor]], None]:
+    """Return the literal step of a run's method, which takes the noise of each attack."""
+    if config.method != "peeraid":
+        other = LiteralMethod(config, networks)
+        return lambda batch, noise: other(batch.images, batch.labels, noise) and None
+    step = LiteralStep(config, networks["student"], networks["peer"])
+    return lambda batch, noise: step(batch.images, batch.labels, noise["adversarial"]) and None
 
 
 def relative_difference(
@@ -215,17 +258,28 @@ def relative_difference(
     """
     worst = 0.0
     for name in expected:
+        if not any(one.requires_grad for one in expected[name].parameters()):
+            continue  # A teacher does not move.
         numbers = zip(*(_flat(one[name]) for one in (found, expected, initial)), strict=True)
         for ours, theirs, before in list(numbers)[: 2 if statistics else 1]:
             worst = max(worst, ((ours - theirs).norm() / (theirs - before).norm()).item())
     return worst
 
 
-def start_noise(images: Tensor, config: Config, number: int) -> Tensor:
-    """Return the noise that fastpeer's step begins the attack of a step with."""
-    key = signed(mixed(counter_key(config.seed, "attack"), number))
-    where = torch.tensor(key, device=images.device)
-    return gaussian_start(torch.zeros_like(images), config.attack.start_std, where)
+def start_noise(images: Tensor, config: Config, number: int) -> dict[str, Tensor]:
+    """Return the noise that fastpeer's step begins the attacks of a step with, by the attack."""
+    zero, settings = torch.zeros_like(images), config.attack
+    noise = {}
+    for name, attack in measured_table(config).attacks.items():
+        purpose = "attack" if name == "adversarial" else f"attack {name}"
+        key = torch.tensor(signed(mixed(counter_key(config.seed, purpose), number)), device=images.device)
+        draws: dict[str, Callable[[], Tensor]] = {
+            "gaussian": lambda key=key: gaussian_start(zero, settings.start_std, key),  # type: ignore[misc]
+            "uniform": lambda key=key: uniform_start(zero, settings.epsilon, key),  # type: ignore[misc]
+            "none": lambda: zero,
+        }
+        noise[name] = draws[overruled(attack, settings).start]()
+    return noise
 
 
 def table_of(verdicts: Sequence[Verdict]) -> Table:

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from itertools import count, cycle
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,8 +32,8 @@ def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Bui
         number_format(precision).allow_tf32()
         config = case.config(precision, engine)
         said: list[str] = []
-        networks = _networks(case, config, device)
-        step = TrainingStep(config, measured_table(config), networks, said.append)
+        networks = ready_networks(case, config, device)
+        step = TrainingStep(config, measured_table(config), networks, said.append, case.size)
         batches, numbers = cycle(random_batches(case, device, torch.channels_last)), count()
 
         def run(steps: int) -> None:
@@ -42,14 +42,20 @@ def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Bui
 
         return Built(
             run,
-            notes=lambda: {"plan": step.plan.describe(), "said": said},
+            notes=lambda: notes(step, said),
             obstacle=lambda: obstacle(needs, step, said),
         )
 
     return build
 
 
-def _networks(case: Case, config: Config, device: torch.device) -> dict[str, nn.Module]:
+def notes(step: TrainingStep, said: list[str]) -> dict[str, Any]:
+    """Return what is to be known of a step that has run."""
+    seconds = {} if step.compiler is None else step.compiler.seconds
+    return {"plan": step.plan.describe(), "said": said, "seconds of compiling": seconds}
+
+
+def ready_networks(case: Case, config: Config, device: torch.device) -> dict[str, nn.Module]:
     """Build the networks that are trained, and the teachers in the same format."""
     networks = build_networks(config, config.table, case.classes, device, size=case.sides)
     teachers = random_teachers(case, device).items()
@@ -64,8 +70,7 @@ def every_part(switch: Literal["on", "off"], *but: str) -> EngineConfig:
 
 def obstacle(part: str, step: TrainingStep, said: list[str]) -> str:
     """Return why a part is not in use, by the step's plan and by what it said while it ran; or nothing."""
-    reasons = dict(step.plan.reasons)
     if part and not getattr(step.plan, part):
-        return reasons.get(part, "not used")
+        return step.plan.reasons.get(part, "not used")
     # A part that fails when it is first used falls back, and says so.
     return next((line for line in said if part and line.startswith(f"engine.{part}:")), "")

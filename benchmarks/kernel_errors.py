@@ -1,11 +1,10 @@
 """How exact the Triton kernels are: errors against the float64 oracle, beside plain PyTorch's.
 
-python benchmarks/kernel_errors.py                      on a GPU
-TRITON_INTERPRET=1 python benchmarks/kernel_errors.py   without one, in Triton's interpreter
+python benchmarks/kernel_errors.py
+Without a GPU they run in Triton's interpreter.
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +15,22 @@ from torch import Tensor
 from cases import SHAPES, Case
 from fastpeer.engine.loss import LossTable
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
+from harness.arguments import Common
+from harness.program import start
+from harness.record import Report, counted
 from harness.table import show
 
 BATCH = 128
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+RATIO = "times plain PyTorch's error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Common):
+    """Compare the kernels' largest errors with those of the same formulas in plain PyTorch."""
+
+    only: tuple[str, ...] = ()
+    """Names of kernels; none: all."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,9 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
             yield gradient(case, logits(2, classes, dtype, device))
             yield moving_gradient(case, logits(2, classes, dtype, device))
         yield update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
-        yield start(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+        yield random_start(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+    for dtype in DTYPES:
+        yield epilogue(f"8 x 64 x 16 x 16, {str(dtype).removeprefix('torch.')}", dtype, device)
 
 
 def logits(count: int, classes: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -101,7 +113,18 @@ def update(case: str, size: int, device: torch.device) -> Comparison:
     return Comparison("pgd_update", case, [one.to(device) for one in inputs], results)
 
 
-def start(case: str, size: int, device: torch.device) -> Comparison:
+def epilogue(case: str, dtype: torch.dtype, device: torch.device) -> Comparison:
+    """Bias, residual and ReLU over a convolution's result; the bias is kept in float32."""
+    out, residual = (torch.randn(8, 64, 16, 16).to(device, dtype) for _ in range(2))
+    inputs = [out, torch.randn(64, device=device), residual]
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"": kernels.bias_sum_relu(inputs[0].clone(), inputs[1], inputs[2], True)}
+
+    return Comparison("bias_sum_relu", case, inputs, results)
+
+
+def random_start(case: str, size: int, device: torch.device) -> Comparison:
     """Uniform within 8/255, clamped; in float64 the noise has more digits behind the same ones."""
     key = torch.tensor(12345, device=device)
 
@@ -111,14 +134,16 @@ def start(case: str, size: int, device: torch.device) -> Comparison:
     return Comparison("uniform_start", case, [torch.rand(8, 3, size, size).to(device)], results)
 
 
-def rows(one: Comparison) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each result."""
+def rows(one: Comparison, report: Report) -> Iterator[tuple[str, ...]]:
+    """Record the errors of a comparison, and yield a row for each result."""
     true = one.results(torch_kernels(), [tensor.double() for tensor in one.inputs])
     plain = one.results(torch_kernels(), [tensor.float() for tensor in one.inputs])
     for name, ours in one.results(triton_kernels(), one.inputs).items():
         error = largest_error(ours, true[name])
         beside = largest_error(stored(plain[name], ours.dtype), true[name])
         ratio = f"{error / beside:.2f}" if beside else "equal" if not error else "∞"
+        times = error / beside if beside else (float("inf") if error else 0.0)
+        report.add(counted(one.kernel, times, RATIO, case=one.case, result=name))
         yield (
             one.kernel,
             one.case,
@@ -136,25 +161,29 @@ def largest_error(result: Tensor, truth: Tensor) -> float:
 
 def stored(result: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 as the kernels do: Triton's interpreter cuts bfloat16 off, GPUs round."""
-    if INTERPRETING and dtype == torch.bfloat16:
+    if result.device.type == "cpu" and dtype == torch.bfloat16:
         result = (result.view(torch.int32) & ~0xFFFF).view(torch.float32)
     return result.to(dtype)
 
 
-def main() -> None:
-    """Compute all errors and show them."""
-    if not INTERPRETING and not torch.cuda.is_available():
-        sys.exit("there is no GPU here; TRITON_INTERPRET=1 interprets the kernels instead")
-    device = torch.device("cpu" if INTERPRETING else "cuda")
-    where = "Triton's interpreter" if INTERPRETING else torch.cuda.get_device_name()
+def main(arguments: Arguments) -> None:
+    """Compute all errors, show and write them."""
+    device = arguments.chosen_device()
+    if device.type == "cpu":
+        # Before Triton is imported, which happens with the first kernel.
+        os.environ["TRITON_INTERPRET"] = "1"
+    report = Report("kernel_errors", arguments, device, arguments.json)
+    where = str(report.facts["device"]) if device.type == "cuda" else "Triton's interpreter"
     table = Table(title=f"Largest errors against the float64 oracle, {where}")
     for heading in ("kernel", "case", "result", "largest value", "Triton", "PyTorch", "ratio"):
         table.add_column(heading, justify="left" if heading in ("kernel", "case", "result") else "right")
     for comparison in comparisons(device):
-        for row in rows(comparison):
-            table.add_row(*row)
+        if not arguments.only or comparison.kernel in arguments.only:
+            for row in rows(comparison, report):
+                table.add_row(*row)
+    report.save()
     show(table)
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Arguments)

@@ -6,7 +6,7 @@ written down a second time. Its start noise is drawn on the device.
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cases import Case, last_epoch, measured_table
+from cases import Case, measured_epoch, measured_table
 from fastpeer.config import Config
 from fastpeer.engine.adversary import overruled
 from fastpeer.methods.table import Attack
@@ -58,7 +58,7 @@ class LiteralMethod:
         self, config: Config, networks: dict[str, nn.Module], autocast: torch.dtype | None = None
     ) -> None:
         self.config = config
-        self.epoch = last_epoch(config)
+        self.epoch = measured_epoch(config)
         self.attacks = {
             name: overruled(attack, config.attack) for name, attack in measured_table(config).attacks.items()
         }
@@ -71,11 +71,16 @@ class LiteralMethod:
         # What MTARD's weights follow.
         self.state: dict[str, float] = {}
 
-    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Train on images (B, 3, H, W) and labels int64 (B,), both on the device; return the losses read."""
+    def __call__(
+        self, images: Tensor, labels: Tensor, noise: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
+        """Train on images (B, 3, H, W) and labels int64 (B,), both on the device; return the losses read.
+
+        `noise`, (B, 3, H, W) for each attack, takes the place of the random starts.
+        """
         read: dict[str, float] = self.module.training_step(
-            self.networks, self.optimizers, images, labels, self.settings, self._noise(images), self.epoch,
-            self.state,
+            self.networks, self.optimizers, images, labels, self.settings,
+            self._noise(images) if noise is None else noise, self.epoch, self.state,
         )  # fmt: skip
         return read
 

@@ -52,7 +52,8 @@ def main(arguments: Arguments) -> None:
     methods = measured_methods() if "all" in arguments.methods else arguments.methods
     all_cases = cases(arguments.models, arguments.datasets, arguments.batch_sizes, methods)
     for case in all_cases:
-        compare(builds, case, device, arguments.plan(), report)
+        ours = [name for name in builds if name.startswith("fastpeer")]
+        compare(builds, case, device, arguments.plan(), report, first=ours)
         show(table_of(case, report), *missing(report, case.labels))
         report.save()
         if arguments.plot is not None:

@@ -1,7 +1,8 @@
-"""What a step is made of, each on its own: convolutions, epilogues, the stem's gradient, BatchNorm."""
+"""What a step is made of, each on its own: convolutions, what surrounds them, the stem, BatchNorm."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ Group = Callable[[], list[Item]]
 def convolutions(
     stages: Sequence[Stage], batches: Sequence[int], dtypes: Sequence[str], device: torch.device
 ) -> Iterator[Group]:
-    """Forward, input gradient and weight gradient of each stage: a group for a stage and batch."""
+    """Each stage's convolution forward and back, in each form and layout: a group for a stage and batch."""
     return _groups(_convolution, stages, batches, dtypes, device)
 
 
@@ -85,51 +86,113 @@ def _groups(
 
 def _convolution(stage: Stage, batch: int, dtype: str, device: torch.device) -> list[Item]:
     sets = [_tensors(stage, batch, DTYPES[dtype], device) for _ in range(_sets(stage, batch, device))]
+    planes = [tuple(part.contiguous() for part in one) for one in sets]
+    turned = _channels_last(sets[0][1].flip(2, 3).transpose(0, 1), DTYPES[dtype])
     labels: dict[str, Label] = {"stage": stage.name, "batch": batch, "dtype": dtype}
-
-    def backward(one: tuple[Tensor, ...], mask: list[bool]) -> Call:
-        x, weight, gradient, _ = one
-        return lambda: torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
-        )
-
     kinds: dict[str, Sequence[Call]] = {
         "forward": [lambda one=one: F.conv2d(one[0], one[1], padding=1) for one in sets],  # type: ignore[misc]
-        "input gradient": [backward(one, [True, False, False]) for one in sets],
-        "weight gradient": [backward(one, [False, True, False]) for one in sets],
+        "forward, NCHW": [lambda one=one: F.conv2d(one[0], one[1], padding=1) for one in planes],  # type: ignore[misc]
+        "input gradient": [_backward(one, [True, False, False]) for one in sets],
+        "input gradient as a convolution": [
+            lambda one=one: F.conv2d(one[2], turned, padding=1)  # type: ignore[misc]
+            for one in sets
+        ],
+        "weight gradient": [_backward(one, [False, True, False]) for one in sets],
     }
     return [
         Item(f"{name}, {dtype}", labels, calls, stage.flop(batch), dtype) for name, calls in kinds.items()
     ]
 
 
-def epilogues(
-    stages: Sequence[Stage], batches: Sequence[int], dtypes: Sequence[str], device: torch.device
+def _backward(one: Sequence[Tensor], mask: list[bool]) -> Call:
+    x, weight, gradient = one[:3]
+    return lambda: torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+    )
+
+
+def surroundings(
+    stages: Sequence[Stage],
+    batches: Sequence[int],
+    dtypes: Sequence[str],
+    compiled: bool,
+    device: torch.device,
 ) -> Iterator[Group]:
-    """Bias, residual and ReLU in cuDNN's epilogue, and after the convolution."""
-    return _groups(_epilogue, stages, batches, dtypes, device)
+    """Convolutions with all that surrounds them, forward and back: apart, compiled, in one kernel."""
+    return _groups(partial(_surrounded, compiled), stages, batches, dtypes, device)
 
 
-def _epilogue(stage: Stage, batch: int, dtype: str, device: torch.device) -> list[Item]:
+def _surrounded(compiled: bool, stage: Stage, batch: int, dtype: str, device: torch.device) -> list[Item]:
     sets = [_tensors(stage, batch, DTYPES[dtype], device) for _ in range(_sets(stage, batch, device))]
     labels: dict[str, Label] = {"stage": stage.name, "batch": batch, "dtype": dtype}
-    shape = ([1, 1], [1, 1], [1, 1], 1)
-    kinds: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], object]] = {
-        "conv, bias": lambda x, w, r, b: F.conv2d(x, w, b, padding=1),
-        "conv, bias, ReLU apart": lambda x, w, r, b: F.conv2d(x, w, b, padding=1).relu_(),
-        "conv, bias, sum, ReLU apart": lambda x, w, r, b: F.conv2d(x, w, b, padding=1).add_(r).relu_(),
+    kinds: dict[str, Callable[..., object]] = {
+        "forward: convolution alone": lambda x, w, r, b: F.conv2d(x, w, padding=1),
+        "forward: bias, sum, ReLU apart": _apart,
+        "back: convolution alone": lambda x, w, r, b: _input_gradient(x, w),
+        "back: sum, mask apart": _back_apart,
     }
+    if compiled:
+        kinds["forward: compiled"] = torch.compile(_apart, dynamic=False)
+        kinds["back: compiled"] = torch.compile(_back_apart, dynamic=False)
     if device.type == "cuda":
-        kinds |= {
-            "conv-bias-ReLU in one": lambda x, w, r, b: torch.cudnn_convolution_relu(x, w, b, *shape),
-            "conv-bias-sum-ReLU in one": lambda x, w, r, b: torch.cudnn_convolution_add_relu(
-                x, w, r, 1.0, b, *shape
-            ),
-        }
+        kinds |= _cudnn_forms() | _own_forms(sets[0][1])
     return [
         Item(f"{name}, {dtype}", labels, _bound(call, sets), stage.flop(batch), dtype)
-        for name, call in kinds.items()
+        for name, call in sorted(kinds.items())
     ]
+
+
+def _apart(x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor) -> Tensor:
+    """As a chain computes it by plain operators, the bias in float32."""
+    out = F.conv2d(x, weight, padding=1) + bias.float().view(1, -1, 1, 1) + residual
+    return torch.relu(out).to(x.dtype)
+
+
+def _input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    shape = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient, gradient, weight, None, *shape, [True, False, False]
+    )[0]
+    return found
+
+
+def _back_apart(gradient: Tensor, weight: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    """Go back; the residual's gradient is as large as the mask, which stands in for it."""
+    found: Tensor = torch.ops.aten.threshold_backward(_input_gradient(gradient, weight) + mask, mask, 0)
+    return found
+
+
+def _cudnn_forms() -> dict[str, Callable[..., object]]:
+    shape = ([1, 1], [1, 1], [1, 1], 1)
+    return {
+        "forward: cuDNN, bias and ReLU in one": lambda x, w, r, b: torch.cudnn_convolution_relu(
+            x, w, b, *shape
+        ),
+        "forward: cuDNN, bias, sum and ReLU in one": lambda x, w, r, b: torch.cudnn_convolution_add_relu(
+            x, w, r, 1.0, b, *shape
+        ),
+    }
+
+
+def _own_forms(weight: Tensor) -> dict[str, Callable[..., object]]:
+    """Our kernels: cuDNN with the epilogue behind it, and all in one, with several tiles."""
+    from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
+    from fastpeer.kernels.fused.conv3x3 import TILES, Taps, convolution, convolution_input_gradient
+
+    taps = Taps(weight)
+    found: dict[str, Callable[..., object]] = {
+        "forward: cuDNN, then Triton": lambda x, w, r, b: bias_sum_relu(
+            F.conv2d(x, w, padding=1), b.float(), r, relu=True
+        )
+    }
+    for tile in TILES:
+        found[f"forward: Triton, {tile}"] = lambda x, w, r, b, tile=tile: convolution(  # type: ignore[misc]
+            x, taps, b, r, True, tile
+        )
+        found[f"back: Triton, {tile}"] = lambda x, w, r, b, tile=tile: convolution_input_gradient(  # type: ignore[misc]
+            x, taps, r, r, tile
+        )
+    return found
 
 
 def stems(batches: Sequence[int], dtypes: Sequence[str], size: int, device: torch.device) -> Iterator[Group]:

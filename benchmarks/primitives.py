@@ -1,4 +1,4 @@
-"""What the libraries give for the pieces of a step: convolutions, epilogues, the stem, BatchNorm.
+"""What libraries and own kernels give for the pieces of a step: convolutions, the stem, BatchNorm.
 
 python benchmarks/primitives.py --batches 128 256
 On CUDA each piece is timed inside a CUDA graph, as the captured step runs it.
@@ -27,18 +27,18 @@ from primitive_cases import (
     Item,
     batchnorms,
     convolutions,
-    epilogues,
     stems,
+    surroundings,
 )
 
-Piece = Literal["convolutions", "epilogues", "stem", "batchnorm"]
+Piece = Literal["surroundings", "convolutions", "stem", "batchnorm"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Timed):
     """Measure the pieces of a step, and which share of the measured matrix product's rate they reach."""
 
-    pieces: tuple[Piece, ...] = ("convolutions", "epilogues", "stem", "batchnorm")
+    pieces: tuple[Piece, ...] = ("surroundings", "convolutions", "stem", "batchnorm")
     """What to measure."""
     networks: tuple[Literal["resnet18", "wideresnet34x10", "small"], ...] = ("resnet18", "wideresnet34x10")
     """Whose stages' shapes; small is one small shape."""
@@ -47,7 +47,7 @@ class Arguments(Timed):
     dtypes: tuple[Literal["bf16", "fp16", "fp32"], ...] = ("bf16", "fp16")
     """Formats."""
     compile: bool = True
-    """Measure compiled BatchNorm, too."""
+    """Measure compiled forms of the first of the formats, too."""
     seconds: float = 0.02
     """Seconds of a round for each variant, about."""
     rounds: int = 10
@@ -78,8 +78,8 @@ def groups(arguments: Arguments, device: torch.device) -> dict[Piece, Callable[[
     batches, dtypes = arguments.batches, arguments.dtypes
     size = stages[0].size
     return {
+        "surroundings": lambda: surroundings(stages, batches[:1], dtypes[:1], arguments.compile, device),
         "convolutions": lambda: convolutions(stages, batches, dtypes, device),
-        "epilogues": lambda: epilogues(stages, batches[:1], dtypes, device),
         "stem": lambda: stems(batches[:1], (*dtypes, "fp32"), size, device),
         "batchnorm": lambda: batchnorms(stages, batches[:1], dtypes, arguments.compile, device),
     }
@@ -99,7 +99,7 @@ def measure(
                 replayed(item.calls, device) if device.type == "cuda" else (in_turn(item.calls), 1)
             )
             items[item.name] = item
-        except RuntimeError as error:
+        except Exception as error:  # Compilers and libraries raise whatever they like.
             report.miss(f"{piece}, {item.name}", one_line(error)[:200], **item.labels)
     found = alternate({name: run for name, (run, _) in runs.items()}, device, arguments.plan())
     for name, rounds in found.items():

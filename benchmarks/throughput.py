@@ -4,10 +4,12 @@ python benchmarks/throughput.py --models resnet18 --datasets cifar10 tiny --batc
 python benchmarks/throughput.py --reference PATH/TO/PeerAiD
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.table import Table
 
 from cases import Case, cases
@@ -16,14 +18,18 @@ from fastpeer.config import EngineConfig, Precision
 from harness.arguments import Timed
 from harness.plot import bar_plot
 from harness.program import start
-from harness.record import Record, Report
+from harness.record import Record, Report, counted
 from harness.table import missing, rates_table, show
-from limits import measured_limits
+from limits import Limits, measured_limits
 from released import ReleasedCode
-from variants import Build, case_panels, compare, literal, literal_amp, released_code
+from timeline import add_kernels
+from timeline import table_of as timeline_of
+from variants import Build, Ready, case_panels, compare, literal, literal_amp, released_code
 from work import step_work
 
 FIRST = "released step, fp32"
+LONGEST = 25
+"""Kernels that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,8 @@ class Arguments(Timed):
     """Parts of fastpeer's step."""
     reference: Path | None = None
     """Checkout of the released code, whose own step is then measured too."""
+    profile: bool = False
+    """Name the kernels of fastpeer's step that take longest, as timeline.py does."""
 
 
 def main(arguments: Arguments) -> None:
@@ -52,14 +60,40 @@ def main(arguments: Arguments) -> None:
     report = Report("throughput", arguments, device, arguments.json)
     limits = measured_limits(device, 0.5)
     report.add(*limits.records())
-    builds = variants(arguments)
     for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes):
-        compare(builds, case, device, arguments.plan(), report)
+        measure(case, arguments, limits, device, report)
+        report.save()
+
+
+def measure(case: Case, arguments: Arguments, limits: Limits, device: torch.device, report: Report) -> None:
+    """Measure one case, show and write it, and profile it, if that is wanted."""
+    builds = variants(arguments)
+    ours = [name for name in builds if name.startswith("fastpeer")]
+
+    def finish(ready: Mapping[str, Ready]) -> None:
         add_shares(case, limits.best_matmul(), report)
         show(table_of(case, report), *missing(report, case.labels))
         report.save()
         if arguments.plot is not None:
             bar_plot(arguments.plot, f"Training step, {report.facts['device']}", case_panels(report))
+        if arguments.profile:
+            # Last: whatever the profiler does to the process, the rates are kept.
+            profile(ours, ready, case, device, report)
+
+    compare(builds, case, device, arguments.plan(), report, first=ours, after=finish)
+
+
+def profile(
+    names: Sequence[str], ready: Mapping[str, Ready], case: Case, device: torch.device, report: Report
+) -> None:
+    """Profile fastpeer's steps, and show their kernels."""
+    for name in names:
+        if name in ready:
+            steps = 5 if device.type == "cuda" else 1
+            rate = next(one for one in report.select("images/s", **case.labels) if one.name == name)
+            report.add(counted(name, 1e3 * case.batch / rate.value, "ms/step", **case.labels))
+            add_kernels(name, ready[name], steps, LONGEST, case, device, report)
+            show(timeline_of(name, case, report))
 
 
 def variants(arguments: Arguments) -> dict[str, Build]:

@@ -59,8 +59,7 @@ def main(arguments: Arguments) -> None:
         )  # fmt: skip
         for name, rounds in found.items():
             report.add(record(name, [1e3 * one for one in rounds.seconds], "ms/step", **case.labels))
-            times = kernel_times(ready[name], arguments.steps, device)
-            add_kernels(name, times, case, arguments, report)
+            add_kernels(name, ready[name], arguments.steps, arguments.top, case, device, report)
             show(table_of(name, case, report))
         report.save()
     show(*missing(report))
@@ -100,15 +99,15 @@ def kernel_times(ready: Ready, steps: int, device: torch.device) -> dict[str, li
 
 
 def add_kernels(
-    name: str, times: dict[str, list[float]], case: Case, arguments: Arguments, report: Report
+    name: str, ready: Ready, steps: int, top: int, case: Case, device: torch.device, report: Report
 ) -> None:
-    """Record the sum of all kernels' times, their number, and the longest."""
-    steps = arguments.steps
+    """Profile some steps; record the sum of all kernels' times, their number, and the longest."""
+    times = kernel_times(ready, steps, device)
     report.add(
         counted(name, sum(map(sum, times.values())) / steps, "ms/step in all", **case.labels),
         counted(name, sum(map(len, times.values())) / steps, "kernels/step", **case.labels),
     )
-    longest = sorted(times.items(), key=lambda one: -sum(one[1]))[: arguments.top]
+    longest = sorted(times.items(), key=lambda one: -sum(one[1]))[:top]
     for kernel, each in longest:
         labels = {**case.labels, "step": name, "launches": len(each) / steps}
         report.add(counted(kernel[:160], sum(each) / steps, "ms of a step", **labels))

@@ -1,7 +1,7 @@
 """The training steps that are compared, each ready to be run so many times."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -111,32 +111,38 @@ BUILDING = 0.7
 
 
 def build_all(
-    builds: Mapping[str, Build], case: Case, device: torch.device, report: Report, seconds: float
-) -> dict[str, Ready]:
-    """Build all steps and run them warm; what cannot be built, or not in time, is named in the report."""
+    builds: Mapping[str, Build], case: Case, device: torch.device, report: Report, seconds: float,
+    first: Sequence[str] = (),
+) -> dict[str, Ready]:  # fmt: skip
+    """Build all steps and run them warm; what cannot be built, or not in time, is named in the report.
+
+    `first` names those that are worth having above all, so that it is not they that the time does not reach.
+    """
     ready: dict[str, Ready] = {}
     deadline = time.perf_counter() + BUILDING * seconds
-    for name, build in builds.items():
+    for name in sorted(builds, key=lambda name: name not in first):
         try:
             if time.perf_counter() > deadline:
                 raise UserError("no time left to build it: raise --budget")
-            ready[name], built = prepare(build, case, device, warm_up=5 if device.type == "cuda" else 1)
+            warm_up = 5 if device.type == "cuda" else 1
+            ready[name], built = prepare(builds[name], case, device, warm_up)
             report.notes.setdefault("variants", {}).setdefault(case.title, {})[name] = built.notes()
         except (UserError, RuntimeError, NotImplementedError, ImportError) as error:
             report.miss(name, one_line(error)[:300], **case.labels)
-    return ready
+    return {name: ready[name] for name in builds if name in ready}
 
 
 def compare(
-    builds: Mapping[str, Build], case: Case, device: torch.device, plan: Plan, report: Report
-) -> dict[str, Rounds]:
-    """Build and measure steps of one case in alternation.
+    builds: Mapping[str, Build], case: Case, device: torch.device, plan: Plan, report: Report,
+    first: Sequence[str] = (), after: Callable[[Mapping[str, Ready]], None] | None = None,
+) -> dict[str, Rounds]:  # fmt: skip
+    """Build and measure steps of one case in alternation; `first` is built first, `after` gets what is built.
 
     Records images/s, memory in GiB, and how many times faster each is than the first and than the one before,
     round by round.
     """
     began = time.perf_counter()
-    ready = build_all(builds, case, device, report, plan.budget)
+    ready = build_all(builds, case, device, report, plan.budget, first)
     left = replace(plan, budget=plan.budget - (time.perf_counter() - began))
     rounds = alternate(
         {name: one.run for name, one in ready.items()},
@@ -144,12 +150,18 @@ def compare(
         left,
         {name: one.around for name, one in ready.items()},
     )
-    names = list(rounds)
+    names = list(builds)
     for name, above in zip(names, names[:1] + names, strict=False):
+        if name not in rounds:
+            continue
         report.add(*_records(name, case, rounds[name], ready[name].memory))
         gains = {"times the first": names[0], "times the one above": above}
         for unit, base in gains.items():
-            report.add(record(name, paired_ratios(rounds[base], rounds[name]), unit, **case.labels))
+            # Without its base there is no ratio, rather than one to another.
+            if base in rounds:
+                report.add(record(name, paired_ratios(rounds[base], rounds[name]), unit, **case.labels))
+    if after is not None:
+        after(ready)
     return rounds
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fastpeer.engine.measured import cpu_name, describe_device
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,9 +24,10 @@ def facts(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "cuda": torch.version.cuda,
+        "capability": describe_device(device).capability or None,
         "cudnn": _cudnn() if device.type == "cuda" else None,
         "python": platform.python_version(),
-        "cpu": cpu_model(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         **commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -33,17 +36,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 def device_name(device: torch.device) -> str:
     """Return a GPU's name, or the processor's."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
-
-
-def cpu_model() -> str:
-    """Return the processor's name as Linux gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return describe_device(device).name
 
 
 def commit() -> dict[str, Any]:

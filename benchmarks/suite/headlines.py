@@ -15,7 +15,7 @@ def headline(report: dict[str, Any] | None, ended: Ended) -> str:
         return " ".join([ended.reason, *lines[-1:]]).strip()
     scripts = {
         "throughput": _fastest,
-        "ablation": _fastest,
+        "ablation": _gains,
         "methods": _methods,
         "checks": _checks,
         "kernels": _kernels,
@@ -25,6 +25,12 @@ def headline(report: dict[str, Any] | None, ended: Ended) -> str:
         "attack_strength": _attacks,
         "accuracy_parity": _parity,
         "loader": _fastest,
+        "evaluation_speed": _fastest,
+        "kernel_errors": _errors,
+        "environment": _failures,
+        "compile_ahead": _compiling,
+        "minutes": _accuracies,
+        "attack_run": _accuracies,
     }
     found = scripts.get(report["script"], _count)(report)
     return "; ".join(part for part in (found, _lost(report), ended.reason) if part)
@@ -42,6 +48,11 @@ def _fastest(report: dict[str, Any]) -> str:
     gains = [one for one in _of(report, "times the first") if one["name"] == best["name"]]
     gain = f", {short(gains[0]['value'])} × the first" if gains else ""
     return f"{best['name']}: {short(best['value'])} images/s{gain}"
+
+
+def _gains(report: dict[str, Any]) -> str:
+    gains = _of(report, "times without it")
+    return ", ".join(f"{one['name']} {short(one['value'])} ×" for one in gains) or _fastest(report)
 
 
 def _methods(report: dict[str, Any]) -> str:
@@ -85,6 +96,25 @@ def _attacks(report: dict[str, Any]) -> str:
 def _parity(report: dict[str, Any]) -> str:
     found = _of(report, "% under PGD-20, all seeds")
     return ", ".join(f"{one['name']} {one['value']:.2f} % under PGD-20" for one in found)
+
+
+def _errors(report: dict[str, Any]) -> str:
+    worst = max(report["records"], key=lambda one: float(one["value"]), default=None)
+    return f"at most {worst['value']:.2f} {worst['unit']} ({worst['name']})" if worst else "nothing compared"
+
+
+def _failures(report: dict[str, Any]) -> str:
+    return f"{len(report['records']) - len(report['missing'])} of {len(report['records'])} as they should be"
+
+
+def _compiling(report: dict[str, Any]) -> str:
+    seconds = _of(report, "s to the first result")
+    return ", ".join(f"{one['name']}: {one['value']:.0f} s to the first result" for one in seconds)
+
+
+def _accuracies(report: dict[str, Any]) -> str:
+    found = [one for one in report["records"] if one["unit"].startswith("% under")]
+    return ", ".join(f"{one['value']:.2f} {one['unit']} of {one['labels']['images']}" for one in found)
 
 
 def _count(report: dict[str, Any]) -> str:

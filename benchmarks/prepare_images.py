@@ -1,0 +1,87 @@
+"""Unpacks an archive of an image folder and prepares it, where there is no data set yet.
+
+python benchmarks/prepare_images.py --images cifar10-jpeg.tar.xz --work WORK     writes WORK/data
+"""
+
+import shutil
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastpeer.errors import UserError
+from harness.process import run_limited
+from harness.program import start
+from harness.record import Report, counted
+from harness.table import show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Prepare train/CLASS/… and test/CLASS/… out of an archive."""
+
+    images: Path
+    """Archive, as tar reads it."""
+    work: Path
+    """Folder for the images and for data/."""
+    few: bool = False
+    """A hundredth of the images alone: to see that it works."""
+    seconds: float = 300.0
+    """For preparing."""
+    json: Path | None = None
+    """Write a report there."""
+
+
+def main(arguments: Arguments) -> None:
+    """Unpack, prepare, write."""
+    report = Report("prepare_images", arguments, torch.device("cpu"), arguments.json)
+    began = time.perf_counter()
+    data = arguments.work / "data"
+    if not (data / "dataset.json").is_file():
+        prepare(unpacked(arguments), data, arguments)
+    report.add(counted("prepared", time.perf_counter() - began, "s"))
+    report.save()
+    show(f"prepared in {time.perf_counter() - began:.1f} s")
+
+
+def unpacked(arguments: Arguments) -> Path:
+    """Unpack the archive, and return the folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    folder = arguments.work / "images"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        with tarfile.open(arguments.images) as archive:
+            members = [one for one in archive if not arguments.few or not one.isfile() or is_taken(one.name)]
+            archive.extractall(folder, members, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"--images {arguments.images}: cannot be unpacked ({error})") from None
+    return folder
+
+
+def is_taken(name: str) -> bool:
+    """Tell whether a file is among the few: of each class every hundredth, NNNN00.jpg and 00.jpg alike."""
+    return Path(name).stem.endswith("00")
+
+
+def prepare(images: Path, data: Path, arguments: Arguments) -> None:
+    """Run `fastpeer prep`.
+
+    Raises:
+        UserError: it failed.
+    """
+    words = ["prep", "--dataset", "folder", "--source", str(images), "--out", str(data), "--force"]
+    log = arguments.work / "prepare.log"
+    ended = run_limited([sys.executable, "-m", "fastpeer", *words], Path.cwd(), arguments.seconds, log)
+    if ended.state != "done":
+        raise UserError(" ".join([ended.reason, *ended.output.splitlines()[-1:]]))
+
+
+if __name__ == "__main__":
+    start(main, Arguments)

@@ -1,0 +1,222 @@
+"""What each stage does: its sections, those first that are worth most.
+
+Together they may take longer than there is: what the time does not reach is named, and can be asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from suite.sections import Section
+
+SECONDS = {"first": 225.0, "speed": 480.0, "train": 540.0, "rest": 540.0}
+"""How long a stage takes at most, by itself."""
+JSON = "--json {json}"
+BUDGET = "--budget {budget}"
+BRIEF = "--rounds 3 --seconds 0.01 --device cpu"
+SMALL = f"--models resnet8 --batch-sizes 2 --engine.compile off {BRIEF}"
+MAKES = "rslad ard adaad mtard cat kdiga-ard"
+"""One method of each make: towards a teacher, attacked in train mode, with a target that moves, with weights
+that move, with two attacks and forwards after the update, with a second derivative."""
+
+
+def script(name: str, words: str = "", *, short: str, seconds: float, file: str = "", **more: Any) -> Section:
+    """Return a section of a benchmark that takes --json; its file is called as it, unless it is named."""
+    file = file or f"{name.replace('-', '_')}.py"
+    return Section(
+        name, (file, *f"{words} {JSON}".split()), tuple(f"{short} {JSON}".split()), seconds, **more
+    )
+
+
+def throughput(name: str, words: str = "", *, seconds: float, short: str = SMALL, **more: Any) -> Section:
+    """Return a section that measures the step beside the released one."""
+    return script(name, f"{words} {BUDGET}", short=short, seconds=seconds, file="throughput.py", **more)
+
+
+def tests(name: str, where: str, short: str, seconds: float) -> Section:
+    """Return a section of tests that need a GPU."""
+    words = "-q -p no:cacheprovider -W default --continue-on-collection-errors"
+    return Section(
+        name, ("pytest", *f"{words} -m gpu {where}".split()), tuple(f"{words} {short}".split()), seconds
+    )
+
+
+CHECK_BRIEFLY = "--models resnet8 --batch 4 --size 16 --steps 2 --no-compile --parts fold merge --device cpu"
+
+FIRST = [
+    script("environment", short="--device cpu", seconds=60, vital=True),
+    # A minute on the processor, meanwhile the GPU checks; what it compiles serves all sections behind it.
+    script(
+        "compile-ahead",
+        short="--models resnet8 --batch-sizes 2 --engine.compile off --device cpu",
+        seconds=180,
+        beside=True,
+    ),
+    tests("kernel-tests", "tests/kernels/interpreted", "tests/kernels/test_pgd_update.py", 80),
+    script(
+        "checks",
+        f"--models resnet18 --methods {MAKES} --no-compile --parts fold chain kernels merge"
+        " --precisions fp32 bf16",
+        short=f"{CHECK_BRIEFLY} --methods rslad mtard",
+        seconds=90,
+    ),
+    throughput(
+        "throughput", "--rounds 8 --profile", short=f"{SMALL} --profile", seconds=140, least=45, joins=True
+    ),
+]
+
+SPEED = [
+    # Those first that need nothing compiled which is not there yet.
+    script(
+        "ablation",
+        f"--no-ladder --leave-out --rounds 6 --seconds 0.3 {BUDGET}"
+        " --parts compile kernels graph streams merge chain fold",
+        short=f"--models resnet8 --batch-sizes 2 --no-ladder --leave-out --parts fold merge graph {BRIEF}",
+        seconds=170,
+        least=60,
+    ),
+    script(
+        "primitives",
+        f"--networks resnet18 --dtypes bf16 fp16 --rounds 5 {BUDGET}",
+        short=f"--networks small --batches 4 --dtypes bf16 --no-compile {BRIEF}",
+        seconds=120,
+    ),
+    throughput("batch-512", "--batch-sizes 512 --rounds 5", seconds=110, least=60),
+    throughput("wide", "--models wideresnet34x10 --rounds 4", seconds=220, least=120),
+    throughput("tiny", "--datasets tiny --rounds 4", seconds=130, least=60),
+    throughput("mobilenetv2", "--models mobilenetv2 --rounds 5", seconds=200, least=100),
+    throughput(
+        "fp16",
+        "--precisions bf16 fp16 --rounds 5",
+        short=f"{SMALL} --precisions bf16 fp16",
+        seconds=120,
+        least=60,
+    ),
+    throughput(
+        "reference", "--reference {reference} --rounds 5", seconds=100, least=45, needs=("reference",)
+    ),
+    throughput("batch-256", "--batch-sizes 256 --rounds 5", seconds=110, least=60),
+    script(
+        "gaps",
+        f"--rounds 3 --seconds 0.3 {BUDGET}",
+        short=f"--steps 1 {SMALL}",
+        seconds=120,
+        least=60,
+        file="timeline.py",
+    ),
+]
+
+IMAGES = ("images",)
+BRIEFLY = (
+    "--minutes 0.01 --most-steps 3 --examples 16 --model resnet8 --batch 8 --precision fp32 --attacks pgd2"
+    " --work {work} --device cpu"
+)
+
+
+def prepared_images(vital: bool) -> Section:
+    """Return the section that unpacks and prepares the images, unless that was done."""
+    words = "--images {images} --work {work}"
+    return script(
+        "images",
+        words,
+        short=f"{words} --few",
+        seconds=75,
+        file="prepare_images.py",
+        vital=vital,
+        needs=IMAGES,
+    )
+
+
+TRAIN = [
+    prepared_images(vital=True),
+    script(
+        "training",
+        "--minutes 6 --work {work}",
+        short=BRIEFLY,
+        seconds=430,
+        least=120,
+        file="minutes.py",
+        needs=IMAGES,
+    ),
+    script(
+        "autoattack",
+        "{work}/runs/fastpeer --attacks aa --examples 1000",
+        short="{work}/runs/fastpeer --attacks pgd2 --examples 16 --device cpu",
+        seconds=180,
+        file="attack_run.py",
+        needs=IMAGES,
+    ),
+    script(
+        "training-literal",
+        "--literal --minutes 6 --work {work}",
+        short=f"--literal {BRIEFLY}",
+        seconds=430,
+        least=120,
+        file="minutes.py",
+        needs=IMAGES,
+    ),
+]
+
+REST = [
+    script(
+        "methods",
+        "--methods rslad ard adaad mtard --rounds 4 --budget 40",
+        short=f"--methods rslad kdiga-ard {SMALL}",
+        seconds=210,
+        least=60,
+    ),
+    script(
+        "evaluation-speed",
+        f"--rounds 4 {BUDGET}",
+        short=f"--models resnet8 --batch-sizes 4 --steps 2 {BRIEF}",
+        seconds=60,
+    ),
+    script(
+        "kernel-times",
+        f"--rounds 5 --seconds 0.02 {BUDGET}",
+        short=f"--only attack_gradient --no-compile {BRIEF}",
+        seconds=75,
+        file="kernels.py",
+    ),
+    script("kernel-errors", short="--only bias_sum_relu --device cpu", seconds=60),
+    prepared_images(vital=False),
+    script(
+        "attack-strength",
+        "--run {work}/runs/fastpeer --data {work}/data --precisions fp32 tf32 bf16 fp16",
+        short="--run {work}/runs/fastpeer --data {work}/data --batches 1 --precisions fp32 --device cpu",
+        seconds=100,
+        needs=IMAGES,
+    ),
+    script(
+        "loader",
+        "{work}/data --rounds 5",
+        short=f"{{work}}/data --workers 1 {BRIEF}",
+        seconds=60,
+        needs=IMAGES,
+    ),
+    tests("data-tests", "tests/data", "tests/data/test_counter.py", 60),
+    script("roofline", short="--seconds 0.1 --device cpu", seconds=30),
+    script(
+        "checks-others",
+        "--models wideresnet10x1 mobilenetv2 --no-compile --parts fold chain kernels merge streams",
+        short=CHECK_BRIEFLY,
+        seconds=120,
+        file="checks.py",
+    ),
+    script(
+        "checks-compiled",
+        "--models resnet8 --no-tail --parts compile --precisions bf16 --part-precisions fp32",
+        short=CHECK_BRIEFLY,
+        seconds=120,
+        file="checks.py",
+    ),
+    script(
+        "accuracy-parity",
+        "--recipe cifar10-resnet18 --model resnet18 --steps 400 --seeds 0 1 --precisions bf16"
+        " --engine.compile off --data {work}/data",
+        short="--steps 2 --seeds 0 --precisions fp32 --examples 32 --engine.compile off --device cpu",
+        seconds=200,
+        needs=IMAGES,
+    ),
+]
+
+STAGES: Mapping[str, Sequence[Section]] = {"first": FIRST, "speed": SPEED, "train": TRAIN, "rest": REST}
