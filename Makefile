@@ -1,11 +1,12 @@
 # make demo: set up, then train and attack a small network on real digits, in a few minutes on a CPU.
 # make test: set up, then run all tests.
+# make soak: the tests that take minutes each.
 
 export PYTHON ?= python3
 FASTPEER := .venv/bin/fastpeer
 PY := .venv/bin/python
 
-.PHONY: demo test lint format clean
+.PHONY: demo test soak lint format clean
 
 demo: .venv/ready
 	$(FASTPEER) prep --dataset digits --force
@@ -14,7 +15,10 @@ demo: .venv/ready
 	$(FASTPEER) eval runs/demo runs/demo-natural --attacks clean,fgsm,pgd20
 
 test: .venv/ready
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
+
+soak: .venv/ready
+	$(PY) -m pytest -m soak
 
 lint: .venv/ready
 	$(PY) -m ruff check .

@@ -10,6 +10,17 @@ from fastpeer.data_prep import PrepOptions, prepare
 from tests.data_prep.prep_files import image_files, write_files
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests one process runs (pytest -n N --dist loadgroup): those of a file share what takes long.
+
+    What takes longest begins first, so that no process ends up waiting for it.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Waiting for one another costs threads more than these small tensors do where cores are shared."""

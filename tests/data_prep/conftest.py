@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from prep_files import image_files, write_files
-from prep_traces import leftovers, shared_memory, writer_processes
+from prep_traces import leftovers, remaining, shared_memory, writer_processes
 
 from fastpeer.data_prep import PrepOptions, prepare
 
@@ -17,7 +17,7 @@ def clean(tmp_path: Path) -> Iterator[None]:
     yield
     assert leftovers(tmp_path) == []
     assert writer_processes(str(tmp_path)) == []
-    assert shared_memory() <= before
+    assert not remaining(shared_memory() - before)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 
@@ -12,6 +13,14 @@ def leftovers(folder: Path) -> list[str]:
 
 def shared_memory() -> set[str]:
     return {entry.name for entry in Path("/dev/shm").glob("psm_*")}
+
+
+def remaining(names: set[str], seconds: float = 30.0) -> set[str]:
+    """Return which pieces of shared memory stay; other tests, beside this one, give theirs back."""
+    until = time.monotonic() + seconds
+    while names & shared_memory() and time.monotonic() < until:
+        time.sleep(0.1)
+    return names & shared_memory()
 
 
 def writer_processes(mark: str) -> list[str]:
