@@ -1,6 +1,6 @@
 # make demo: set up, then train and attack a small network on real digits, in a few minutes on a CPU.
 # make test: set up, then run all tests.
-# make soak: the tests that take minutes each.
+# make soak: the long tests, and more cases of others.
 
 export PYTHON ?= python3
 FASTPEER := .venv/bin/fastpeer
@@ -18,7 +18,7 @@ test: .venv/ready
 	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 soak: .venv/ready
-	$(PY) -m pytest -m soak
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup -m soak
 
 lint: .venv/ready
 	$(PY) -m ruff check .

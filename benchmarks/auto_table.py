@@ -15,8 +15,7 @@ from cases import SHAPES
 from fastpeer.engine.measured import TABLE, Device, Gain, Workload, read_gains
 from fastpeer.errors import UserError
 from harness.program import start
-from harness.record import write_json
-from suite.findings import read
+from harness.record import read_json, write_json
 
 SHIPPED = Path(__file__).resolve().parents[1] / "fastpeer" / "engine" / TABLE
 
@@ -70,9 +69,15 @@ def _gain(record: Mapping[str, Any], report: Mapping[str, Any]) -> Gain:
             batch=labels["batch"],
             precision=report["settings"]["precision"],
         ),
-        commit=str(facts["commit"])[:12],
+        commit=_commit(facts["commit"]),
         date=facts["date"][:10],
     )
+
+
+def _commit(told: str | None) -> str:
+    """Shorten a commit's number; what was changed since then is not left out."""
+    number, _, rest = (told or "unknown").partition(" ")
+    return " ".join([number[:12], *([rest] if rest else [])])
 
 
 def _question(gain: Gain) -> tuple[Any, ...]:
@@ -81,7 +86,7 @@ def _question(gain: Gain) -> tuple[Any, ...]:
 
 
 def _reports(path: Path) -> Iterable[dict[str, Any]]:
-    content = read(path)
+    content = read_json(path)
     sections = content.get("sections", {"": {"report": content}})
     reports = (section.get("report") for section in sections.values())
     return [one for one in reports if one and one.get("script") == "ablation"]

@@ -93,19 +93,26 @@ def main(arguments: Arguments) -> None:
     """Check, show and write; exit with 1 if anything failed."""
     device = arguments.chosen_device()
     report = Report("checks", arguments, device, arguments.json)
-    verdicts = []
+    verdicts: list[Verdict] = []
+    report.notes |= {"failed": [], "remarks": {}}
     for name, check in all_checks(arguments, device):
         try:
             verdicts.append(check())
+            add(verdicts[-1], report)
         except Exception as error:  # Whatever goes wrong in one check, the others are worth having.
             report.miss(name, one_line(error)[:300])
-    report.add(*(counted(one.name, one.difference, "relative difference") for one in verdicts))
-    report.notes["failed"] = [one.name for one in verdicts if not one.passed]
-    report.notes["remarks"] = {one.name: list(one.remarks) for one in verdicts if one.remarks}
-    report.save()
+        report.save()
     show(table_of(verdicts), *missing(report))
     if report.missing or report.notes["failed"]:
         sys.exit(1)
+
+
+def add(verdict: Verdict, report: Report) -> None:
+    """Record a verdict."""
+    report.add(counted(verdict.name, verdict.difference, "relative difference"))
+    report.notes["failed"] += [] if verdict.passed else [verdict.name]
+    if verdict.remarks:
+        report.notes["remarks"][verdict.name] = list(verdict.remarks)
 
 
 def all_checks(arguments: Arguments, device: torch.device) -> Iterator[tuple[str, Callable[[], Verdict]]]:

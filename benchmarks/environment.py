@@ -131,9 +131,10 @@ def has_cuda() -> bool:
     """Tell whether PyTorch sees a GPU."""
     try:
         import torch
-    except ImportError:
+
+        return torch.cuda.is_available()
+    except Exception:  # A library that does not load; the question behind this one says which.
         return False
-    return torch.cuda.is_available()
 
 
 def gpu() -> dict[str, object]:

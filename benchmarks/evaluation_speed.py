@@ -21,6 +21,7 @@ from fastpeer.engine.measured import Workload
 from fastpeer.engine.networks import placed
 from fastpeer.engine.plan import make_plan, unheard
 from fastpeer.engine.precision import number_format
+from fastpeer.evaluation.attacks import evaluation_plan
 from harness.arguments import Timed
 from harness.flags import Flags
 from harness.plot import bar_plot
@@ -64,17 +65,17 @@ def variants(steps: int) -> dict[str, Build]:
         "PyTorch, plain, cuDNN's search": attack(steps, every_part("off"), search=True),
         "fold": attack(steps, every_part("off", "fold"), search=True),
         "fold, chain": attack(steps, every_part("off", "fold", "chain"), search=True),
-        "fastpeer eval": attack(steps, EngineConfig(compile="off", streams="off"), search=True),
+        "fastpeer eval": attack(steps, None, search=True),
     }
 
 
-def attack(steps: int, engine: EngineConfig, search: bool) -> Build:
-    """Return PGD with some of the engine's parts."""
+def attack(steps: int, engine: EngineConfig | None, search: bool) -> Build:
+    """Return PGD with some of the engine's parts; None: those of `fastpeer eval`."""
 
     def build(case: Case, device: torch.device) -> Built:
         Flags(benchmark=search, cudnn_tf32=False, matmul_tf32=False).set()
         workload = Workload(network=case.model, size=case.size, batch=case.batch, precision="fp32")
-        plan = make_plan(engine, device, workload)
+        plan = evaluation_plan(device) if engine is None else make_plan(engine, device, workload)
         network: nn.Module = placed(random_teachers(case, device)["teacher"], device, torch.float32)
         preparation = plan.preparation(number_format("fp32"), device, unheard)
         victim = preparation.victim(network, "network")

@@ -19,6 +19,7 @@ import signal
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,9 +35,9 @@ from fastpeer.engine.precision import choose_device
 from fastpeer.errors import UserError
 from harness.facts import device_name, facts
 from harness.program import start
-from harness.record import write_json
+from harness.record import read_json, write_json
 from harness.table import show
-from suite.findings import Findings, merged, read, unpack_plots
+from suite.findings import Findings, merged, unpack_plots
 from suite.runner import Course, Runner
 from suite.sections import HERE, Section
 from suite.stages import SECONDS, STAGES
@@ -75,8 +76,8 @@ class Arguments:
     """auto, cpu or cuda."""
 
 
-def main(arguments: Arguments) -> None:
-    """Run the stage, or collect."""
+def main(arguments: Arguments, gone: float = 0.0) -> None:
+    """Run the stage, or collect; so many seconds of its time are gone already."""
     if arguments.stage == "collect":
         collect(arguments)
         return
@@ -84,20 +85,30 @@ def main(arguments: Arguments) -> None:
     device = choose_device(arguments.device)
     cuda = device.type == "cuda"
     out = (arguments.out or default_folder(device_name(device))).absolute()
-    work = (arguments.work or Path(tempfile.gettempdir()) / "fastpeer-suite").absolute()
+    form = "short" if arguments.short or not cuda else "whole"
+    work = (arguments.work or Path(tempfile.gettempdir()) / "fastpeer-suite").absolute() / form
     given = in_bundle(arguments)
     prepare_folders(out, work, given.pop("cache", ""))
     findings = Findings(out, work, {"facts": facts(device), "settings": settings(arguments, cuda)})
     course = Course(
-        short=arguments.short or not cuda, seconds=arguments.seconds or SECONDS[arguments.stage], work=work,
+        short=form == "short", work=work,
+        seconds=(arguments.seconds or SECONDS[arguments.stage]) - gone,
         logs=out, given=given, cuda=cuda,
         keep=lambda section, ended, report: findings.keep(arguments.stage, section, ended, report),
     )  # fmt: skip
-    run(Runner(course), sections)
+    stopped = run(Runner(course), sections)
     write_gains(findings)
-    if cuda:
-        findings.save_compiled_code(work / "cache")
-    show(summary(findings, arguments.stage), f"written to {out}", *next_commands(findings, arguments))
+    left_behind = findings.save_compiled_code(work / "cache") if cuda else ""
+    lines = [f"written to {out}", *([left_behind] if left_behind else [])]
+    show(summary(findings, arguments.stage), *lines, *next_commands(findings, arguments))
+    if stopped:
+        sys.exit(130)
+
+
+def seconds_since_start() -> float:
+    """Return how long this process runs: importing PyTorch is part of a stage's time."""
+    began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
 
 
 def chosen(arguments: Arguments) -> list[Section]:
@@ -170,8 +181,8 @@ def settings(arguments: Arguments, cuda: bool) -> dict[str, object]:
     return {**kept, "short": arguments.short or not cuda}
 
 
-def run(runner: Runner, sections: Sequence[Section]) -> None:
-    """Run the sections; on a signal, end what runs and keep what there is."""
+def run(runner: Runner, sections: Sequence[Section]) -> bool:
+    """Run the sections; on a signal, end what runs and keep what there is. Return whether there was one."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -182,9 +193,10 @@ def run(runner: Runner, sections: Sequence[Section]) -> None:
     except KeyboardInterrupt:
         runner.stop()
         show("stopped; what was found by then is kept")
-        sys.exit(130)
+        return True
     finally:
         signal.signal(signal.SIGTERM, former)
+    return False
 
 
 def summary(findings: Findings, stage: str) -> Table:
@@ -213,7 +225,7 @@ def next_commands(findings: Findings, arguments: Arguments) -> list[str]:
 
 def write_gains(findings: Findings) -> None:
     """Write the table that auto would go by, if an ablation was measured here."""
-    reports = [one.get("report") for one in findings.sections.values()]
+    reports = [one.get("report") for one in findings.sections.values() if not one["settings"]["short"]]
     gains = [gain for one in reports if one and one["script"] == "ablation" for gain in gains_of(one)]
     if gains:
         write_json(findings.folder / TABLE, [asdict(gain) for gain in gains])
@@ -227,9 +239,9 @@ def collect(arguments: Arguments) -> None:
     """
     if arguments.out is None or not arguments.folders:
         raise UserError("collect needs --out RESULTS and the folders to put together")
-    sections = read(arguments.out / "suite.json").get("sections", {})
+    sections = read_json(arguments.out / "suite.json").get("sections", {})
     for folder in arguments.folders:
-        found = read(folder / "suite.json").get("sections")
+        found = read_json(folder / "suite.json").get("sections")
         if not found:
             raise UserError(f"{folder}: holds no suite.json with sections")
         sections = merged(sections, found)
@@ -250,4 +262,4 @@ def copy_plots(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    start(main, Arguments)
+    start(lambda arguments: main(arguments, seconds_since_start()), Arguments)

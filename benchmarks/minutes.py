@@ -37,6 +37,10 @@ from images import Images, load_images
 from training import Short, train_literally
 from variants import literal
 
+FOR_EVALUATION = 60.0
+"""Seconds of the budget for attacking what was trained."""
+SELECTED_ON = 2000
+"""Test images for the accuracies at epochs' ends."""
 PART_FOR_TRAINING = 0.9
 """Of the minutes; the rest is for starting, compiling and the evaluations at epochs' ends."""
 
@@ -49,6 +53,8 @@ class Arguments(Common):
     """Folder with data/; the run is written to runs/NAME in it."""
     minutes: float = 6.0
     """For the training, about."""
+    budget: float = 0.0
+    """Seconds for everything: the training gets what measuring and the evaluation leave. 0: no limit."""
     literal: bool = False
     """Train by the literal step in float32 instead, without averaging."""
     name: str = ""
@@ -85,12 +91,15 @@ class Arguments(Common):
 def main(arguments: Arguments) -> None:
     """Train, attack, show and write."""
     device = arguments.chosen_device()
+    began = time.perf_counter()
     report = Report("minutes", arguments, device, arguments.json)
     dataset = open_dataset(arguments.work / "data")
     rate = measured_rate(arguments, device)
+    arguments = replace(arguments, minutes=minutes_left(arguments, time.perf_counter() - began))
     epochs = epochs_in(arguments.minutes, rate, dataset)
     report.notes["schedule"] = {
         "images/s beforehand": rate,
+        "minutes": arguments.minutes,
         "epochs": epochs,
         "falls": falls(arguments, epochs),
     }
@@ -106,6 +115,13 @@ def main(arguments: Arguments) -> None:
     show(table_of(report, arguments))
     if arguments.plot is not None:
         draw(arguments.plot, report, arguments)
+
+
+def minutes_left(arguments: Arguments, seconds: float) -> float:
+    """Return the minutes for the training, when so many seconds are over."""
+    if not arguments.budget:
+        return arguments.minutes
+    return min(arguments.minutes, max(0.1, (arguments.budget - FOR_EVALUATION - seconds) / 60))
 
 
 def measured_rate(arguments: Arguments, device: torch.device) -> float:
@@ -134,32 +150,20 @@ def falls(arguments: Arguments, epochs: int) -> list[int]:
 
 def train_by_command(arguments: Arguments, epochs: int, device: torch.device) -> None:
     """Run `fastpeer train`."""
-    words = [
-        "train",
-        arguments.recipe,
-        "--precision",
-        arguments.precision,
-        "--force",
-        "--device",
-        device.type,
-    ]
-    words += [
-        "--data",
-        str(arguments.work / "data"),
-        "--out",
-        str(arguments.run),
-        "--train.epochs",
-        str(epochs),
-    ]
-    words += ["--optim.milestones", *map(str, falls(arguments, epochs))]
-    words += ["--selection.every", str(max(1, epochs // 8)), "--log.every", "20"]
-    words += ["--train.max-steps", str(arguments.most_steps)]
-    words += ["--train.batch-size", str(arguments.settings.train.batch_size)]
+    flags: dict[str, object] = {
+        "--precision": arguments.precision, "--device": device.type, "--log.every": 20,
+        "--data": arguments.work / "data", "--out": arguments.run,
+        "--train.epochs": epochs, "--train.max-steps": arguments.most_steps,
+        "--train.batch-size": arguments.settings.train.batch_size,
+        "--selection.every": max(1, epochs // 8), "--selection.examples": arguments.examples or SELECTED_ON,
+    }  # fmt: skip
     if arguments.model:
-        words += ["--model.student", arguments.model, "--model.peer", arguments.model]
-    if arguments.examples:
-        words += ["--selection.examples", str(arguments.examples)]
-    command(words, arguments, 60 * arguments.minutes * 1.5 + 120)
+        flags |= {"--model.student": arguments.model, "--model.peer": arguments.model}
+    words = [str(word) for flag in flags.items() for word in flag]
+    milestones = ["--optim.milestones", *map(str, falls(arguments, epochs))]
+    command(
+        ["train", arguments.recipe, "--force", *words, *milestones], arguments, 60 * arguments.minutes + 120
+    )
 
 
 def train_by_literal_step(arguments: Arguments, epochs: int, device: torch.device) -> None:
@@ -191,7 +195,7 @@ def evaluate(arguments: Arguments, report: Report) -> None:
     words += ["--examples", str(arguments.examples), "--device", arguments.chosen_device().type]
     if target is weights:
         words += ["--model", arguments.settings.model.student, "--data", str(arguments.work / "data")]
-    command(words, arguments, 600)
+    command(words, arguments, 600.0)
     file = Path(f"{weights}.results.json") if target is weights else arguments.run / "results.json"
     for result in read_results(file):
         labels = {"images": result.images, "seconds": result.seconds}

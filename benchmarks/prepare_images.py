@@ -1,4 +1,4 @@
-"""Unpacks an archive of an image folder and prepares it, where there is no data set yet.
+"""Unpacks an archive of an image folder and prepares it, unless that was done.
 
 python benchmarks/prepare_images.py --images cifar10-jpeg.tar.xz --work WORK     writes WORK/data
 """
@@ -15,7 +15,7 @@ import torch
 from fastpeer.errors import UserError
 from harness.process import run_limited
 from harness.program import start
-from harness.record import Report, counted
+from harness.record import Report, counted, read_json, write_json
 from harness.table import show
 
 
@@ -39,12 +39,28 @@ def main(arguments: Arguments) -> None:
     """Unpack, prepare, write."""
     report = Report("prepare_images", arguments, torch.device("cpu"), arguments.json)
     began = time.perf_counter()
-    data = arguments.work / "data"
-    if not (data / "dataset.json").is_file():
+    data, source = arguments.work / "data", arguments.work / "data-source.json"
+    asked = {"archive": arguments.images.name, "bytes": size_of(arguments.images), "few": arguments.few}
+    if not (data / "dataset.json").is_file() or read_json(source) != asked:
+        source.unlink(missing_ok=True)
         prepare(unpacked(arguments), data, arguments)
+        write_json(source, asked)
+    report.notes["source"] = asked
     report.add(counted("prepared", time.perf_counter() - began, "s"))
     report.save()
     show(f"prepared in {time.perf_counter() - began:.1f} s")
+
+
+def size_of(archive: Path) -> int:
+    """Return a file's bytes.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return archive.stat().st_size
+    except OSError as error:
+        raise UserError(f"--images {archive}: cannot be read ({error.strerror})") from None
 
 
 def unpacked(arguments: Arguments) -> Path:

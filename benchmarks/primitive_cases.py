@@ -135,10 +135,13 @@ def _surrounded(compiled: bool, stage: Stage, batch: int, dtype: str, device: to
         kinds["forward: compiled"] = torch.compile(_apart, dynamic=False)
         kinds["back: compiled"] = torch.compile(_back_apart, dynamic=False)
     if device.type == "cuda":
-        kinds |= _cudnn_forms() | _own_forms(sets[0][1])
+        kinds |= _cudnn_forms()
+    calls = {name: _bound(call, sets) for name, call in kinds.items()}
+    if device.type == "cuda":
+        calls |= _own_forms(sets)
     return [
-        Item(f"{name}, {dtype}", labels, _bound(call, sets), stage.flop(batch), dtype)
-        for name, call in sorted(kinds.items())
+        Item(f"{name}, {dtype}", labels, bound, stage.flop(batch), dtype)
+        for name, bound in sorted(calls.items())
     ]
 
 
@@ -174,24 +177,24 @@ def _cudnn_forms() -> dict[str, Callable[..., object]]:
     }
 
 
-def _own_forms(weight: Tensor) -> dict[str, Callable[..., object]]:
+def _own_forms(sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Sequence[Call]]:
     """Our kernels: cuDNN with the epilogue behind it, and all in one, with several tiles."""
     from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
     from fastpeer.kernels.fused.conv3x3 import TILES, Taps, convolution, convolution_input_gradient
 
-    taps = Taps(weight)
-    found: dict[str, Callable[..., object]] = {
-        "forward: cuDNN, then Triton": lambda x, w, r, b: bias_sum_relu(
-            F.conv2d(x, w, padding=1), b.float(), r, relu=True
-        )
-    }
+    def behind(x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> object:
+        return bias_sum_relu(F.conv2d(x, w, padding=1), b.float(), r, relu=True)
+
+    # Of each set's own weights: one that serves all sets would stay in the cache.
+    tapped = [(x, Taps(w), r, b) for x, w, r, b in sets]
+    found: dict[str, Sequence[Call]] = {"forward: cuDNN, then Triton": _bound(behind, sets)}
     for tile in TILES:
-        found[f"forward: Triton, {tile}"] = lambda x, w, r, b, tile=tile: convolution(  # type: ignore[misc]
-            x, taps, b, r, True, tile
-        )
-        found[f"back: Triton, {tile}"] = lambda x, w, r, b, tile=tile: convolution_input_gradient(  # type: ignore[misc]
-            x, taps, r, r, tile
-        )
+        found[f"forward: Triton, {tile}"] = [
+            partial(convolution, x, w, b, r, True, tile) for x, w, r, b in tapped
+        ]
+        found[f"back: Triton, {tile}"] = [
+            partial(convolution_input_gradient, x, w, r, r, tile) for x, w, r, _ in tapped
+        ]
     return found
 
 

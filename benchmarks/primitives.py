@@ -4,8 +4,9 @@ python benchmarks/primitives.py --batches 128 256
 On CUDA each piece is timed inside a CUDA graph, as the captured step runs it.
 """
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -31,14 +32,14 @@ from primitive_cases import (
     surroundings,
 )
 
-Piece = Literal["surroundings", "convolutions", "stem", "batchnorm"]
+Piece = Literal["convolutions", "surroundings", "stem", "batchnorm"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Timed):
     """Measure the pieces of a step, and which share of the measured matrix product's rate they reach."""
 
-    pieces: tuple[Piece, ...] = ("surroundings", "convolutions", "stem", "batchnorm")
+    pieces: tuple[Piece, ...] = ("convolutions", "surroundings", "stem", "batchnorm")
     """What to measure."""
     networks: tuple[Literal["resnet18", "wideresnet34x10", "small"], ...] = ("resnet18", "wideresnet34x10")
     """Whose stages' shapes; small is one small shape."""
@@ -52,19 +53,26 @@ class Arguments(Timed):
     """Seconds of a round for each variant, about."""
     rounds: int = 10
     """Rounds of the alternation, at most."""
+    budget: float = 3600.0
+    """Seconds for everything, about: pieces that it does not reach are named."""
 
 
 def main(arguments: Arguments) -> None:
     """Measure, show and write."""
     device = arguments.chosen_device()
     report = Report("primitives", arguments, device, arguments.json)
+    deadline = time.perf_counter() + arguments.budget
     limits = measured_limits(device, 0.5)
     report.add(*limits.records())
     # cuDNN tries its algorithms out, as it does in the step.
     with Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=True).applied():
         for piece in arguments.pieces:
             for group in groups(arguments, device)[piece]():
-                measure(piece, group, arguments, device, limits, report)
+                left = deadline - time.perf_counter()
+                if left > 0:
+                    measure(piece, group, replace(arguments, budget=left), device, limits, report)
+                else:
+                    report.miss(piece, "no time left: raise --budget, or name --pieces")
                 report.save()
             show(table_of(piece, report))
     show(*missing(report))
@@ -78,8 +86,8 @@ def groups(arguments: Arguments, device: torch.device) -> dict[Piece, Callable[[
     batches, dtypes = arguments.batches, arguments.dtypes
     size = stages[0].size
     return {
-        "surroundings": lambda: surroundings(stages, batches[:1], dtypes[:1], arguments.compile, device),
         "convolutions": lambda: convolutions(stages, batches, dtypes, device),
+        "surroundings": lambda: surroundings(stages, batches[:1], dtypes[:1], arguments.compile, device),
         "stem": lambda: stems(batches[:1], (*dtypes, "fp32"), size, device),
         "batchnorm": lambda: batchnorms(stages, batches[:1], dtypes, arguments.compile, device),
     }

@@ -1,7 +1,7 @@
 """The training steps that are compared, each ready to be run so many times."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -127,7 +127,7 @@ def build_all(
             warm_up = 5 if device.type == "cuda" else 1
             ready[name], built = prepare(builds[name], case, device, warm_up)
             report.notes.setdefault("variants", {}).setdefault(case.title, {})[name] = built.notes()
-        except (UserError, RuntimeError, NotImplementedError, ImportError) as error:
+        except Exception as error:  # Compilers and libraries raise whatever they like.
             report.miss(name, one_line(error)[:300], **case.labels)
     return {name: ready[name] for name in builds if name in ready}
 
@@ -144,25 +144,38 @@ def compare(
     began = time.perf_counter()
     ready = build_all(builds, case, device, report, plan.budget, first)
     left = replace(plan, budget=plan.budget - (time.perf_counter() - began))
-    rounds = alternate(
-        {name: one.run for name, one in ready.items()},
-        device,
-        left,
-        {name: one.around for name, one in ready.items()},
-    )
-    names = list(builds)
-    for name, above in zip(names, names[:1] + names, strict=False):
-        if name not in rounds:
-            continue
-        report.add(*_records(name, case, rounds[name], ready[name].memory))
-        gains = {"times the first": names[0], "times the one above": above}
-        for unit, base in gains.items():
-            # Without its base there is no ratio, rather than one to another.
-            if base in rounds:
-                report.add(record(name, paired_ratios(rounds[base], rounds[name]), unit, **case.labels))
+    before = list(report.records)
+
+    def keep(found: dict[str, Rounds]) -> None:
+        report.records = [*before, *_compared(list(builds), case, found, ready)]
+        report.save()
+
+    runs, around = ({name: get(one) for name, one in ready.items()} for get in (_run_of, _around))
+    rounds = alternate(runs, device, left, around, keep)
     if after is not None:
         after(ready)
     return rounds
+
+
+def _run_of(ready: Ready) -> Run:
+    return ready.run
+
+
+def _around(ready: Ready) -> Callable[[], AbstractContextManager[object]]:
+    return ready.around
+
+
+def _compared(
+    names: list[str], case: Case, rounds: Mapping[str, Rounds], ready: Mapping[str, Ready]
+) -> Iterator[Record]:
+    """Yield what is known of all variants."""
+    for name, above in zip(names, names[:1] + names, strict=False):
+        if name in rounds:
+            yield from _records(name, case, rounds[name], ready[name].memory)
+            for unit, base in (("times the first", names[0]), ("times the one above", above)):
+                # Without its base there is no ratio, rather than one to another.
+                if base in rounds:
+                    yield record(name, paired_ratios(rounds[base], rounds[name]), unit, **case.labels)
 
 
 def _records(name: str, case: Case, found: Rounds, memory: Memory | None) -> list[Record]:

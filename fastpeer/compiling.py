@@ -91,8 +91,9 @@ class _Compiled(Generic[Arguments, Result]):
         self._known: set[object] = set()
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        key = _signature(args)
-        if self.works and self.compiler.batch in (0, key[0][0][0]):
+        shapes = _shapes(args)
+        if self.works and self.compiler.batch in (0, shapes[0][0][0]):
+            key = (shapes, torch.is_grad_enabled(), torch.is_autocast_enabled(_device_type(args)))
             try:
                 return self.fast(*args, **kwargs) if key in self._known else self._first(key, args, kwargs)
             except torch.OutOfMemoryError:
@@ -112,10 +113,19 @@ class _Compiled(Generic[Arguments, Result]):
         return result
 
 
-def _signature(args: tuple[Any, ...]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-    """Return the shapes and dtypes of the tensors among the arguments."""
-    flat = [one for arg in args for one in (arg.values() if isinstance(arg, Mapping) else (arg,))]
-    return tuple((one.shape, one.dtype) for one in flat if isinstance(one, Tensor))
+def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments."""
+    for arg in args:
+        several = arg.values() if isinstance(arg, Mapping) else (arg,)
+        yield from (one for one in several if isinstance(one, Tensor))
+
+
+def _shapes(args: tuple[Any, ...]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    return tuple((one.shape, one.dtype) for one in _tensors(args))
+
+
+def _device_type(args: tuple[Any, ...]) -> str:
+    return next(_tensors(args)).device.type
 
 
 @contextmanager
@@ -129,7 +139,8 @@ def _at_most(seconds: float) -> Iterator[None]:
         raise CompilingTakesTooLong(f"compiling took longer than {seconds:g} s")
 
     former = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: an exception may be swallowed where it happens to be raised, as in a destructor.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)
     try:
         yield
     finally:

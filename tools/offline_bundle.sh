@@ -36,10 +36,10 @@ while [ $# -gt 0 ]; do
 done
 fail() { echo "offline_bundle.sh: $1" >&2; exit 2; }
 [ -f pyproject.toml ] && [ -d fastpeer ] || fail "must be run in the project's root"
-"$python" -c 'import ffcv._libffcv' 2>/dev/null || fail "$python has no FFCV: run make test or make demo first"
 for file in $installed $images $cache; do [ -f "$file" ] || fail "$file: no such file"; done
 [ -z "$reference" ] || [ -f "$reference/main.py" ] || fail "$reference: not a checkout of the released code"
 [ ! -e "$out" ] || [ -f "$out/run.sh" ] || fail "$out: there already, and no such bundle"
+"$python" -c 'import ffcv._libffcv' 2>/dev/null || fail "$python has no FFCV: run make test or make demo first"
 
 made=$out.partial-$$
 tools=$(mktemp -d)

@@ -1,15 +1,19 @@
 """Running a command against the clock."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 GRACE = 5.0
 """Seconds between the polite and the other way of ending a process."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl: the signal that a process gets when its parent is gone."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Ended:
     """How a command ended.
 
     Attributes:
-        state: done, failed, timed out, or left out.
+        state: done, failed, timed out or left out; running and stopped, of what has not ended by itself.
         seconds: that it took.
         reason: why it is not done; empty if it is.
         output: what it printed.
@@ -35,42 +39,45 @@ def run_limited(command: Sequence[str], folder: Path, seconds: float, log: Path)
     with log.open("a+", encoding="utf-8") as file:
         print(f"\n$ {' '.join(command)}", file=file, flush=True)
         place = file.tell()
-        state, reason = _waited(_started(command, folder, file.fileno()), seconds)
+        state, reason = _waited(started(command, folder, file), seconds)
     output = log.read_bytes()[place:].decode("utf-8", "replace").strip()
     return Ended(state, time.perf_counter() - began, reason, output)
 
 
-def _started(command: Sequence[str], folder: Path, output: int) -> "subprocess.Popen[bytes]":
-    # In a session of its own, so that the processes it starts can be ended with it.
+def started(
+    command: Sequence[str], folder: Path, output: IO[bytes] | IO[str], more: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a command in a session of its own, so that the processes it starts can be ended with it.
+
+    It is killed where this process is, and so is what it starts in the same way: else a training would run
+    on beside whatever is measured next. `more` is added to its environment.
+    """
+    libc = ctypes.CDLL(None)
     return subprocess.Popen(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    )
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(more or {})}, start_new_session=True,
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+    )  # fmt: skip
 
 
 def _waited(process: "subprocess.Popen[bytes]", seconds: float) -> tuple[str, str]:
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        _end(process)
+        end(process)
         return "timed out", f"ended after {seconds:.0f} s"
     except BaseException:
-        _end(process)
+        end(process)
         raise
     return ("done", "") if status == 0 else ("failed", f"exit status {status}")
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process, and whatever is left of its session."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
             process.wait(GRACE)
-            return
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:

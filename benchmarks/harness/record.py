@@ -113,3 +113,12 @@ def write_json(path: Path, content: object) -> None:
     beside = path.with_name(path.name + ".part")
     beside.write_text(json.dumps(content, indent=1, default=str) + "\n", "utf-8")
     beside.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's content, as far as there is one."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

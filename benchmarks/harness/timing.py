@@ -53,6 +53,7 @@ def alternate(
     device: torch.device,
     plan: Plan,
     around: Mapping[str, Callable[[], AbstractContextManager[object]]] | None = None,
+    keep: Callable[[dict[str, Rounds]], None] = lambda found: None,
 ) -> dict[str, Rounds]:
     """Measure all variants in turn, round after round; they are to be warm already.
 
@@ -61,6 +62,7 @@ def alternate(
         device: where it computes.
         plan: how long.
         around: a context for a variant's rounds, such as the backend flags it wants.
+        keep: takes what is known after each round, lest it is lost.
     """
     deadline = time.perf_counter() + plan.budget
     contexts = {name: (around or {}).get(name, nullcontext) for name in runs}
@@ -74,6 +76,7 @@ def alternate(
         for name, run in runs.items():
             with contexts[name]():
                 found[name].seconds.append(seconds_of(run, found[name].steps, device) / found[name].steps)
+        keep(found)
     return found
 
 

@@ -1,6 +1,5 @@
 """What the stages have found, in few files: suite.json, logs, archives of plots, runs and compiled code."""
 
-import json
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -8,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.process import Ended
-from harness.record import write_json
+from harness.record import read_json, write_json
 from suite.headlines import headline
 from suite.sections import Section
 
 LARGEST = 15 << 20
 """Bytes of an archive that may come back from a host."""
+INTERMEDIATE = (".ttir", ".ttgir", ".llir", ".source")
+"""What Triton writes on its way to a kernel, and does not need to run it."""
 OF_A_RUN = (".jsonl", ".json", ".toml")
 """Files of a run that are kept: not its weights."""
 
@@ -31,11 +32,11 @@ class Findings:
         self.folder = folder
         self.work = work
         self.circumstances = dict(circumstances)
-        self.sections: dict[str, Any] = read(folder / "suite.json").get("sections", {})
+        self.sections: dict[str, Any] = read_json(folder / "suite.json").get("sections", {})
 
     def keep(self, stage: str, section: Section, ended: Ended, report: Path) -> None:
         """Take in how a section ended or how far it is, and write everything."""
-        found = read(report) if ended.state != "left out" else {}
+        found = read_json(report) if ended.state != "left out" else {}
         entry = {
             "stage": stage,
             **asdict(replace(ended, output="")),
@@ -55,42 +56,49 @@ class Findings:
         runs = [one for one in sorted((self.work / "runs").glob("*/*")) if one.suffix in OF_A_RUN]
         pack(self.folder / "runs.tar.gz", {str(one.relative_to(self.work)): one for one in runs})
 
-    def save_compiled_code(self, cache: Path) -> None:
-        """Pack what was compiled, for a later stage on the same kind of device, unless it is too much."""
-        pack(self.folder / "cache.tar.gz", {cache.name: cache} if cache.is_dir() else {})
+    def save_compiled_code(self, cache: Path) -> str:
+        """Pack what was compiled, for a later stage on the same kind of device; say if it is too much."""
+        packed = self.folder / "cache.tar.gz"
+        if not cache.is_dir() or pack(packed, {cache.name: cache}, without=INTERMEDIATE):
+            return ""
+        packed.unlink(missing_ok=True)
+        return f"compiled code is left behind: packed it takes more than {LARGEST >> 20} MiB"
 
 
 def merged(former: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Return sections of two folders; of one name the later holds, unless only the former has a report."""
+    """Return sections of two folders; of one name the later holds, unless the former has found out more."""
     found = dict(former)
     for name, entry in later.items():
-        if entry.get("report") or not found.get(name, {}).get("report"):
+        if _worth(entry) >= _worth(found.get(name, {})):
             found[name] = entry
     return found
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return a JSON file's content, as far as there is one."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _worth(entry: Mapping[str, Any]) -> int:
+    """Rank what is known of a section: done, with a report, or neither."""
+    if entry.get("state") == "done":
+        return 2
+    return 1 if entry.get("report") else 0
 
 
-def pack(path: Path, files: Mapping[str, Path]) -> None:
-    """Write an archive such that it is whole at any time; none where there are no files, or too much."""
+def pack(path: Path, files: Mapping[str, Path], without: tuple[str, ...] = ()) -> bool:
+    """Write an archive such that it is whole at any time; none where there are no files, or too much.
+
+    Files whose names end as `without` says stay out. Returns whether it was written.
+    """
     if not files:
-        return
+        return False
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     with tarfile.open(beside, "w:gz", compresslevel=4) as archive:
         for name, file in files.items():
-            archive.add(file, name)
-    if beside.stat().st_size <= LARGEST:
+            archive.add(file, name, filter=lambda one: None if one.name.endswith(without) else one)
+    fits = beside.stat().st_size <= LARGEST
+    if fits:
         beside.replace(path)
     else:
         beside.unlink()
+    return fits
 
 
 def unpack_plots(folder: Path) -> Iterable[Path]:

@@ -29,6 +29,7 @@ def headline(report: dict[str, Any] | None, ended: Ended) -> str:
         "kernel_errors": _errors,
         "environment": _failures,
         "compile_ahead": _compiling,
+        "prepare_images": _prepared,
         "minutes": _accuracies,
         "attack_run": _accuracies,
     }
@@ -110,6 +111,10 @@ def _failures(report: dict[str, Any]) -> str:
 def _compiling(report: dict[str, Any]) -> str:
     seconds = _of(report, "s to the first result")
     return ", ".join(f"{one['name']}: {one['value']:.0f} s to the first result" for one in seconds)
+
+
+def _prepared(report: dict[str, Any]) -> str:
+    return ", ".join(f"{one['name']} in {one['value']:.1f} {one['unit']}" for one in report["records"])
 
 
 def _accuracies(report: dict[str, Any]) -> str:

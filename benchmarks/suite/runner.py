@@ -1,7 +1,5 @@
 """Runs a stage's sections against the clock, some beside others."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,14 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.process import Ended
+from harness.process import Ended, end, started
 from harness.table import show
 from suite.sections import HERE, Section
 
-GRACE = 5.0
-"""Seconds between the polite and the other way of ending a process."""
 ALIVE = "import torch; assert torch.ones(8, device='cuda').sum().item() == 8"
 """Fails where the GPU does not compute any more, as after an illegal access."""
+ENVIRONMENT = {
+    "MPLBACKEND": "Agg",
+    # The profiler, taken down and set up again, crashes where CUDA graphs are; PyTorch sees to it for its own
+    # graphs only.
+    "TEARDOWN_CUPTI": "0",
+    "DISABLE_CUPTI_LAZY_REINIT": "1",
+}
+"""Of a section."""
 LINES = 5
 """Of a section's output that are shown when it is done; of one that is not, five times as many."""
 
@@ -33,10 +37,7 @@ class Running:
             file.write(f"\n== {section.name}, at most {seconds:.0f} s\n$ {' '.join(command)}\n".encode())
             file.flush()
             self.place = file.tell()
-            self.process = subprocess.Popen(
-                command, cwd=HERE.parent, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                env=environment(), start_new_session=True,
-            )  # fmt: skip
+            self.process = started(command, HERE.parent, file, ENVIRONMENT)
 
     def ended(self) -> Ended | None:
         """Return how it ended; None while it runs. When its time is over, it is ended."""
@@ -52,31 +53,11 @@ class Running:
 
     def end(self) -> None:
         """End it, and whatever it has started."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, number)
-                self.process.wait(GRACE)
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
+        end(self.process)
 
     def output(self) -> str:
         """Return what it has printed."""
         return self.log.read_bytes()[self.place :].decode("utf-8", "replace").strip()
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of a section."""
-    return {
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-        "MPLBACKEND": "Agg",
-        # The profiler, taken down and set up again, crashes where CUDA graphs are; PyTorch sees to it for its
-        # own graphs only.
-        "TEARDOWN_CUPTI": "0",
-        "DISABLE_CUPTI_LAZY_REINIT": "1",
-    }
 
 
 @dataclass(frozen=True)
@@ -108,12 +89,14 @@ class Runner:
     def __init__(self, course: Course) -> None:
         self.course = course
         self.deadline = time.monotonic() + course.seconds
+        self.reserve = 0.0
         self.beside: Running | None = None
         self.alive: list[Running] = []
 
     def run(self, sections: Sequence[Section]) -> None:
         """Run them in order."""
         for number, section in enumerate(sections):
+            self.reserve = sum(other.reserve for other in sections[number + 1 :])
             if not self._go_on(section):
                 for other in sections[number + 1 :]:
                     self._leave_out(other, f"after {section.name} nothing else makes sense")
@@ -131,8 +114,8 @@ class Runner:
     def _go_on(self, section: Section) -> bool:
         """Run a section; return whether others may follow."""
         if section.joins:
-            self._join()
-        left = self.deadline - time.monotonic()
+            self._join(section.reserve)
+        left = self.deadline - self.reserve - time.monotonic()
         reason = section.obstacle(self.course.given)
         if not reason and left < section.least:
             reason = "no time left: ask for it with --sections"
@@ -146,7 +129,7 @@ class Runner:
         ended = self._wait(running)
         if ended.state == "done":
             return True
-        return not section.vital and self._device_answers(section)
+        return not section.vital and time.monotonic() < self.deadline and self._device_answers(section)
 
     def _begin(self, section: Section, seconds: float) -> Running:
         show(
@@ -154,7 +137,8 @@ class Runner:
             + (", beside those that follow" if section.beside else "")
         )
         report = self._report(section)
-        report.unlink(missing_ok=True)
+        for former in (report, report.with_suffix(".png")):
+            former.unlink(missing_ok=True)
         blanks = {
             "json": str(report), "work": str(self.course.work),
             # Less what it takes to start and to write.
@@ -184,11 +168,11 @@ class Runner:
         self._keep(running, ended)
         return ended
 
-    def _join(self) -> None:
-        """Wait for what runs beside."""
+    def _join(self, reserve: float = 0.0) -> None:
+        """Wait for what runs beside, but leave so many seconds of the stage."""
         if self.beside is not None:
             running, self.beside = self.beside, None
-            running.until = min(running.until, self.deadline)
+            running.until = min(running.until, self.deadline - reserve)
             self._wait(running)
 
     def _device_answers(self, section: Section) -> bool:

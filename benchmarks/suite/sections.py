@@ -20,6 +20,7 @@ class Section:
         short: its arguments in the short form, for a CPU core.
         seconds: that it may take.
         least: it is not begun with less time left.
+        reserve: seconds that those before it leave to it.
         beside: the sections behind it run beside it, until one joins.
         joins: waits for what runs beside, to measure alone.
         vital: without it, those behind it make no sense.
@@ -31,6 +32,7 @@ class Section:
     short: tuple[str, ...]
     seconds: float
     least: float = 20.0
+    reserve: float = 0.0
     beside: bool = False
     joins: bool = False
     vital: bool = False

@@ -51,7 +51,6 @@ FIRST = [
         seconds=180,
         beside=True,
     ),
-    tests("kernel-tests", "tests/kernels/interpreted", "tests/kernels/test_pgd_update.py", 80),
     script(
         "checks",
         f"--models resnet18 --methods {MAKES} --no-compile --parts fold chain kernels merge"
@@ -59,8 +58,15 @@ FIRST = [
         short=f"{CHECK_BRIEFLY} --methods rslad mtard",
         seconds=90,
     ),
+    tests("kernel-tests", "tests/kernels/interpreted", "tests/kernels/test_pgd_update.py", 80),
     throughput(
-        "throughput", "--rounds 8 --profile", short=f"{SMALL} --profile", seconds=140, least=45, joins=True
+        "throughput",
+        "--rounds 8 --profile",
+        short=f"{SMALL} --profile",
+        seconds=140,
+        least=45,
+        reserve=90,
+        joins=True,
     ),
 ]
 
@@ -130,10 +136,10 @@ TRAIN = [
     prepared_images(vital=True),
     script(
         "training",
-        "--minutes 6 --work {work}",
+        f"--minutes 6 --work {{work}} {BUDGET}",
         short=BRIEFLY,
         seconds=430,
-        least=120,
+        least=200,
         file="minutes.py",
         needs=IMAGES,
     ),
@@ -142,15 +148,16 @@ TRAIN = [
         "{work}/runs/fastpeer --attacks aa --examples 1000",
         short="{work}/runs/fastpeer --attacks pgd2 --examples 16 --device cpu",
         seconds=180,
+        reserve=110,
         file="attack_run.py",
         needs=IMAGES,
     ),
     script(
         "training-literal",
-        "--literal --minutes 6 --work {work}",
+        f"--literal --minutes 6 --work {{work}} {BUDGET}",
         short=f"--literal {BRIEFLY}",
         seconds=430,
-        least=120,
+        least=200,
         file="minutes.py",
         needs=IMAGES,
     ),

@@ -1,8 +1,9 @@
 """How many images a network still classifies right, clean and under attack."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,8 @@ class Judge:
     ) -> None:
         self.networks = dict(networks)
         self.attack = attack
-        self.context = context
-        self._hits = record(self._attack_and_classify)
+        # Not a method of this: a captured one would then hold its memory until the next garbage collection.
+        self._hits = record(partial(_attack_and_classify, attack, tuple(networks.values()), context))
 
     @torch.no_grad()
     def __call__(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
@@ -110,10 +111,15 @@ class Judge:
                 found.append(self._hits(batch.images, batch.labels, start).cpu())
         return dict(zip(self.networks, torch.cat(found, dim=1), strict=True))
 
-    def _attack_and_classify(self, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
-        # The context within: autocast keeps converted weights for as long as it lasts, and a captured
-        # function that had found them there would never convert any again.
-        with self.context():
-            shown = self.attack.climb(images, labels, start)
-            logits = [network(shown) for network in self.networks.values()]
-        return torch.stack([one.argmax(1) == labels for one in logits])
+
+def _attack_and_classify(
+    attack: LabelAttack, networks: Sequence[nn.Module], context: Context,
+    images: Tensor, labels: Tensor, start: Tensor,
+) -> Tensor:  # fmt: skip
+    # Outside of the context: the victim has its own, and compiled, it would be compiled again for this one.
+    shown = attack.climb(images, labels, start)
+    # Within this function: autocast keeps converted weights for as long as it lasts, and a captured function
+    # that had found them there would never convert any again.
+    with context():
+        logits = [network(shown) for network in networks]
+    return torch.stack([one.argmax(1) == labels for one in logits])

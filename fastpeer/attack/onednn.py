@@ -118,8 +118,8 @@ def _convolution(
     if added is None:
         out: Tensor = ops._convolution_pointwise(x, weight, bias, *shape, "relu" if relu else "none", [], "")
         return out
-    if groups > 1:
-        # There, the operator for sums lacks some dtypes.
+    if groups > 1 or added.shape[2:].numel() == 1:
+        # There, the operator for sums lacks some dtypes, and before PyTorch 2.13 planes of one pixel.
         return _finished(ops._convolution_pointwise(x, weight, bias, *shape, "none", [], ""), added, relu)
     # With a sum, the operator wants the bias in the images' dtype.
     bias = None if bias is None else bias.to(x.dtype)

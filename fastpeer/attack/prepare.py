@@ -121,10 +121,13 @@ class CompiledVictim:
         """Take up the weights that the network has now."""
         self.victim.refresh()
 
+    # What is compiled is compiled for one grad mode, and the selection calls it under no_grad.
+    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Run it forward."""
         return self._logits(images)
 
+    @torch.no_grad()
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
         """Run it forward and back."""
         return self._gradient(images, self._probabilities(images, target))

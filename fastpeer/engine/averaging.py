@@ -38,6 +38,7 @@ class AveragedStudent:
         self.count = 0
         self.measured = False
         self._format = number_format
+        # It changes the statistics, but to those of its batch alone: any number of runs leaves the same.
         self._run = record(self._forward, "the averaged student's BatchNorm pass")
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """A function of tensors, recorded as a CUDA graph for each shape that it meets, and replayed from then on."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
@@ -78,6 +79,7 @@ class Captured(Generic[Result]):
         keep: called before the warm-up; returns what brings everything back that the function changes.
         say: takes a line if the function cannot be captured; it is called as it is from then on.
         what: the function's name in that line.
+        patience: calls of each shape that run as they are, before one is recorded.
     """
 
     def __init__(
@@ -87,12 +89,15 @@ class Captured(Generic[Result]):
         keep: Callable[[], Callable[[], None]],
         say: Callable[[str], None],
         what: str = "the step",
+        patience: int = 0,
     ) -> None:
         self.function = function
         self.recorder = recorder
         self.keep = keep
         self.say = say
         self.what = what
+        self.patience = patience
+        self._seen: Counter[object] = Counter()
         self._recorded: dict[object, tuple[Sequence[Tensor], Result, Callable[[], None]]] = {}
         self._works = True
 
@@ -100,6 +105,9 @@ class Captured(Generic[Result]):
         """Run, or replay, on inputs (any shapes)."""
         key = tuple((one.shape, one.dtype) for one in inputs)
         if self._works and key not in self._recorded:
+            self._seen[key] += 1
+            if self._seen[key] <= self.patience:
+                return self.function(*inputs)
             self._try_to_record(key, inputs)
         if not self._works:
             return self.function(*inputs)
@@ -128,8 +136,12 @@ class Captured(Generic[Result]):
 def captured(
     function: Callable[..., Tensor], device: torch.device, say: Callable[[str], None], what: str
 ) -> Callable[..., Tensor]:
-    """Capture a function of tensors that changes nothing but what it returns."""
-    return Captured(function, CudaRecorder(device), _nothing_to_undo, say, what)
+    """Capture a function of tensors that may run any number of times with the same result.
+
+    A recording costs as much as five runs: a shape that comes once or twice, such as an evaluation's last
+    batch, is not worth it.
+    """
+    return Captured(function, CudaRecorder(device), _nothing_to_undo, say, what, patience=2)
 
 
 def _nothing_to_undo() -> Callable[[], None]:

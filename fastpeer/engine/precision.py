@@ -91,11 +91,10 @@ def amp_precision(device: torch.device) -> Precision:
 
 def emulated(dtype: torch.dtype) -> list[str]:
     """Return a warning if this processor has no instructions for a dtype, or nothing."""
-    supported = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    if dtype not in supported or supported[dtype]():
+    names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if dtype not in names or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return []
+    if getattr(torch.ops.mkldnn, names[dtype])():
         return []
     name = str(dtype).removeprefix("torch.")
     return [f"this processor has no {name} instructions: --precision fp32 is several times faster"]

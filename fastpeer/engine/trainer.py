@@ -177,7 +177,7 @@ class Trainer:
             return self.step(batch, self.position.step)
         except torch.OutOfMemoryError:
             pass  # What the step allocated is free only once the exception is gone.
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # Triton's errors have no class in common but this one.
             if reason := self._reason(error):
                 raise UserError(reason) from None
             raise
@@ -189,7 +189,7 @@ class Trainer:
 
     def _reason(self, error: Exception) -> str:
         """Say what of a step's error the user can mend; nothing, if it is another one."""
-        if str(error).startswith("the fused"):
+        if str(error).startswith("the fused") or type(error).__module__.partition(".")[0] == "triton":
             return f"{one_line(error)}; --engine.kernels off does without Triton"
         if "more than 1 value per channel" in str(error):
             return "BatchNorm cannot train on a batch of one: --data.drop-last or another --train.batch-size"

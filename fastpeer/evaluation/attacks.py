@@ -38,12 +38,14 @@ class AttackSettings:
 
 
 def evaluation_plan(device: torch.device) -> Plan:
-    """Return the parts of an evaluation: those of training, but for compiling, which would take longer.
+    """Return the parts of an evaluation; all are exact up to rounding, and compiling would take longer.
 
-    All are exact up to rounding.
+    What was measured of a training step does not count: there, the attack is compiled and computes in bf16.
     """
-    workload = Workload(network="", size=0, batch=0, precision="fp32")
-    return make_plan(EngineConfig(compile="off", streams="off"), device, workload)
+    parts = EngineConfig(
+        fold="on", chain="on", kernels="on", graph="on", merge="off", compile="off", streams="off"
+    )
+    return make_plan(parts, device, Workload(network="", size=0, batch=0, precision="fp32"))
 
 
 def parse_attacks(text: str) -> list[str]:

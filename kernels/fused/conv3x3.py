@@ -65,7 +65,8 @@ class Taps:
 
     def __init__(self, weight: Tensor) -> None:
         _require(
-            weight.dim() == 4 and weight.shape[2:] == (3, 3), f"weights (O, I, 3, 3), not {weight.shape}"
+            weight.dim() == 4 and weight.shape[2:] == (3, 3),
+            f"weights (O, I, 3, 3), got {tuple(weight.shape)}",
         )
         out, into = weight.shape[:2]
         self.forward = weight.detach().permute(2, 3, 0, 1).reshape(9, out, into).contiguous()
@@ -155,24 +156,35 @@ def _rows_of(tensor: Tensor) -> Tensor:
 def _check(
     x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None
 ) -> None:
-    _require(x.dtype in (torch.bfloat16, torch.float16), f"bfloat16 or float16, not {x.dtype}")
-    _require(taps.dtype == x.dtype and taps.device == x.device, "weights like the images")
+    _require(x.dtype in (torch.bfloat16, torch.float16), f"bfloat16 or float16, got {x.dtype}")
     _require(
-        x.dim() == 4 and x.shape[1] == taps.shape[2], f"(B, {taps.shape[2]}, H, W), not {tuple(x.shape)}"
+        taps.dtype == x.dtype and taps.device == x.device,
+        f"weights in {x.dtype} on {x.device}, got {taps.dtype} on {taps.device}",
+    )
+    _require(
+        x.dim() == 4 and x.shape[1] == taps.shape[2],
+        f"images (B, {taps.shape[2]}, H, W), got {tuple(x.shape)}",
     )
     batch, into, *sides = x.shape
     powers = all(side == triton.next_power_of_2(side) for side in sides)
-    _require(powers and batch > 0, f"images whose sides are powers of two, not {tuple(x.shape)}")
+    _require(powers and batch > 0, f"images whose sides are powers of two, got {tuple(x.shape)}")
     out = taps.shape[1]
     # The copy engine wants every row of a box to begin at a multiple of 16 bytes.
-    _require(into % 8 == 0 and out % 8 == 0, f"multiples of 8 channels, not {into} and {out}")
+    _require(into % 8 == 0 and out % 8 == 0, f"multiples of 8 channels, got {into} and {out}")
     for one in (residual, mask):
-        fits = one is None or (one.shape == (batch, out, *sides) and one.dtype == x.dtype)
-        _require(fits, f"residual and mask ({batch}, {out}, {sides[0]}, {sides[1]}) in {x.dtype}")
-    _require(bias is None or (bias.shape == (out,) and bias.is_floating_point()), f"a bias ({out},)")
+        if one is not None:
+            fits = one.shape == (batch, out, *sides) and (one.dtype, one.device) == (x.dtype, x.device)
+            wanted = f"residual and mask ({batch}, {out}, {sides[0]}, {sides[1]}) in {x.dtype} on {x.device}"
+            _require(fits, f"{wanted}, got {tuple(one.shape)} in {one.dtype} on {one.device}")
+    if bias is not None:
+        fits = bias.shape == (out,) and bias.is_floating_point() and bias.device == x.device
+        found = f"{tuple(bias.shape)} in {bias.dtype} on {bias.device}"
+        _require(fits, f"a floating bias ({out},) on {x.device}, got {found}")
     given = [one for one in (x, residual, mask) if one is not None]
     layout = torch.channels_last
-    _require(all(one.is_contiguous(memory_format=layout) for one in given), "channels-last tensors")
+    _require(
+        all(one.is_contiguous(memory_format=layout) for one in given), "channels-last tensors, got others"
+    )
 
 
 def _require(fulfilled: bool, what: str) -> None:

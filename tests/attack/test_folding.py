@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastpeer.attack.accuracy import Judge, label_pgd
 from fastpeer.attack.chain import Chain, NotAChain
 from fastpeer.attack.convolution import CudnnConvolutions, PlainConvolutions
 from fastpeer.attack.folding import FoldedNetwork, NotFoldable
@@ -15,6 +16,7 @@ from fastpeer.attack.pgd import pgd
 from fastpeer.attack.prepare import Preparation, choose_convolutions
 from fastpeer.attack.victim import ChainVictim, FoldedVictim, LiveVictim
 from fastpeer.compiling import Compiler
+from fastpeer.data.stream import Batch
 from fastpeer.kernels.bias_sum_relu import bias_sum_relu
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.fold import Fold
@@ -68,7 +70,9 @@ def attack(victim, images, target):
     return pgd(victim, images, target, images, epsilon=8 / 255, step_size=2 / 255, steps=10, kernels=KERNELS)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=pytest.mark.soak if one == "resnet50" else ()) for one in MODELS]
+)
 def test_folded_attacks_reach_the_same_images(name, images, target):
     network = model(name)
     expected = attack(LiveVictim(network, KERNELS), images, target)
@@ -93,7 +97,9 @@ def test_input_gradient_in_float32_is_as_exact_as_the_networks_own(name, images,
 
 
 @pytest.mark.parametrize("convolutions", [PlainConvolutions(), OnednnConvolutions()])
-@pytest.mark.parametrize("name", ["resnet8", "wideresnet10x2", "mobilenetv2"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wideresnet10x2", pytest.param("mobilenetv2", marks=pytest.mark.soak)]
+)
 def test_input_gradient_in_bf16_is_as_exact_as_autocasts(name, convolutions):
     skip_unless_it_runs(convolutions, torch.bfloat16)
     network, random = model(name), torch.Generator().manual_seed(3)
@@ -228,8 +234,17 @@ def test_compiled_gradients_agree(fold, chain, images, target):
         torch.testing.assert_close(victim.input_gradient(images, goal), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(victim.logits(images), network(images), rtol=0, atol=1e-12)
     assert not said
-    # Labels run what was compiled for probabilities.
+    judge_in_autocast(network, victim, images)
+    # Labels run what was compiled for probabilities, and an evaluation what was compiled for the training.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def judge_in_autocast(network, victim, images):
+    """Attack as the selection does in a run with --amp."""
+    attack = label_pgd(victim, KERNELS, 8 / 255, 2 / 255, 2, seed=0)
+    Judge({"it": network}, attack, lambda: torch.autocast("cpu", torch.bfloat16))(
+        [Batch(images, torch.arange(4))]
+    )
     assert all(weight.grad is None for weight in network.parameters())
 
 

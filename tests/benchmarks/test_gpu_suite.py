@@ -45,6 +45,7 @@ REPORT = (
     "report = {'script': 'any', 'records': [{'unit': 's'}], 'missing': [], 'notes': {}}\n"
     "pathlib.Path(sys.argv[1]).write_text(json.dumps(report))\n"
 )
+PLOT = REPORT + "pathlib.Path(sys.argv[1]).with_suffix('.png').write_bytes(b'picture')\n"
 
 
 class Stage:
@@ -169,16 +170,18 @@ def test_of_two_results_the_later_one_holds_unless_it_found_nothing():
     assert merged({"x": done}, {"x": again}) == {"x": again}
     assert merged({"x": done}, {"x": lost}) == {"x": done}
     assert merged({"x": lost}, {"y": done}) == {"x": lost, "y": done}
+    partly = {"report": {"script": "c"}, "state": "running"}
+    assert merged({"x": done}, {"x": partly}) == {"x": done}
+    assert merged({"x": partly}, {"x": {**partly, "state": "timed out"}})["x"]["state"] == "timed out"
 
 
 def test_plots_and_the_records_of_runs_come_along_but_no_weights(tmp_path):
     stage = Stage(tmp_path)
-    (stage.work / "reports" / "one.png").write_bytes(b"picture")
     run = stage.work / "runs" / "trained"
     (run / "checkpoints").mkdir(parents=True)
     for name in ("metrics.jsonl", "config.toml", "student.safetensors"):
         (run / name).write_text("content")
-    stage.run(section("one", REPORT, tmp_path))
+    stage.run(section("one", PLOT, tmp_path))
     with tarfile.open(stage.out / "plots.tar.gz") as plots, tarfile.open(stage.out / "runs.tar.gz") as runs:
         assert plots.getnames() == ["one.png"]
         assert runs.getnames() == ["runs/trained/config.toml", "runs/trained/metrics.jsonl"]
@@ -191,17 +194,31 @@ def test_what_is_too_large_to_come_back_is_left_out(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["large"]
 
 
-def test_few_files_come_back():
-    names = {
-        "suite.json",
-        "suite.log",
-        "beside.log",
-        "plots.tar.gz",
-        "runs.tar.gz",
-        "cache.tar.gz",
-        "measured.json",
-    }
-    assert len(names) <= 8
+def test_few_files_come_back(tmp_path):
+    stage = Stage(tmp_path)
+    for file in ("runs/trained/config.toml", "cache/kernel.cubin", "cache/kernel.ttir"):
+        (stage.work / file).parent.mkdir(parents=True, exist_ok=True)
+        (stage.work / file).write_text("content")
+    stage.run(section("one", PLOT, tmp_path), section("two", REPORT, tmp_path, beside=True))
+    findings = Findings(stage.out, stage.work, {})
+    assert findings.save_compiled_code(stage.work / "cache") == ""
+    names = [one.name for one in stage.out.iterdir()]
+    assert sorted(names) == [
+        "beside.log", "cache.tar.gz", "plots.tar.gz", "runs.tar.gz", "suite.json", "suite.log",
+    ]  # fmt: skip
+    with tarfile.open(stage.out / "cache.tar.gz") as packed:
+        assert packed.getnames() == ["cache", "cache/kernel.cubin"]
+
+
+def test_compiled_code_that_is_too_much_is_said_and_the_former_not_kept(tmp_path):
+    stage = Stage(tmp_path)
+    cache = stage.work / "cache"
+    cache.mkdir(parents=True)
+    stage.out.mkdir(parents=True, exist_ok=True)
+    (stage.out / "cache.tar.gz").write_bytes(b"former")
+    (cache / "large").write_bytes(os.urandom(LARGEST + 1000))
+    assert "left behind" in Findings(stage.out, stage.work, {}).save_compiled_code(cache)
+    assert not (stage.out / "cache.tar.gz").exists()
 
 
 @functools.cache
@@ -232,6 +249,13 @@ def test_a_stages_most_valuable_sections_fit_into_its_time(stage):
     first, *rest = alone
     assert first.seconds + rest[0].least <= stages.SECONDS[stage]
     assert all(one.least <= one.seconds for one in sections)
+
+
+def test_sections_leave_others_the_time_that_these_reserve(tmp_path):
+    stage = Stage(tmp_path, seconds=40.0)
+    slow = section("slow", "import time; time.sleep(30)", tmp_path, least=0.0)
+    found = stage.run(slow, section("kept", REPORT, tmp_path, reserve=37.0, least=10.0))
+    assert (found["slow"]["state"], found["kept"]["state"]) == ("timed out", "done")
 
 
 def test_the_first_stage_begins_with_the_machine_and_measures_alone():
@@ -287,8 +311,7 @@ def test_a_bundle_gives_images_reference_and_compiled_code(tmp_path, monkeypatch
 def test_folders_of_several_calls_are_put_together(tmp_path, capsys):
     for name in ("a", "b"):
         stage = Stage(tmp_path / name)
-        (stage.work / "reports" / f"{name}.png").write_bytes(b"picture")
-        stage.run(section(name, REPORT, tmp_path))
+        stage.run(section(name, PLOT, tmp_path))
     folders = (tmp_path / "a" / "out", tmp_path / "b" / "out")
     gpu_suite.main(Arguments(stage="collect", out=tmp_path / "all", folders=folders))
     found = json.loads((tmp_path / "all" / "suite.json").read_text("utf-8"))["sections"]

@@ -7,7 +7,7 @@ import minutes
 import pytest
 import torch
 from harness.record import Report
-from minutes import Arguments, accuracy_curves, add_curves, draw, epochs_in, falls
+from minutes import Arguments, accuracy_curves, add_curves, draw, epochs_in, falls, minutes_left
 
 CPU = torch.device("cpu")
 
@@ -68,3 +68,9 @@ def test_a_failing_command_is_said_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(minutes, "show", lambda *what: None)
     with pytest.raises(minutes.UserError, match=r"exit status 2 fastpeer: no command tain"):
         minutes.command(["tain"], Arguments(work=tmp_path), 60)
+
+
+def test_the_training_gets_what_the_budget_leaves(tmp_path):
+    assert minutes_left(Arguments(work=tmp_path), 100.0) == 6.0
+    assert minutes_left(Arguments(work=tmp_path, budget=415.0), 55.0) == 5.0
+    assert minutes_left(Arguments(work=tmp_path, budget=10_000.0), 55.0) == 6.0

@@ -44,7 +44,7 @@ def stopped(outcome: Outcome, run: Path) -> None:
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [

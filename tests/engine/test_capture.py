@@ -73,6 +73,15 @@ def test_each_shape_is_recorded_once_and_replayed_on_what_comes():
     assert (recorder.warmed_up, recorder.replayed) == (2, 5)
 
 
+def test_shapes_that_come_seldom_are_not_recorded():
+    recorder = Rerunner()
+    captured = Captured(lambda x: (2 * x,), recorder, nothing, pytest.fail, patience=2)
+    for size in (4, 4, 3, 4, 3, 4):
+        x = torch.rand(size)
+        assert torch.equal(next(iter(captured(x))), 2 * x)
+    assert (recorder.warmed_up, recorder.replayed) == (1, 2)
+
+
 def test_warm_up_leaves_no_trace():
     total = torch.zeros(1)
 

@@ -82,8 +82,8 @@ def test_every_engine_and_precision_can_be_traced(name, precision, engine):
     "name",
     [
         "resnet18",
-        "resnet34",
-        "resnet50",
+        pytest.param("resnet34", marks=pytest.mark.soak),
+        pytest.param("resnet50", marks=pytest.mark.soak),
         "preactresnet18",
         "wideresnet28x2",
         "wideresnet34x10",
@@ -104,7 +104,7 @@ METHODS = {
 
 
 @pytest.mark.usefixtures("_fake")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.soak), "bf16"])
 @pytest.mark.parametrize("case", METHODS)
 def test_every_method_can_be_traced(case, precision):
     method, epoch, loss = METHODS[case]

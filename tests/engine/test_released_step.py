@@ -98,11 +98,11 @@ def assert_same(ours, theirs):
     ("model", "case", "size"),
     [
         ("resnet18", "cifar10", 16),
-        ("resnet18", "tiny", 16),
+        pytest.param("resnet18", "tiny", 16, marks=pytest.mark.soak),
         ("wideresnet10x1", "cifar100", 32),
         ("wideresnet10x1", "tiny", 64),
-        ("mobilenetv2", "cifar10", 16),
-        ("mobilenetv2", "tiny", 16),
+        pytest.param("mobilenetv2", "cifar10", 16, marks=pytest.mark.soak),
+        pytest.param("mobilenetv2", "tiny", 16, marks=pytest.mark.soak),
     ],
 )
 def test_three_steps_change_every_weight_and_buffer_as_the_released_code_does(model, case, size):
@@ -129,7 +129,17 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+# Compiling takes the longest; "all" compiles every region, as a training on a GPU does.
+SLOW = ("compile", "fold and compile")
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(engine, id=name, marks=pytest.mark.soak if name in SLOW else ())
+        for name, engine in ENGINES.items()
+    ],
+)
 def test_no_part_of_the_engine_changes_the_step(engine):
     literal = LiteralSettings.cifar10()
     ours = networks("resnet8", 10)

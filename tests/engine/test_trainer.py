@@ -152,8 +152,15 @@ def assert_same_run(ours, theirs):
             assert [key for key in first if not same(first[key], second[key])] == [], f"{checkpoint}/{name}"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
-@pytest.mark.parametrize("steps", [1, 5, 7])
+@pytest.mark.parametrize(
+    ("precision", "steps"),
+    [
+        ("fp32", 1), ("fp32", 7), ("bf16", 5), ("fp16", 5), ("fp64", 1),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in (
+            ("fp32", 5), ("bf16", 1), ("bf16", 7), ("fp16", 1), ("fp16", 7), ("fp64", 5), ("fp64", 7),
+        )),
+    ],
+)  # fmt: skip
 def test_run_resumed_after_max_steps_is_bit_exact(trainer_for, uninterrupted, tmp_path, precision, steps):
     # A limit adds a line to the log, unless each step has one.
     config = replace(CONFIG, precision=precision, log=LogConfig(every=1, tensorboard=False))
@@ -163,7 +170,13 @@ def test_run_resumed_after_max_steps_is_bit_exact(trainer_for, uninterrupted, tm
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
-@pytest.mark.parametrize("check", [1, 3, 5, 6, 8, 10, 11, 13, 14, 18, 20, 27, ALL_CHECKS])
+@pytest.mark.parametrize(
+    "check",
+    [
+        1, 5, 8, 13, 20, ALL_CHECKS,
+        *(pytest.param(check, marks=pytest.mark.soak) for check in (3, 6, 10, 11, 14, 18, 27)),
+    ],
+)  # fmt: skip
 def test_run_resumed_after_a_wish_to_stop_is_bit_exact(trainer_for, uninterrupted, tmp_path, check):
     with pytest.raises(Stopped):
         trainer_for(tmp_path / "run", stop=StopAt(check)).train()
@@ -184,7 +197,9 @@ def test_run_of_a_method_with_a_state_of_its_own_resumes_bit_exactly(
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
-@pytest.mark.parametrize("check", [5, 6, 9, 10, 12])
+@pytest.mark.parametrize(
+    "check", [6, 10, *(pytest.param(check, marks=pytest.mark.soak) for check in (5, 9, 12))]
+)
 @pytest.mark.parametrize("config", [MOVING, CHANGING], ids=["mtard", "iad"])
 def test_such_a_run_resumes_bit_exactly_after_a_wish_to_stop_too(
     trainer_for, uninterrupted, tmp_path, config, check
@@ -290,3 +305,26 @@ def test_what_a_kernel_refuses_is_said_with_the_way_around(trainer_for, tmp_path
     monkeypatch.setattr(STEP, raising(refusal))
     with pytest.raises(UserError, match=r"B from 1 to 4096; --engine.kernels off does without Triton"):
         trainer.train()
+
+
+def test_what_triton_cannot_run_is_said_with_the_way_around(trainer_for, tmp_path, monkeypatch):
+    errors = pytest.importorskip("triton.runtime.errors")
+    trainer = trainer_for(tmp_path / "run")
+    monkeypatch.setattr(STEP, raising(errors.OutOfResources(300_000, 232_448, "shared memory")))
+    with pytest.raises(UserError, match=r"shared memory.*; --engine.kernels off does without Triton"):
+        trainer.train()
+
+
+@pytest.mark.soak
+def test_selection_runs_what_was_compiled_for_the_training(trainer_for, tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = replace(CONFIG.engine, compile="on", fold="on", chain="on", merge="on")
+    once = replace(CONFIG.train, epochs=1)
+    config = replace(CONFIG, precision="bf16", engine=compiled, swa=SwaConfig(enabled=False), train=once)
+    trainer = trainer_for(tmp_path / "run", config)
+    trainer.train()
+    assert set(trainer.step.compiler.seconds) == {
+        "the peer in eval mode", "the attack on the student", "training peer and student",
+    }  # fmt: skip
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3

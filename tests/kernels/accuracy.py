@@ -36,7 +36,7 @@ def worst(draws: Sequence[Sequence[Errors]]) -> list[Errors]:
 
     Of few values PyTorch's error may be small by chance, on one processor and not on another.
     """
-    return [Errors(*map(max, *(tuple(one) for one in same))) for same in zip(*draws, strict=True)]
+    return [Errors(*map(max, zip(*same, strict=True))) for same in zip(*draws, strict=True)]
 
 
 def assert_at_most_twice(compared: Sequence[Errors]) -> None:

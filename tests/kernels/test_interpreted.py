@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "tests" / "kernels" / "interpreted").glob("test_*.py"))
+FOLDER = ROOT / "tests" / "kernels" / "interpreted"
+FILES = sorted(FOLDER.glob("test_*.py"))
 
 
 @pytest.mark.long
@@ -18,7 +19,16 @@ FILES = sorted((ROOT / "tests" / "kernels" / "interpreted").glob("test_*.py"))
     "file", [pytest.param(one, marks=pytest.mark.xdist_group(one.name), id=one.stem) for one in FILES]
 )
 def test_kernels_pass_their_tests_interpreted(file):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    assert_passes(str(file))
+
+
+@pytest.mark.soak
+def test_kernels_pass_their_long_tests_interpreted():
+    assert_passes("-m", "soak", str(FOLDER))
+
+
+def assert_passes(*words):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
         command, cwd=ROOT, env={**environment, "TRITON_INTERPRET": "1"}, capture_output=True, text=True

@@ -24,7 +24,16 @@ def assert_as_exact_as_pytorch(logits, target, scale=1.0):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize(
     ("classes", "size"),
-    [(2, 5), (3, 4096), (10, 1), (10, 128), (100, 5), (200, 5), (257, 1), (1000, 5)],
+    [
+        (2, 5),
+        pytest.param(3, 4096, marks=pytest.mark.soak),
+        (10, 1),
+        (10, 128),
+        (100, 5),
+        (200, 5),
+        (257, 1),
+        (1000, 5),
+    ],
 )
 def test_probabilities_and_labels(device, classes, size, dtype):
     (logits, other), labels, _ = random_batch(0, size, classes, forwards=2).to(device)
