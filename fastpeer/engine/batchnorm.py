@@ -49,7 +49,8 @@ class CountedBatchNorm(_BatchNorm):
         """Move the statistics while normalising: r ← (1 − m)·r + m·a, n times, is once with 1 − (1 − m)ⁿ."""
         normalised = []
         for number, part in enumerate(parts):
-            count = self.updates.count(number)
+            # Not updates.count: PyTorch 2.8 cannot compile that.
+            count = sum([one == number for one in self.updates])
             momentum = self._step if count == 1 else 1 - (1 - self._step) ** count
             normalised.append(self._normalised(part, self.running_mean, self.running_var, momentum))
         return normalised

@@ -157,8 +157,7 @@ class Passes:
 
     def _region(self, passes: list[Pass], compiler: Compiler | None) -> Run:
         def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-            with self.format.autocasting(self.device):
-                return tuple(logits for one in passes for logits in self._logits(one, inputs))
+            return tuple(logits for one in passes for logits in self._logits(one, inputs))
 
         if passes[0].alone:
             return cheap_double_backward()(run)
@@ -169,7 +168,10 @@ class Passes:
         network = self.networks[one.network]
         batches = [inputs[forward.images] for forward in one.forwards]
         set_updates(network, one.updates, counts=False)
-        with torch.set_grad_enabled(one.learns and torch.is_grad_enabled()):
+        # Autocast keeps the weights that it has converted until it ends: were it around all passes, PyTorch
+        # 2.8 would take those of a pass without a gradient for one with, whose weights would get none.
+        learning = torch.set_grad_enabled(one.learns and torch.is_grad_enabled())
+        with learning, self.format.autocasting(self.device):
             logits: Tensor = network(batches[0] if len(batches) == 1 else torch.cat(batches))
         count_batches(network)
         set_updates(network, (0,))

@@ -32,7 +32,7 @@ class Table:
 
 # A batch of 1, or of a multiple of 16, is not worth a kernel of its own.
 @triton.jit(do_not_specialize=["batch"])
-def loss_kernel(
+def loss_kernel(  # noqa: C901 - all of it is one launch
     logits,  # M of (batch, CLASSES)
     labels,  # (batch,)
     sample_weights,  # any number of (batch,)
@@ -62,8 +62,11 @@ def loss_kernel(
     tile = row[:, None] * CLASSES + column
     label = tl.load(labels + row)
     # All at once, so that softmaxes which several terms need are recognised as equal.
-    rows = [tl.load(one + tile, mask=inside, other=0.0).to(tl.float32) for one in logits]
-    weights = [tl.load(one + row).to(tl.float32) for one in sample_weights]
+    rows, weights = (), ()  # Triton 3.4 has no list comprehensions.
+    for index in tl.static_range(FORWARDS):
+        rows += (tl.load(logits[index] + tile, mask=inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]
+    for index in tl.static_range(len(sample_weights)):
+        weights += (tl.load(sample_weights[index] + row).to(tl.float32),)  # type: ignore[assignment]
     factor = tl.load(scale).to(tl.float32) if SCALE_IS_TENSOR else scale
     sums = partial_sums + tl.program_id(0) * SLOTS
 

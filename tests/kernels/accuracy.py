@@ -26,7 +26,7 @@ def errors(kernel: Sequence[Tensor], plain: Sequence[Tensor], truth: Sequence[Te
 
 
 def _errors(kernel: Tensor, plain: Tensor, truth: Tensor) -> Errors:
-    kernel, plain, truth = (one.double().cpu() for one in (kernel, plain, truth))
+    kernel, plain, truth = (one.detach().double().cpu() for one in (kernel, plain, truth))
     off = [float((one - truth).abs().max()) for one in (kernel, plain)]
     return Errors(*off, float(truth.abs().max()))
 

@@ -1,7 +1,7 @@
 """Every Triton kernel compiles for GPUs from Ampere to Blackwell, in one launch and without register spills.
 
-The launches are the CASES of the files in ahead_of_time/, one file for each kernel; one that is not made for all GPUs
-has CAPABILITIES.
+The launches are the CASES of the files in ahead_of_time/, one file for each kernel; one that is made for some
+GPUs alone has CAPABILITIES.
 """
 
 import importlib

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,9 @@ from tests.kernels.accuracy import assert_at_most_twice, errors
 LAYOUT = torch.channels_last
 SHAPES = [(1, 16, 16, 4, 4), (2, 64, 64, 8, 8), (3, 8, 24, 8, 4), (2, 40, 16, 4, 8), (1, 16, 40, 16, 2)]
 """Images, channels into and out of the convolution, height, width."""
+if triton.__version__ < "3.5":
+    # Its interpreter wants strides that are multiples of 16 elements, where GPUs want 16 bytes.
+    SHAPES = [one for one in SHAPES if one[1] % 16 == one[2] % 16 == 0]
 TILES = [Tile(32, 16, 4, 2), Tile(64, 64, 4, 3), Tile(128, 32, 4, 2)]
 
 
