@@ -1,7 +1,7 @@
 """Images per second of the training step: fastpeer beside the released step, in alternation.
 
-python benchmarks/throughput.py --models resnet18 --datasets cifar10 tiny --batch-sizes 128 256
-python benchmarks/throughput.py --reference PATH/TO/PeerAiD
+python -m benchmarks.throughput --models resnet18 --datasets cifar10 tiny --batch-sizes 128 256
+python -m benchmarks.throughput --reference PATH/TO/PeerAiD
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from cases import Case, cases
-from fast import fastpeer
+from benchmarks.harness.arguments import Timed
+from benchmarks.harness.plot import bar_plot
+from benchmarks.harness.program import start
+from benchmarks.harness.record import Record, Report, counted
+from benchmarks.harness.table import missing, rates_table, show
+from benchmarks.speed.limits import Limits, measured_limits
+from benchmarks.speed.timeline import add_kernels
+from benchmarks.speed.timeline import table_of as timeline_of
+from benchmarks.speed.work import step_work
+from benchmarks.steps.cases import Case, cases
+from benchmarks.steps.fast import fastpeer
+from benchmarks.steps.released import ReleasedCode
+from benchmarks.steps.variants import Build, Ready, case_panels, compare, literal, literal_amp, released_code
 from fastpeer.config import EngineConfig, Precision
-from harness.arguments import Timed
-from harness.plot import bar_plot
-from harness.program import start
-from harness.record import Record, Report, counted
-from harness.table import missing, rates_table, show
-from limits import Limits, measured_limits
-from released import ReleasedCode
-from timeline import add_kernels
-from timeline import table_of as timeline_of
-from variants import Build, Ready, case_panels, compare, literal, literal_amp, released_code
-from work import step_work
 
 FIRST = "released step, fp32"
 LONGEST = 25

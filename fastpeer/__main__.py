@@ -1,5 +1,5 @@
 """`python -m fastpeer` is the `fastpeer` command."""
 
-from fastpeer.cli import run
+from fastpeer.cli.main import run
 
 run()

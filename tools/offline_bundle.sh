@@ -2,7 +2,7 @@
 # Makes one folder, which git ignores, with all that a GPU machine without network lacks beside this tree: FFCV with
 # its libraries, the missing packages with their metadata, and what is asked for. Copy it there with the tree, and run
 #
-#   bash .offline/run.sh python3 benchmarks/gpu_suite.py first --out RESULTS
+#   bash .offline/run.sh python3 -m benchmarks.suite first --out RESULTS
 #   bash .offline/run.sh fastpeer train cifar10-resnet18 --amp
 #
 # tools/offline_bundle.sh [--installed FILE] [--python 3.12] [--images ARCHIVE] [--reference CHECKOUT]

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs a command on a machine without network, in a copy of the tree, with what tools/offline_bundle.sh brought:
 #
-#   bash .offline/run.sh python3 benchmarks/gpu_suite.py first --out RESULTS
+#   bash .offline/run.sh python3 -m benchmarks.suite first --out RESULTS
 #   bash .offline/run.sh fastpeer train cifar10-resnet18 --amp
 #
 # python3 is the machine's own, or what PYTHON names; fastpeer is the tree's.

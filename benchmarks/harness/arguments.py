@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from fastpeer.engine.precision import choose_device
-from harness.timing import Plan
+from benchmarks.harness.timing import Plan
+from fastpeer.device import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastpeer.engine.measured import cpu_name, describe_device
+from fastpeer.step.measured import cpu_name, describe_device
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.record import Record
+from benchmarks.harness.record import Record
 
 
 @dataclass(frozen=True)

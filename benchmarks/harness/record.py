@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.facts import facts
+from benchmarks.harness.facts import facts
 
 Label = str | int | float | bool | None
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from harness.timing import Run
+from benchmarks.harness.timing import Run
 
 Call = Callable[[], object]
 GRAPH_CALLS = 200

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from harness.plot import short
-from harness.record import Label, Record, Report
+from benchmarks.harness.plot import short
+from benchmarks.harness.record import Label, Record, Report
 
 WIDTH = 130
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from harness.process import Ended
-from harness.record import read_json, write_json
-from suite.headlines import headline
-from suite.sections import Section
+from benchmarks.harness.process import Ended
+from benchmarks.harness.record import read_json, write_json
+from benchmarks.suite.headlines import headline
+from benchmarks.suite.sections import Section
 
 LARGEST = 15 << 20
 """Bytes of an archive that may come back from a host."""

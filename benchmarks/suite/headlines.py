@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from harness.plot import short
-from harness.process import Ended
+from benchmarks.harness.plot import short
+from benchmarks.harness.process import Ended
 
 Records = list[dict[str, Any]]
 

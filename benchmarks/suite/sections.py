@@ -14,7 +14,7 @@ class Section:
 
     Attributes:
         name: of the section, and of its report and plot.
-        words: its command: a script of the benchmarks, or a module such as pytest, and its arguments. In them
+        words: its command: a module, such as benchmarks.throughput or pytest, and its arguments. In them
             {json} is the file of its report, {budget} the seconds that it may plan with, {work} a folder that
             outlives the stage, {images} an archive of images and {reference} a checkout of the released code.
         short: its arguments in the short form, for a CPU core.
@@ -40,9 +40,9 @@ class Section:
 
     def command(self, short: bool, blanks: Mapping[str, str]) -> list[str]:
         """Return the command, its blanks filled in."""
-        script, *rest = self.words
+        module, *rest = self.words
         words = [*(self.short if short else rest)]
-        head = [str(HERE / script)] if script.endswith(".py") else ["-m", script]
+        head = [module] if module.endswith(".py") else ["-m", module]
         return [sys.executable, *head, *(_filled(word, blanks) for word in words)]
 
     def obstacle(self, given: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ Together they may take longer than there is: what the time does not reach is nam
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from suite.sections import Section
+from benchmarks.suite.sections import Section
 
 SECONDS = {"first": 225.0, "speed": 480.0, "train": 540.0, "rest": 540.0}
 """How long a stage takes at most, by itself."""
@@ -20,16 +20,16 @@ that move, with two attacks and forwards after the update, with a second derivat
 
 
 def script(name: str, words: str = "", *, short: str, seconds: float, file: str = "", **more: Any) -> Section:
-    """Return a section of a benchmark that takes --json; its file is called as it, unless it is named."""
-    file = file or f"{name.replace('-', '_')}.py"
+    """Return a section of a benchmark that takes --json: benchmarks.FILE."""
+    module = f"benchmarks.{file or name.replace('-', '_')}"
     return Section(
-        name, (file, *f"{words} {JSON}".split()), tuple(f"{short} {JSON}".split()), seconds, **more
+        name, (module, *f"{words} {JSON}".split()), tuple(f"{short} {JSON}".split()), seconds, **more
     )
 
 
 def throughput(name: str, words: str = "", *, seconds: float, short: str = SMALL, **more: Any) -> Section:
     """Return a section that measures the step beside the released one."""
-    return script(name, f"{words} {BUDGET}", short=short, seconds=seconds, file="throughput.py", **more)
+    return script(name, f"{words} {BUDGET}", short=short, seconds=seconds, file="throughput", **more)
 
 
 def tests(name: str, where: str, short: str, seconds: float) -> Section:
@@ -43,10 +43,11 @@ def tests(name: str, where: str, short: str, seconds: float) -> Section:
 CHECK_BRIEFLY = "--models resnet8 --batch 4 --size 16 --steps 2 --no-compile --parts fold merge --device cpu"
 
 FIRST = [
-    script("environment", short="--device cpu", seconds=60, vital=True),
+    script("environment", file="suite.environment", short="--device cpu", seconds=60, vital=True),
     # A minute on the processor, meanwhile the GPU checks; what it compiles serves all sections behind it.
     script(
         "compile-ahead",
+        file="speed.compile_ahead",
         short="--models resnet8 --batch-sizes 2 --engine.compile off --device cpu",
         seconds=180,
         beside=True,
@@ -55,6 +56,7 @@ FIRST = [
         "checks",
         f"--models resnet18 --methods {MAKES} --no-compile --parts fold chain kernels merge"
         " --precisions fp32 bf16",
+        file="quality.checks",
         short=f"{CHECK_BRIEFLY} --methods rslad mtard",
         seconds=90,
     ),
@@ -76,6 +78,7 @@ SPEED = [
         "ablation",
         f"--no-ladder --leave-out --rounds 6 --seconds 0.3 {BUDGET}"
         " --parts compile kernels graph streams merge chain fold",
+        file="speed.ablation",
         short=f"--models resnet8 --batch-sizes 2 --no-ladder --leave-out --parts fold merge graph {BRIEF}",
         seconds=170,
         least=60,
@@ -83,6 +86,7 @@ SPEED = [
     script(
         "primitives",
         f"--networks resnet18 --dtypes bf16 fp16 --rounds 5 {BUDGET}",
+        file="speed.primitives",
         short=f"--networks small --batches 4 --dtypes bf16 --no-compile {BRIEF}",
         seconds=120,
     ),
@@ -107,7 +111,7 @@ SPEED = [
         short=f"--steps 1 {SMALL}",
         seconds=120,
         least=60,
-        file="timeline.py",
+        file="speed.timeline",
     ),
 ]
 
@@ -126,7 +130,7 @@ def prepared_images(vital: bool) -> Section:
         words,
         short=f"{words} --few",
         seconds=75,
-        file="prepare_images.py",
+        file="quality.prepare_images",
         vital=vital,
         needs=IMAGES,
     )
@@ -140,7 +144,7 @@ TRAIN = [
         short=BRIEFLY,
         seconds=430,
         least=200,
-        file="minutes.py",
+        file="quality.minutes",
         needs=IMAGES,
     ),
     script(
@@ -149,7 +153,7 @@ TRAIN = [
         short="{work}/runs/fastpeer --attacks pgd2 --examples 16 --device cpu",
         seconds=180,
         reserve=110,
-        file="attack_run.py",
+        file="quality.attack_run",
         needs=IMAGES,
     ),
     script(
@@ -158,7 +162,7 @@ TRAIN = [
         short=f"--literal {BRIEFLY}",
         seconds=430,
         least=200,
-        file="minutes.py",
+        file="quality.minutes",
         needs=IMAGES,
     ),
 ]
@@ -167,6 +171,7 @@ REST = [
     script(
         "methods",
         "--methods rslad ard adaad mtard --rounds 4 --budget 40",
+        file="speed.methods",
         short=f"--methods rslad kdiga-ard {SMALL}",
         seconds=210,
         least=60,
@@ -174,6 +179,7 @@ REST = [
     script(
         "evaluation-speed",
         f"--rounds 4 {BUDGET}",
+        file="speed.evaluation_speed",
         short=f"--models resnet8 --batch-sizes 4 --steps 2 {BRIEF}",
         seconds=60,
     ),
@@ -182,13 +188,16 @@ REST = [
         f"--rounds 5 --seconds 0.02 {BUDGET}",
         short=f"--only attack_gradient --no-compile {BRIEF}",
         seconds=75,
-        file="kernels.py",
+        file="speed.kernels",
     ),
-    script("kernel-errors", short="--only bias_sum_relu --device cpu", seconds=60),
+    script(
+        "kernel-errors", file="quality.kernel_errors", short="--only bias_sum_relu --device cpu", seconds=60
+    ),
     prepared_images(vital=False),
     script(
         "attack-strength",
         "--run {work}/runs/fastpeer --data {work}/data --precisions fp32 tf32 bf16 fp16",
+        file="quality.attack_strength",
         short="--run {work}/runs/fastpeer --data {work}/data --batches 1 --precisions fp32 --device cpu",
         seconds=100,
         needs=IMAGES,
@@ -196,30 +205,32 @@ REST = [
     script(
         "loader",
         "{work}/data --rounds 5",
+        file="speed.loader",
         short=f"{{work}}/data --workers 1 {BRIEF}",
         seconds=60,
         needs=IMAGES,
     ),
     tests("data-tests", "tests/data", "tests/data/test_counter.py", 60),
-    script("roofline", short="--seconds 0.1 --device cpu", seconds=30),
+    script("roofline", file="speed.roofline", short="--seconds 0.1 --device cpu", seconds=30),
     script(
         "checks-others",
         "--models wideresnet10x1 mobilenetv2 --no-compile --parts fold chain kernels merge streams",
         short=CHECK_BRIEFLY,
         seconds=120,
-        file="checks.py",
+        file="quality.checks",
     ),
     script(
         "checks-compiled",
         "--models resnet8 --no-tail --parts compile --precisions bf16 --part-precisions fp32",
         short=CHECK_BRIEFLY,
         seconds=120,
-        file="checks.py",
+        file="quality.checks",
     ),
     script(
         "accuracy-parity",
         "--recipe cifar10-resnet18 --model resnet18 --steps 400 --seeds 0 1 --precisions bf16"
         " --engine.compile off --data {work}/data",
+        file="quality.accuracy_parity",
         short="--steps 2 --seeds 0 --precisions fp32 --examples 32 --engine.compile off --device cpu",
         seconds=200,
         needs=IMAGES,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastpeer.data.stream import Batch
-from fastpeer.streams import new_stream
+from fastpeer.device import new_stream
 
 T = TypeVar("T")
 

@@ -1,51 +1,82 @@
-"""The attacks an evaluation may name: clean, fgsm, pgdN, aa."""
+"""The attacks of an evaluation: clean, fgsm, pgdN, and the name of AutoAttack."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastpeer.attack.accuracy import Judge, LabelAttack, fgsm, label_pgd, no_attack
-from fastpeer.attack.pgd import evaluating
-from fastpeer.attack.prepare import Preparation
-from fastpeer.config import EngineConfig
+from fastpeer.config.suggestions import nearest
+from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
-from fastpeer.engine.capture import captured
-from fastpeer.engine.measured import Workload
-from fastpeer.engine.plan import Plan, make_plan, unheard
-from fastpeer.engine.precision import number_format
 from fastpeer.errors import UserError
-from fastpeer.recipe import nearest
-
-Progress = Callable[[int], None]
-"""Called with the number of images done."""
+from fastpeer.kernels.choice import Kernels
+from fastpeer.victims.interface import Victim
+from fastpeer.victims.pgd import pgd, uniform_start
 
 
 @dataclass(frozen=True)
-class AttackSettings:
-    """What all attacks of an evaluation have in common."""
+class LabelAttack:
+    """An attack on labelled images.
 
-    epsilon: float
-    step_size: float
-    classes: int
-    seed: int
-    batch_size: int
-    plan: Plan
-    """Parts of the engine that attack the network, in all but AutoAttack."""
-
-
-def evaluation_plan(device: torch.device) -> Plan:
-    """Return the parts of an evaluation; all are exact up to rounding, and compiling would take longer.
-
-    What was measured of a training step does not count: there, the attack is compiled and computes in bf16.
+    Attributes:
+        start: its first iterate (B, 3, H, W), of a batch and the batch's number.
+        climb: its last one, of images (B, 3, H, W), labels int64 (B,) and the first one; a function of
+            tensors that could be captured in a CUDA graph.
     """
-    parts = EngineConfig(
-        fold="on", chain="on", kernels="on", graph="on", merge="off", compile="off", streams="off"
-    )
-    return make_plan(parts, device, Workload(network="", size=0, batch=0, precision="fp32"))
+
+    start: Callable[[Batch, int], Tensor]
+    climb: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def __call__(self, batch: Batch, number: int) -> Tensor:
+        """Return the adversarial images of a batch; the number is the batch's."""
+        return self.climb(batch.images, batch.labels, self.start(batch, number))
+
+
+def label_pgd(
+    victim: Victim,
+    kernels: Kernels,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    seed: int,
+    purpose: str = "evaluation",
+) -> LabelAttack:
+    """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ball.
+
+    Each `purpose` has random starts of its own: an epoch is not judged by those it was selected on.
+    """
+
+    def start(batch: Batch, number: int) -> Tensor:
+        noise = generator(batch.images.device, seed, f"{purpose} start", number)
+        return uniform_start(batch.images, epsilon, noise)
+
+    def climb(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
+        return pgd(
+            victim, images, labels, first, epsilon=epsilon, step_size=step_size, steps=steps, kernels=kernels
+        )
+
+    return LabelAttack(start, climb)
+
+
+def fgsm(victim: Victim, kernels: Kernels, epsilon: float) -> LabelAttack:
+    """Return the fast gradient sign method: one step of ε from the image itself."""
+
+    def climb(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
+        return pgd(
+            victim, images, labels, first, epsilon=epsilon, step_size=epsilon, steps=1, kernels=kernels
+        )
+
+    return LabelAttack(_as_they_are, climb)
+
+
+def no_attack() -> LabelAttack:
+    """Return what leaves the images as they are."""
+    return LabelAttack(_as_they_are, lambda images, labels, first: first)
+
+
+def _as_they_are(batch: Batch, number: int) -> Tensor:
+    return batch.images
 
 
 def parse_attacks(text: str) -> list[str]:
@@ -62,79 +93,3 @@ def parse_attacks(text: str) -> list[str]:
     if not names:
         raise UserError("--attacks names none: try clean,fgsm,pgd20,aa")
     return list(dict.fromkeys(names))
-
-
-def right_under_attack(
-    name: str, network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
-) -> Tensor:
-    """Classify images under a named attack on `network`, in the precision of its weights.
-
-    Returns:
-        bool (N,) on the CPU: classified right.
-    """
-    if name == "aa":
-        return _autoattack(network, batches, settings, progress)
-    judge = Judge({"it": network}, _attack(name, network, settings), record=_recorder(network, settings.plan))
-    with _searching_for_algorithms():
-        return judge(_counted(batches, progress))["it"]
-
-
-@contextmanager
-def _searching_for_algorithms() -> Iterator[None]:
-    """Let cuDNN try its algorithms out; it pays where batches are of one size, as AutoAttack's are not."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-def _recorder(network: nn.Module, plan: Plan) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    device = next(network.parameters()).device
-    # What cannot be captured runs with the same result: nothing to say.
-    return lambda run: captured(run, device, unheard, "the evaluation") if plan.graph else run
-
-
-def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:
-    if name == "clean":
-        return no_attack()
-    preparation = _preparation(network, settings.plan)
-    victim, kernels = preparation.victim(network, "network"), preparation.kernels
-    victim.refresh()
-    if name == "fgsm":
-        return fgsm(victim, kernels, settings.epsilon)
-    steps = int(name.removeprefix("pgd"))
-    return label_pgd(victim, kernels, settings.epsilon, settings.step_size, steps, settings.seed)
-
-
-def _preparation(network: nn.Module, plan: Plan) -> Preparation:
-    # A network that cannot be folded is attacked with the same result: nothing to say.
-    return plan.preparation(number_format("fp32"), next(network.parameters()).device, unheard)
-
-
-def _autoattack(
-    network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
-) -> Tensor:
-    from fastpeer.evaluation.autoattack import survivors
-
-    right, done = [], 0
-    with evaluating(network):
-        for batch in batches:
-            right.append(
-                survivors(
-                    network, batch.images, batch.labels, epsilon=settings.epsilon, classes=settings.classes,
-                    seed=settings.seed, batch_size=settings.batch_size,
-                )
-            )  # fmt: skip
-            done += len(batch.labels)
-            progress(done)
-    return torch.cat(right)
-
-
-def _counted(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:
-    done = 0
-    for batch in batches:
-        yield batch
-        done += len(batch.labels)
-        progress(done)

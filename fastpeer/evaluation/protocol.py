@@ -14,16 +14,16 @@ from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
-from fastpeer.engine.networks import placed
-from fastpeer.engine.precision import memory_errors, number_format
+from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
-from fastpeer.evaluation.attacks import AttackSettings, Progress, evaluation_plan, right_under_attack
+from fastpeer.evaluation.accuracy import AttackSettings, Progress, evaluation_plan, right_under_attack
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
-from fastpeer.evaluation.target import Target
+from fastpeer.evaluation.targets import Target
 from fastpeer.models import build_model
 from fastpeer.models.weights import load_weights, recorded_normalization
-from fastpeer.runfolder import network_name
+from fastpeer.run_folder import network_name
+from fastpeer.step.precision import number_format
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
 """Given what is done and on how many images, a context that shows the progress."""

@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from fastpeer.errors import UserError, one_line
-from fastpeer.runfolder import write_text
+from fastpeer.run_folder import write_text
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpeer.config import PaperConfig, format_fraction
+from fastpeer.config.differences import other_settings
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
-from fastpeer.evaluation.target import Target
-from fastpeer.recipe import other_settings
+from fastpeer.evaluation.targets import Target
 
 HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")

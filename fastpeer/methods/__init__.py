@@ -1,4 +1,6 @@
-"""What to learn. Every module in this package is a method and fills in a table; `table` has the words for it.
+"""What to learn. Every module in this package but `table` and `check` is a method, and fills in a table.
+
+`table` has the words for it, `check` tells what is wrong with one.
 
 A method's module holds `Loss`, a dataclass of its own settings, and `table(loss)`, which returns its
 `Method`. Nothing has to be registered: the module's name, with hyphens, is the method's. A method of one's
@@ -11,15 +13,15 @@ import pkgutil
 from types import ModuleType
 
 from fastpeer.errors import UserError
+from fastpeer.methods.check import mistakes
 from fastpeer.methods.table import LossSettings, Method
-from fastpeer.methods.table.mistakes import mistakes
 from fastpeer.own_code import import_own, told
 
 
 def method_names() -> list[str]:
     """Return the names of the methods that come with fastpeer."""
-    modules = pkgutil.iter_modules(__path__)
-    return sorted(module.name.replace("_", "-") for module in modules if not module.ispkg)
+    modules = {module.name for module in pkgutil.iter_modules(__path__)} - {"table", "check"}
+    return sorted(name.replace("_", "-") for name in modules)
 
 
 def loss_settings(name: str) -> type[LossSettings]:

@@ -1,12 +1,13 @@
 """Taking parts away from the full step: which two steps tell what a part brings."""
 
-import ablation
 import pytest
 import torch
-from ablation import FULL, Arguments, pair, pairs_of
-from cases import Case
-from harness.record import Report
-from variants import compare
+
+from benchmarks.harness.record import Report
+from benchmarks.speed import ablation
+from benchmarks.speed.ablation import FULL, Arguments, pair, pairs_of
+from benchmarks.steps.cases import Case
+from benchmarks.steps.variants import compare
 
 CPU = torch.device("cpu")
 PARTS = ["fold", "chain", "kernels", "merge", "compile", "graph"]
@@ -60,7 +61,7 @@ class Steps:
 
     def build(self, name, fails=False):
         def build(case, device):
-            from variants import Built
+            from benchmarks.steps.variants import Built
 
             self.order.append(name)
             if fails:

@@ -2,12 +2,12 @@
 
 import json
 
-import auto_table
 import pytest
-from auto_table import Arguments, gains_of
 
-from fastpeer.engine.measured import Device, Workload, read_gains
+from benchmarks.speed import auto_table
+from benchmarks.speed.auto_table import Arguments, gains_of
 from fastpeer.errors import UserError
+from fastpeer.step.measured import Device, Workload, read_gains
 
 FACTS = {"device": "NVIDIA H200", "cpu": "some processor", "cuda": "13.0", "capability": "9.0",
          "commit": "0123456789abcdef", "date": "2026-12-01T10:00:00+00:00"}  # fmt: skip

@@ -5,18 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import environment
+from benchmarks.suite import environment
 
-SCRIPT = Path(environment.__file__)
+ROOT = Path(environment.__file__).parents[2]
+ASK = "from benchmarks.suite import environment\nenvironment.main()"
 
 
 def run(tmp_path, code=""):
     """Ask in a process of its own, after some Python that spoils it."""
     report = tmp_path / "report.json"
     words = ["environment.py", "--device", "cpu", "--json", str(report)]
-    start = f"import sys; sys.argv = {words!r}; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+    start = f"import sys; sys.argv = {words!r}; sys.path.insert(0, {str(ROOT)!r})\n"
     done = subprocess.run(
-        [sys.executable, "-c", f"{start}{code}\nimport environment\nenvironment.main()"],
+        [sys.executable, "-c", f"{start}{code}\n{ASK}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done, json.loads(report.read_text("utf-8"))
@@ -34,7 +35,7 @@ def test_what_is_missing_is_named_and_fatal_only_where_nothing_else_makes_sense(
 def test_without_pytorch_nothing_else_makes_sense(tmp_path):
     done, report = run(tmp_path, "sys.modules['torch'] = None")
     assert done.returncode == 1
-    assert done.stderr.strip() == "nothing else makes sense without: import fastpeer.engine.trainer"
+    assert done.stderr.strip() == "nothing else makes sense without: import fastpeer.training.trainer"
     assert "import torch" in [one["name"] for one in report["missing"]]
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, cases, random_batches
-from literal import LiteralStep, literal_networks
-from released import ReleasedCode
 
+from benchmarks.steps.cases import Case, cases, random_batches
+from benchmarks.steps.literal import LiteralStep, literal_networks
+from benchmarks.steps.released import ReleasedCode
 from fastpeer.errors import UserError
-from tests.literal_peeraid import LiteralSettings, training_step
+from tests.literal.peeraid import LiteralSettings, training_step
 
 # PyTorch warns that "mean" is not the mathematical KL; it is what was released.
 pytestmark = pytest.mark.filterwarnings("ignore:reduction:UserWarning")

@@ -3,21 +3,20 @@
 import copy
 from dataclasses import replace
 
-import fast
-import literal_methods
-import methods
 import pytest
 import torch
-from cases import Case, measured_methods, measured_table, random_batches
-from literal_methods import literal_step
-from teachers import random_teachers
 
+from benchmarks.speed import methods
+from benchmarks.steps import fast
+from benchmarks.steps.cases import Case, measured_methods, measured_table, random_batches
+from benchmarks.steps.literal_methods import literal_step
+from benchmarks.steps.teachers import random_teachers
 from fastpeer.config import AttackConfig, EngineConfig
 from fastpeer.data.stream import Batch
-from fastpeer.engine.batchnorm import batchnorms
-from fastpeer.engine.step import TrainingStep
 from fastpeer.errors import UserError
 from fastpeer.methods import method_names
+from fastpeer.step.split_batchnorm import batchnorms
+from fastpeer.step.step import TrainingStep
 
 # PyTorch warns that "mean" is not the mathematical KL; it is what was released.
 pytestmark = pytest.mark.filterwarnings("ignore:reduction:UserWarning")
@@ -149,12 +148,6 @@ def test_under_autocast_networks_run_in_bf16_and_losses_in_float32():
 def test_a_method_that_does_not_exist_is_named():
     with pytest.raises(UserError, match="there is no method trade; use adaad, "):
         Case("resnet8", "cifar10", 2, "trade")
-
-
-def test_the_transcriptions_leave_the_path_as_it_was(monkeypatch):
-    path = list(literal_methods.sys.path)
-    literal_methods.transcription("trades")
-    assert literal_methods.sys.path == path
 
 
 def test_one_table_shows_all_methods(monkeypatch, tmp_path):

@@ -3,11 +3,20 @@
 import json
 from types import SimpleNamespace
 
-import minutes
 import pytest
 import torch
-from harness.record import Report
-from minutes import Arguments, accuracy_curves, add_curves, draw, epochs_in, falls, minutes_left
+
+from benchmarks.harness.record import Report
+from benchmarks.quality import minutes
+from benchmarks.quality.minutes import (
+    Arguments,
+    accuracy_curves,
+    add_curves,
+    draw,
+    epochs_in,
+    falls,
+    minutes_left,
+)
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,9 @@ import sys
 import time
 from pathlib import Path
 
-from harness.process import run_limited
+from benchmarks.harness.process import run_limited
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 
 
 def run(tmp_path, code, seconds=30.0):
@@ -36,9 +36,9 @@ def test_what_takes_too_long_is_ended_with_its_children(tmp_path):
 def test_what_it_has_started_in_the_same_way_is_ended_too(tmp_path):
     code = (
         "import sys, time\n"
-        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path\n"
-        "from harness.process import run_limited\n"
+        "from benchmarks.harness.process import run_limited\n"
         'inner = \'import os, time; open("pid", "w").write(str(os.getpid())); time.sleep(60)\'\n'
         "run_limited([sys.executable, '-c', inner], Path.cwd(), 60.0, Path('inner.log'))"
     )

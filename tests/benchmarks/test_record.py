@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.plot import Panel, bar_plot, short
-from harness.record import Report, counted, record
-from harness.table import beside, missing
+
+from benchmarks.harness.plot import Panel, bar_plot, short
+from benchmarks.harness.record import Report, counted, record
+from benchmarks.harness.table import beside, missing
 
 CPU = torch.device("cpu")
 

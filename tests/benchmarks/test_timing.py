@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from harness.flags import Flags, released_flags
-from harness.memory import MemoryMeter
-from harness.replay import in_turn, sets_beyond_cache
-from harness.timing import LEAST_ROUNDS, Plan, Rounds, alternate, paired_ratios
+
+from benchmarks.harness.flags import Flags, released_flags
+from benchmarks.harness.memory import MemoryMeter
+from benchmarks.harness.replay import in_turn, sets_beyond_cache
+from benchmarks.harness.timing import LEAST_ROUNDS, Plan, Rounds, alternate, paired_ratios
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,9 @@
 """Operations and bytes that are counted on networks without weights in memory."""
 
 import pytest
-from cases import Case
-from work import attack_bytes, build_on_meta, count, step_work
+
+from benchmarks.speed.work import attack_bytes, build_on_meta, count, step_work
+from benchmarks.steps.cases import Case
 
 # Multiply-adds as the papers and other tools count them, two operations each.
 FORWARD_GFLOP = {

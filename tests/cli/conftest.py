@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_files import CIFAR10, RECIPE, Outcome, make_images
 
-from fastpeer.cli import main
+from fastpeer.cli.main import main
 from fastpeer.data import beton
 
 Command = Callable[..., Outcome]

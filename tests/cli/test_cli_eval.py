@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_files import results, weights
 
-from fastpeer.attack import accuracy
+from fastpeer.evaluation import accuracy
 from fastpeer.evaluation import attacks as evaluation_attacks
 
 KINDS = ["last", "swa", "best", "best-swa"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpeer.recipe import load_recipe
+from fastpeer.config.recipes import load_recipe
 
 TRAIN = "train tiny.toml --data data/jpeg --data.size 64 --train.epochs 1 --selection.examples 4"
 
@@ -31,7 +31,7 @@ def jpegs(workshop: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(workshop: Path, jpegs: Path) -> Path:
-    from fastpeer.cli import main
+    from fastpeer.cli.main import main
 
     out = workshop / "data" / "jpeg"
     words = ["--dataset", "folder", "--source", str(jpegs), "--out", str(out), "--jpeg", "--quiet"]

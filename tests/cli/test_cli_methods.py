@@ -67,7 +67,7 @@ def test_what_does_not_fit_the_method_is_refused_in_one_line(
 @pytest.fixture(scope="package")
 def confident(workshop: Path) -> Path:
     """Weights that know something: a teacher no better than guessing is refused."""
-    from fastpeer.cli import main
+    from fastpeer.cli.main import main
 
     run = workshop / "confident"
     with pytest.MonkeyPatch.context() as patch:

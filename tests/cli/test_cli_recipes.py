@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastpeer.recipe import recipe_names
+from fastpeer.config.recipes import recipe_names
 
 
 @pytest.fixture(autouse=True)

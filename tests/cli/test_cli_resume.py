@@ -13,7 +13,7 @@ from cli_files import metrics, snapshot, weights
 @pytest.fixture(scope="module")
 def halves(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run, stopped at step 7, in mid-epoch and off the log's grid."""
-    from fastpeer.cli import main
+    from fastpeer.cli.main import main
 
     run = tmp_path_factory.mktemp("half") / "run"
     with pytest.MonkeyPatch.context() as patch:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cli_files import metrics, weights
 
-from fastpeer.arguments import TrainArguments, parse
-from fastpeer.recipe import load_recipe, recipe_names
+from fastpeer.cli.arguments import TrainArguments, parse
+from fastpeer.config.recipes import load_recipe, recipe_names
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from cli_files import Outcome, finish, metrics, start, weights
 
-from fastpeer.engine.averaging import AveragedStudent
-from fastpeer.engine.selection import Selection
-from fastpeer.engine.step import TrainingStep
+from fastpeer.step.step import TrainingStep
+from fastpeer.training.averaging import AveragedStudent
+from fastpeer.training.selection import Selection
 
 
 def signals_before(

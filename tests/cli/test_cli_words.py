@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastpeer.cli import main
-from fastpeer.recipe import recipe_names, setting_names
+from fastpeer.cli.main import main
+from fastpeer.config.recipes import recipe_names
+from fastpeer.config.toml import setting_names
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from fastpeer.data.stream import Batch
-from fastpeer.engine.plan import Plan
 from fastpeer.errors import UserError
-from fastpeer.evaluation.attacks import AttackSettings, evaluation_plan, right_under_attack
+from fastpeer.evaluation.accuracy import AttackSettings, evaluation_plan, right_under_attack
 from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
 from fastpeer.models import build_model
+from fastpeer.step.options import Plan
 
 EPSILON = 8 / 255
 CPU = torch.device("cpu")

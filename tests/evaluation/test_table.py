@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 from fastpeer.config import Config, OptimConfig
+from fastpeer.config.recipes import load_recipe
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.table import print_results
-from fastpeer.evaluation.target import Target
-from fastpeer.recipe import load_recipe
-from fastpeer.runfolder import RunFolder
+from fastpeer.evaluation.targets import Target
+from fastpeer.run_folder import RunFolder
 
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd10", "aa")
 

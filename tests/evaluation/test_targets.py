@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fastpeer.checkpoint import save_checkpoint
 from fastpeer.config import Config, ModelConfig
 from fastpeer.data.dataset import open_dataset
-from fastpeer.engine.checkpoint import save_checkpoint
 from fastpeer.errors import UserError
 from fastpeer.evaluation.protocol import Protocol
-from fastpeer.evaluation.target import find_targets
+from fastpeer.evaluation.targets import find_targets
 from fastpeer.models import build_model
 from fastpeer.models.normalized import normalization
-from fastpeer.runfolder import RunFolder
+from fastpeer.run_folder import RunFolder
 
 CONFIG = Config(model=ModelConfig(student="resnet8", peer="resnet8"))
 

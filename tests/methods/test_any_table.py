@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from fastpeer.config import AttackConfig, Config, EngineConfig
 from fastpeer.data.stream import Batch
-from fastpeer.engine.step import TrainingStep
 from fastpeer.methods.table import (
     LABELS,
     Attack,
@@ -21,6 +20,7 @@ from fastpeer.methods.table import (
     LogitDistance,
     Method,
 )
+from fastpeer.step.step import TrainingStep
 
 CLASSES, BATCH = 3, 4
 TRAINED, FROZEN = ("student", "peer"), ("teacher",)

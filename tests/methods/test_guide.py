@@ -8,9 +8,9 @@ import torch
 
 from fastpeer.config import AttackConfig, Config
 from fastpeer.data.stream import Batch
-from fastpeer.engine.step import TrainingStep
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.models import build_model
+from fastpeer.step.step import TrainingStep
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text("utf-8")
 

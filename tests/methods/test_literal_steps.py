@@ -1,6 +1,6 @@
 """Every method's step against an independent literal transcription of the released code, in float64.
 
-PeerAiD's is held against its own in tests/engine/test_released_step.py.
+PeerAiD's is held against its own in tests/step/test_released_step.py.
 """
 
 import copy
@@ -18,13 +18,13 @@ from torch import nn
 from fastpeer.config import AttackConfig, Config, EngineConfig, TrainConfig
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
-from fastpeer.engine.batchnorm import batchnorms
-from fastpeer.engine.step import TrainingStep
 from fastpeer.kernels.counter_bits import mixed, signed
 from fastpeer.kernels.gaussian_start import gaussian_start
 from fastpeer.kernels.uniform_start import uniform_start
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.models import build_model
+from fastpeer.step.split_batchnorm import batchnorms
+from fastpeer.step.step import TrainingStep
 
 STEPS = 3
 BATCH = 4

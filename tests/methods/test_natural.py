@@ -6,8 +6,8 @@ import torch
 
 from fastpeer.config import Config
 from fastpeer.data.stream import Batch
-from fastpeer.engine.step import TrainingStep
 from fastpeer.models import build_model
+from fastpeer.step.step import TrainingStep
 
 
 def test_natural_training_is_cross_entropy_on_clean_images():

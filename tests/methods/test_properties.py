@@ -12,9 +12,6 @@ from torch.nn import functional as F
 
 from fastpeer.config import AttackConfig, Config, EngineConfig
 from fastpeer.data.stream import Batch
-from fastpeer.engine.input_gradient import input_gradient_distance
-from fastpeer.engine.loss import LossTable, active_terms, learning_forwards
-from fastpeer.engine.step import TrainingStep
 from fastpeer.errors import UserError
 from fastpeer.kernels.distill_loss import distill_loss
 from fastpeer.methods import LossSettings, build_table, loss_settings, method_names
@@ -30,9 +27,12 @@ from fastpeer.methods.table import (
     Later,
     LogitDistance,
     Method,
+    forwards_of,
 )
-from fastpeer.methods.table.terms import forwards_of
 from fastpeer.models import build_model
+from fastpeer.step.input_gradient import input_gradient_distance
+from fastpeer.step.loss import LossTable, active_terms, learning_forwards
+from fastpeer.step.step import TrainingStep
 
 CLASSES, BATCH = 5, 4
 CLEAN, ADV = Forward("student", "clean"), Forward("student", "adversarial")

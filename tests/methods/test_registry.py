@@ -6,13 +6,14 @@ import sys
 import pytest
 
 import fastpeer.methods
-from fastpeer.cli import main
+from fastpeer.cli.main import main
 from fastpeer.config import Config
+from fastpeer.config.recipes import parse_recipe
+from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
 from fastpeer.methods import build_table, loss_settings, method_names
 from fastpeer.methods.natural import Loss as NaturalLoss
 from fastpeer.methods.trades import Loss as TradesLoss
-from fastpeer.recipe import dump_recipe, parse_recipe
 
 OWN = '''
 """Plain training, weighted."""

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastpeer.engine.precision import ExactConv2d, keep_pixels_exact
 from fastpeer.models import build_model
 from fastpeer.models.normalized import Normalized, within
 from fastpeer.models.weights import load_weights, recorded_normalization, save_weights
+from fastpeer.step.precision import ExactConv2d, keep_pixels_exact
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 NUMBERS = [(MEAN, STD), ((0.5,), (0.25,))]

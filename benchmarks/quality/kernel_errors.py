@@ -1,0 +1,189 @@
+"""How exact the Triton kernels are: errors against the float64 oracle, beside plain PyTorch's.
+
+python -m benchmarks.quality.kernel_errors
+Without a GPU they run in Triton's interpreter.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.harness.arguments import Common
+from benchmarks.harness.program import start
+from benchmarks.harness.record import Report, counted
+from benchmarks.harness.table import show
+from benchmarks.steps.cases import SHAPES, Case
+from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
+from fastpeer.step.loss import LossTable
+
+BATCH = 128
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RATIO = "times plain PyTorch's error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Common):
+    """Compare the kernels' largest errors with those of the same formulas in plain PyTorch."""
+
+    only: tuple[str, ...] = ()
+    """Names of kernels; none: all."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One kernel on one input.
+
+    Attributes:
+        kernel: its name.
+        case: what the input is.
+        inputs: tensors in the dtypes that the kernel is given.
+        results: calls one implementation; several tensors whose errors are told apart, by name.
+    """
+
+    kernel: str
+    case: str
+    inputs: Sequence[Tensor]
+    results: Callable[[Kernels, Sequence[Tensor]], dict[str, Tensor]]
+
+
+def comparisons(device: torch.device) -> Iterator[Comparison]:
+    """Yield what is shown."""
+    torch.manual_seed(0)
+    for dataset, (size, classes) in SHAPES.items():
+        for dtype in DTYPES:
+            case = f"{dataset}, {BATCH} x {classes}, {str(dtype).removeprefix('torch.')}"
+            yield loss(dataset, case, logits(3, classes, dtype, device))
+            yield gradient(case, logits(2, classes, dtype, device))
+            yield moving_gradient(case, logits(2, classes, dtype, device))
+        yield update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+        yield random_start(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+    for dtype in DTYPES:
+        yield epilogue(f"8 x 64 x 16 x 16, {str(dtype).removeprefix('torch.')}", dtype, device)
+
+
+def logits(count: int, classes: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    return [(3 * torch.randn(BATCH, classes)).to(device, dtype) for _ in range(count)]
+
+
+def loss(dataset: str, case: str, inputs: Sequence[Tensor]) -> Comparison:
+    """PeerAiD's terms at the released weights."""
+    terms = LossTable(Case("resnet18", dataset, BATCH).config("fp32").table).terms
+    labels = torch.arange(BATCH, device=inputs[0].device) % inputs[0].shape[1]
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        values, gradients, _ = kernels.distill_loss(inputs, labels, terms)
+        names = ("at the peer's", "at the student's", "at the student's, clean")
+        return {"values": values, **dict(zip(names, gradients, strict=True))}
+
+    return Comparison("distill_loss", case, inputs, results)
+
+
+def gradient(case: str, inputs: Sequence[Tensor]) -> Comparison:
+    """Towards probabilities in float32, or for the truth in float64."""
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        exact = inputs[1].double() if inputs[1].dtype == torch.float64 else inputs[1].float()
+        return {"": kernels.attack_gradient(inputs[0], torch.softmax(exact, 1))}
+
+    return Comparison("attack_gradient", case, inputs, results)
+
+
+def moving_gradient(case: str, inputs: Sequence[Tensor]) -> Comparison:
+    """Between two networks that both see the adversarial image."""
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        gradients = kernels.moving_attack_gradient(*inputs)
+        return dict(zip(("at the student's", "at the teacher's"), gradients, strict=True))
+
+    return Comparison("moving_attack_gradient", case, inputs, results)
+
+
+def update(case: str, size: int, device: torch.device) -> Comparison:
+    """Step by 2/255 in a ball of 8/255."""
+    images = torch.rand(8, 3, size, size)
+    inputs = [images + 0.02 * torch.randn_like(images), torch.randn_like(images), images]
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"": kernels.pgd_update(*inputs, 2 / 255, 8 / 255)[0]}
+
+    return Comparison("pgd_update", case, [one.to(device) for one in inputs], results)
+
+
+def epilogue(case: str, dtype: torch.dtype, device: torch.device) -> Comparison:
+    """Bias, residual and ReLU over a convolution's result; the bias is kept in float32."""
+    out, residual = (torch.randn(8, 64, 16, 16).to(device, dtype) for _ in range(2))
+    inputs = [out, torch.randn(64, device=device), residual]
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"": kernels.bias_sum_relu(inputs[0].clone(), inputs[1], inputs[2], True)}
+
+    return Comparison("bias_sum_relu", case, inputs, results)
+
+
+def random_start(case: str, size: int, device: torch.device) -> Comparison:
+    """Uniform within 8/255, clamped; in float64 the noise has more digits behind the same ones."""
+    key = torch.tensor(12345, device=device)
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"": kernels.uniform_start(inputs[0], 8 / 255, key, clamp=True)}
+
+    return Comparison("uniform_start", case, [torch.rand(8, 3, size, size).to(device)], results)
+
+
+def rows(one: Comparison, report: Report) -> Iterator[tuple[str, ...]]:
+    """Record the errors of a comparison, and yield a row for each result."""
+    true = one.results(torch_kernels(), [tensor.double() for tensor in one.inputs])
+    plain = one.results(torch_kernels(), [tensor.float() for tensor in one.inputs])
+    for name, ours in one.results(triton_kernels(), one.inputs).items():
+        error = largest_error(ours, true[name])
+        beside = largest_error(stored(plain[name], ours.dtype), true[name])
+        ratio = f"{error / beside:.2f}" if beside else "equal" if not error else "∞"
+        times = error / beside if beside else (float("inf") if error else 0.0)
+        report.add(counted(one.kernel, times, RATIO, case=one.case, result=name))
+        yield (
+            one.kernel,
+            one.case,
+            name,
+            f"{true[name].abs().max():.1e}",
+            f"{error:.1e}",
+            f"{beside:.1e}",
+            ratio,
+        )
+
+
+def largest_error(result: Tensor, truth: Tensor) -> float:
+    return float((result.double() - truth).abs().max())
+
+
+def stored(result: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 as the kernels do: Triton's interpreter cuts bfloat16 off, GPUs round."""
+    if result.device.type == "cpu" and dtype == torch.bfloat16:
+        result = (result.view(torch.int32) & ~0xFFFF).view(torch.float32)
+    return result.to(dtype)
+
+
+def main(arguments: Arguments) -> None:
+    """Compute all errors, show and write them."""
+    device = arguments.chosen_device()
+    if device.type == "cpu":
+        # Before Triton is imported, which happens with the first kernel.
+        os.environ["TRITON_INTERPRET"] = "1"
+    report = Report("kernel_errors", arguments, device, arguments.json)
+    where = str(report.facts["device"]) if device.type == "cuda" else "Triton's interpreter"
+    table = Table(title=f"Largest errors against the float64 oracle, {where}")
+    for heading in ("kernel", "case", "result", "largest value", "Triton", "PyTorch", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("kernel", "case", "result") else "right")
+    for comparison in comparisons(device):
+        if not arguments.only or comparison.kernel in arguments.only:
+            for row in rows(comparison, report):
+                table.add_row(*row)
+    report.save()
+    show(table)
+
+
+if __name__ == "__main__":
+    start(main, Arguments)

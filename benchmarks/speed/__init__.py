@@ -1,0 +1,1 @@
+"""Images per second, times and shares."""

@@ -1,0 +1,112 @@
+"""How many images a second does an evaluation attack? PGD-20 in float32, plain and by the engine's parts.
+
+python -m benchmarks.speed.evaluation_speed --models resnet18 --batch-sizes 256
+Networks have random weights and the statistics of random images: an attack costs the same on any.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.harness.arguments import Timed
+from benchmarks.harness.flags import Flags
+from benchmarks.harness.plot import bar_plot
+from benchmarks.harness.program import start
+from benchmarks.harness.record import Report
+from benchmarks.harness.table import missing, rates_table, show
+from benchmarks.steps.cases import Case, cases, random_batches
+from benchmarks.steps.fast import every_part
+from benchmarks.steps.teachers import random_teachers
+from benchmarks.steps.variants import Build, Built, case_panels, compare
+from fastpeer.config import EngineConfig
+from fastpeer.device import placed
+from fastpeer.evaluation.accuracy import Judge, evaluation_plan
+from fastpeer.evaluation.attacks import label_pgd
+from fastpeer.step.graph import captured
+from fastpeer.step.measured import Workload
+from fastpeer.step.options import make_plan, unheard
+from fastpeer.step.precision import number_format
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Timed):
+    """Measure images/s under PGD, clean classification of the result included."""
+
+    models: tuple[str, ...] = ("resnet18",)
+    """Networks that are attacked."""
+    datasets: tuple[str, ...] = ("cifar10",)
+    """cifar10, cifar100 or tiny: sizes and classes."""
+    batch_sizes: tuple[int, ...] = (256,)
+    """Images attacked at once."""
+    steps: int = 20
+    """Steps of the attack."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure each case, show it and write."""
+    device = arguments.chosen_device()
+    report = Report("evaluation_speed", arguments, device, arguments.json)
+    for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes, ["rslad"]):
+        compare(variants(arguments.steps), case, device, arguments.plan(), report)
+        show(table_of(case, report), *missing(report, case.labels))
+        report.save()
+        if arguments.plot is not None:
+            bar_plot(arguments.plot, f"Evaluation, {report.facts['device']}", case_panels(report))
+
+
+def variants(steps: int) -> dict[str, Build]:
+    """Return what is compared: `fastpeer eval` attacks by the last."""
+    return {
+        "PyTorch, plain": attack(steps, every_part("off"), search=False),
+        "PyTorch, plain, cuDNN's search": attack(steps, every_part("off"), search=True),
+        "fold": attack(steps, every_part("off", "fold"), search=True),
+        "fold, chain": attack(steps, every_part("off", "fold", "chain"), search=True),
+        "fastpeer eval": attack(steps, None, search=True),
+    }
+
+
+def attack(steps: int, engine: EngineConfig | None, search: bool) -> Build:
+    """Return PGD with some of the engine's parts; None: those of `fastpeer eval`."""
+
+    def build(case: Case, device: torch.device) -> Built:
+        Flags(benchmark=search, cudnn_tf32=False, matmul_tf32=False).set()
+        workload = Workload(network=case.model, size=case.size, batch=case.batch, precision="fp32")
+        plan = evaluation_plan(device) if engine is None else make_plan(engine, device, workload)
+        network: nn.Module = placed(random_teachers(case, device)["teacher"], device, torch.float32)
+        preparation = plan.preparation(number_format("fp32"), device, unheard)
+        victim = preparation.victim(network, "network")
+        victim.refresh()
+        pgd = label_pgd(victim, preparation.kernels, 8 / 255, 2 / 255, steps, seed=0)
+        judge = Judge({"it": network}, pgd, nullcontext, recorder(device) if plan.graph else as_it_is)
+        batches = random_batches(case, device, torch.channels_last, count=2)
+
+        def run(rounds: int) -> None:
+            for number in range(rounds):
+                judge([batches[number % 2]])
+
+        return Built(run, notes=lambda: {"plan": plan.describe()})
+
+    return build
+
+
+def recorder(device: torch.device) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Return what captures a function."""
+    return lambda function: captured(function, device, unheard, "the evaluation")
+
+
+def as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the function."""
+    return function
+
+
+def table_of(case: Case, report: Report) -> Table:
+    """Return a case's results."""
+    return rates_table(report, case.shapes, {"× the first": "times the first"}, case.labels)
+
+
+if __name__ == "__main__":
+    start(main, Arguments)

@@ -1,0 +1,168 @@
+"""How fast batches come out of a prepared data set: FFCV, images kept on the device, and torch's DataLoader.
+
+python -m benchmarks.speed.loader data/cifar10 --batch-size 128
+All but FFCV alone yield what a training step takes: cropped, flipped, float32, on the device.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.harness.arguments import Timed
+from benchmarks.harness.plot import Panel, bar_plot
+from benchmarks.harness.program import start
+from benchmarks.harness.record import Report, record
+from benchmarks.harness.table import show
+from benchmarks.harness.timing import Run, alternate
+from fastpeer.data.beton import BetonLoader
+from fastpeer.data.dataset import PreparedDataset, open_dataset
+from fastpeer.data.host import HostSource
+from fastpeer.data.resident import Gather, ResidentSource, open_source
+from fastpeer.data.split import open_split
+from fastpeer.data.stream import Source, TrainingStream
+from fastpeer.kernels.crop_and_flip import PADDING, crop_and_flip
+
+RATE = "images/s"
+Epoch = Callable[[], Iterable[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Timed):
+    """Measure images per second of the training split."""
+
+    data: tyro.conf.Positional[Path]
+    """A prepared data set."""
+    batch_size: int = 128
+    """Images in a batch."""
+    size: int = 0
+    """Side of the images, of a data set kept as JPEG: these are decoded on the host alone."""
+    workers: int = os.cpu_count() or 1
+    """Processes of torch's DataLoader."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure, show and write."""
+    device = arguments.chosen_device()
+    report = Report("loader", arguments, device, arguments.json)
+    dataset = open_dataset(arguments.data).seen_at(arguments.size, "--size")
+    epochs = variants(dataset, device, arguments)
+    runs = {name: run_of(epoch) for name, epoch in epochs.items()}
+    for run in runs.values():
+        run(1)
+    images = dataset.splits["train"]["count"]
+    for name, rounds in alternate(runs, device, arguments.plan()).items():
+        report.add(record(name, rounds.rates(images), RATE, data=dataset.name, batch=arguments.batch_size))
+    report.save()
+    show(table_of(report, dataset))
+    if arguments.plot is not None:
+        bar_plot(arguments.plot, f"Loading {dataset.name}", [Panel("", report.select(RATE))])
+
+
+def variants(dataset: PreparedDataset, device: torch.device, arguments: Arguments) -> dict[str, Epoch]:
+    """Return what yields the batches of an epoch, by name."""
+    loader = open_split(dataset, "train", arguments.batch_size)
+    found: dict[str, Epoch] = {
+        "FFCV, decoded only": partial(loader.batches, np.arange(len(loader.labels))),
+        "FFCV": epoch_of(HostSource(loader, device)),
+    }
+    if not loader.one_size:
+        return found
+    resident = kept(loader, dataset, device, crop_and_flip)
+    found["kept on the device"] = epoch_of(resident)
+    if device.type == "cuda":
+        from fastpeer.kernels.fused.crop_and_flip import crop_and_flip as fused
+
+        found["kept on the device, Triton"] = epoch_of(kept(loader, dataset, device, fused))
+    torchs = torch_loader(resident, arguments.batch_size, arguments.workers)
+    found[f"torch DataLoader, {arguments.workers} workers"] = partial(on_device, torchs, device)
+    return found
+
+
+def kept(
+    loader: BetonLoader, dataset: PreparedDataset, device: torch.device, gather: Gather
+) -> ResidentSource:
+    """Decode all images to the device."""
+    source = open_source(loader, dataset.size, device, "device", gather)
+    assert isinstance(source, ResidentSource)
+    return source
+
+
+def epoch_of(source: Source) -> Epoch:
+    """Return a training epoch of a source: shuffled, augmented."""
+    order = np.arange(len(source.labels))
+    stream = TrainingStream(source, order, torch.float32, seed=0, augment=True, shuffle=True, drop_last=False)
+    return partial(stream.epoch, 0)
+
+
+class DecodedImages(Dataset[tuple[Tensor, int]]):
+    """Decoded images as a data set of torch's, augmented one by one.
+
+    Args:
+        source: the images.
+    """
+
+    def __init__(self, source: ResidentSource) -> None:
+        self._images = source.images.permute(0, 3, 1, 2).contiguous().cpu()
+        self._labels = source.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return the image (3, H, W) in [0, 1], cropped and flipped at random, and its label."""
+        image = self._images[index]
+        height, width = image.shape[1:]
+        padded = torch.nn.functional.pad(image, (PADDING,) * 4)
+        top, left, flip = (int(torch.randint(bound, ())) for bound in (2 * PADDING + 1, 2 * PADDING + 1, 2))
+        crop = padded[:, top : top + height, left : left + width]
+        return (crop.flip(2) if flip else crop).float() / 255, self._labels[index]
+
+
+def torch_loader(source: ResidentSource, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
+    """Return torch's loader in the configuration that its documentation recommends."""
+    return DataLoader(
+        DecodedImages(source), batch_size, shuffle=True, num_workers=workers,
+        persistent_workers=workers > 0, pin_memory=source.device.type == "cuda",
+    )  # fmt: skip
+
+
+def on_device(
+    batches: DataLoader[tuple[Tensor, int]], device: torch.device
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield an epoch as the step takes it: on the device, channels-last."""
+    for images, labels in batches:
+        moved = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        yield moved, labels.to(device, non_blocking=True)
+
+
+def run_of(epoch: Epoch) -> Run:
+    """Return what goes through so many epochs."""
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            for _ in epoch():
+                pass
+
+    return run
+
+
+def table_of(report: Report, dataset: PreparedDataset) -> Table:
+    """Return the table that is shown."""
+    title = f"{dataset.name}, {dataset.splits['train']['count']} images, {report.facts['device']}"
+    table = Table("what", "images/s, median", "20th percentile", "80th", title=title)
+    for one in report.select(RATE):
+        table.add_row(one.name, *(f"{value:,.0f}" for value in (one.value, one.p20, one.p80)))
+    return table
+
+
+if __name__ == "__main__":
+    start(main, Arguments)

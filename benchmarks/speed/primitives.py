@@ -1,0 +1,149 @@
+"""What libraries and own kernels give for the pieces of a step: convolutions, the stem, BatchNorm.
+
+python -m benchmarks.speed.primitives --batches 128 256
+On CUDA each piece is timed inside a CUDA graph, as the captured step runs it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from rich.table import Table
+
+from benchmarks.harness.arguments import Timed
+from benchmarks.harness.flags import Flags
+from benchmarks.harness.plot import Panel, bar_plot, short
+from benchmarks.harness.program import start
+from benchmarks.harness.record import Label, Record, Report, record
+from benchmarks.harness.replay import in_turn, replayed
+from benchmarks.harness.table import beside, missing, show, spread
+from benchmarks.harness.timing import Run, alternate
+from benchmarks.speed.limits import Limits, measured_limits
+from benchmarks.speed.primitive_cases import (
+    STAGES,
+    Group,
+    Item,
+    batchnorms,
+    convolutions,
+    stems,
+    surroundings,
+)
+from fastpeer.errors import one_line
+
+Piece = Literal["convolutions", "surroundings", "stem", "batchnorm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Timed):
+    """Measure the pieces of a step, and which share of the measured matrix product's rate they reach."""
+
+    pieces: tuple[Piece, ...] = ("convolutions", "surroundings", "stem", "batchnorm")
+    """What to measure."""
+    networks: tuple[Literal["resnet18", "wideresnet34x10", "small"], ...] = ("resnet18", "wideresnet34x10")
+    """Whose stages' shapes; small is one small shape."""
+    batches: tuple[int, ...] = (128, 256)
+    """Images at once; 256 is what a merged student sees."""
+    dtypes: tuple[Literal["bf16", "fp16", "fp32"], ...] = ("bf16", "fp16")
+    """Formats."""
+    compile: bool = True
+    """Measure compiled forms of the first of the formats, too."""
+    seconds: float = 0.02
+    """Seconds of a round for each variant, about."""
+    rounds: int = 10
+    """Rounds of the alternation, at most."""
+    budget: float = 3600.0
+    """Seconds for everything, about: pieces that it does not reach are named."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure, show and write."""
+    device = arguments.chosen_device()
+    report = Report("primitives", arguments, device, arguments.json)
+    deadline = time.perf_counter() + arguments.budget
+    limits = measured_limits(device, 0.5)
+    report.add(*limits.records())
+    # cuDNN tries its algorithms out, as it does in the step.
+    with Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=True).applied():
+        for piece in arguments.pieces:
+            for group in groups(arguments, device)[piece]():
+                left = deadline - time.perf_counter()
+                if left > 0:
+                    measure(piece, group, replace(arguments, budget=left), device, limits, report)
+                else:
+                    report.miss(piece, "no time left: raise --budget, or name --pieces")
+                report.save()
+            show(table_of(piece, report))
+    show(*missing(report))
+    if arguments.plot is not None:
+        bar_plot(arguments.plot, f"Pieces of a step, {report.facts['device']}", panels(report))
+
+
+def groups(arguments: Arguments, device: torch.device) -> dict[Piece, Callable[[], Iterator[Group]]]:
+    """Return what makes the groups of each piece."""
+    stages = [stage for network in arguments.networks for stage in STAGES[network]]
+    batches, dtypes = arguments.batches, arguments.dtypes
+    size = stages[0].size
+    return {
+        "convolutions": lambda: convolutions(stages, batches, dtypes, device),
+        "surroundings": lambda: surroundings(stages, batches[:1], dtypes[:1], arguments.compile, device),
+        "stem": lambda: stems(batches[:1], (*dtypes, "fp32"), size, device),
+        "batchnorm": lambda: batchnorms(stages, batches[:1], dtypes, arguments.compile, device),
+    }
+
+
+def measure(
+    piece: str, group: Group, arguments: Arguments, device: torch.device, limits: Limits, report: Report
+) -> None:
+    """Measure one group in alternation; what fails is named."""
+    items: dict[str, Item] = {}
+    runs: dict[str, tuple[Run, int]] = {}
+    for item in group():
+        try:
+            for call in item.calls:
+                call()
+            runs[item.name] = (
+                replayed(item.calls, device) if device.type == "cuda" else (in_turn(item.calls), 1)
+            )
+            items[item.name] = item
+        except Exception as error:  # Compilers and libraries raise whatever they like.
+            report.miss(f"{piece}, {item.name}", one_line(error)[:200], **item.labels)
+    found = alternate({name: run for name, (run, _) in runs.items()}, device, arguments.plan())
+    for name, rounds in found.items():
+        each = [one / runs[name][1] for one in rounds.seconds]
+        report.add(*_records(piece, items[name], each, limits))
+
+
+def _records(piece: str, item: Item, seconds: list[float], limits: Limits) -> list[Record]:
+    labels: dict[str, Label] = {"piece": piece, **item.labels}
+    records = [record(item.name, [1e6 * one for one in seconds], "µs", **labels)]
+    if item.flop:
+        # A CPU's limits leave formats out.
+        ceiling = limits.matmuls.get("tf32" if item.dtype == "fp32" else item.dtype)
+        if ceiling is not None:
+            shares = [100 * item.flop / one / ceiling.value for one in seconds]
+            records.append(record(item.name, shares, "% of matrix product", **labels))
+    return records
+
+
+def table_of(piece: str, report: Report) -> Table:
+    """Return a piece's results."""
+    table = Table("where", "batch", "what", "µs", "20th..80th percentile", "% of matrix product", title=piece)
+    for one in report.select("µs", piece=piece):
+        place = str(one.labels["stage"]), str(one.labels["batch"])
+        share = beside(report, one, "% of matrix product")
+        table.add_row(*place, one.name, short(one.value), spread(one), share)
+    return table
+
+
+def panels(report: Report) -> list[Panel]:
+    """Return the plot's panels: the convolutions' shares, a stage each."""
+    found: dict[str, list[Record]] = {}
+    for one in report.select("% of matrix product", piece="convolutions"):
+        found.setdefault(f"{one.labels['stage']}, batch {one.labels['batch']}", []).append(one)
+    return [Panel(title, bars) for title, bars in found.items()]
+
+
+if __name__ == "__main__":
+    start(main, Arguments)

@@ -1,0 +1,1 @@
+"""The training steps that are compared."""

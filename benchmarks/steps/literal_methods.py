@@ -1,0 +1,149 @@
+"""The literal step of every method: PeerAiD's, and those that the tests hold the other methods against.
+
+tests/literal has a transcription of each released training step; it is measured as it stands there, not
+written down a second time. Its start noise is drawn on the device.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.steps.cases import Case, measured_epoch, measured_table
+from benchmarks.steps.literal import LiteralStep, literal_networks, released_sgd
+from benchmarks.steps.teachers import random_teachers
+from fastpeer.config import Config
+from fastpeer.methods.table import Attack
+from fastpeer.step.attacks import overruled
+
+
+def literal_step(
+    case: Case, device: torch.device, layout: torch.memory_format, autocast: torch.dtype | None
+) -> Callable[[Tensor, Tensor], object]:
+    """Return the literal step of a case's method, which trains on images (B, 3, H, W) and labels (B,).
+
+    Args:
+        case: what is trained.
+        device: where.
+        layout: of the weights.
+        autocast: run the networks, in the attack too, under autocast to this dtype.
+    """
+    networks = literal_networks(case, device, layout)
+    config = case.config("fp32")
+    if config.method == "peeraid":
+        return LiteralStep(config, networks["student"], networks["peer"], autocast)
+    for role, teacher in random_teachers(case, device).items():
+        networks[role] = teacher.to(memory_format=layout)  # type: ignore[call-overload]
+    return LiteralMethod(config, networks, autocast)
+
+
+class LiteralMethod:
+    """Does a method's literal training step on each batch.
+
+    Args:
+        config: method, attack, loss and optimizer.
+        networks: trained ones and teachers, on the device they are to compute on.
+        autocast: run the networks under autocast to this dtype; the losses are computed in float32.
+    """
+
+    def __init__(
+        self, config: Config, networks: dict[str, nn.Module], autocast: torch.dtype | None = None
+    ) -> None:
+        self.config = config
+        self.epoch = measured_epoch(config)
+        self.attacks = {
+            name: overruled(attack, config.attack) for name, attack in measured_table(config).attacks.items()
+        }
+        self.module = transcription(config.method)
+        self.settings = literal_settings(config, self.attacks, self.module)
+        self.optimizers = {name: released_sgd(networks[name], config.optim) for name in config.table.trained}
+        if autocast is not None:
+            networks = {name: Cast(network, autocast) for name, network in networks.items()}
+        self.networks = networks
+        # What MTARD's weights follow.
+        self.state: dict[str, float] = {}
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, noise: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
+        """Train on images (B, 3, H, W) and labels int64 (B,), both on the device; return the losses read.
+
+        `noise`, (B, 3, H, W) for each attack, takes the place of the random starts.
+        """
+        read: dict[str, float] = self.module.training_step(
+            self.networks, self.optimizers, images, labels, self.settings,
+            self._noise(images) if noise is None else noise, self.epoch, self.state,
+        )  # fmt: skip
+        return read
+
+    def _noise(self, images: Tensor) -> dict[str, Tensor]:
+        settings = self.config.attack
+        draws: dict[str, Callable[[], Tensor]] = {
+            "uniform": lambda: settings.epsilon * (2 * torch.rand_like(images) - 1),
+            "gaussian": lambda: settings.start_std * torch.randn_like(images),
+            "none": lambda: torch.zeros_like(images),
+        }
+        return {name: draws[attack.start]() for name, attack in self.attacks.items()}
+
+
+class Cast(nn.Module):
+    """A network under autocast, with logits in float32."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, C)."""
+        with torch.autocast(images.device.type, self.dtype):
+            logits: Tensor = self.network(images)
+        return logits.float()
+
+
+def transcription(method: str) -> ModuleType:
+    """Import a method's literal step from the tests, which lie beside the benchmarks."""
+    return importlib.import_module(f"tests.literal.{method.replace('-', '_')}")
+
+
+RENAMED = {
+    "labels": "ce_weight",
+    "natural": "natural_teacher_weight",
+    "robust": "teacher_weight",
+    "rate": "eta",
+    "target_grad": "clean_target_grad",
+}
+"""What the transcriptions call a setting of a loss, where that is something else."""
+
+
+def literal_settings(config: Config, attacks: dict[str, Attack], module: ModuleType) -> Any:
+    """Return a run's settings as a transcription takes them."""
+    values = {**asdict(config.attack), **_of_attacks(attacks), **_of_loss(asdict(config.loss))}
+    known = [entry.name for entry in fields(module.Settings)]
+    return module.Settings(**{name: value for name, value in values.items() if name in known})
+
+
+def _of_attacks(attacks: dict[str, Attack]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, attack in attacks.items():
+        whose = name.removesuffix("adversarial")
+        values[f"{whose}attack_batch_norm"] = attack.batchnorm
+        values[f"{whose}clamp_start"] = attack.clamped
+    return values
+
+
+def _of_loss(loss: dict[str, Any]) -> dict[str, Any]:
+    """Return a loss's settings by the transcriptions' names; some write both α and 1 − α down."""
+    alpha = loss.get("alpha", 0.0)
+    return {
+        "adv_weight": alpha,
+        "clean_weight": 1 - alpha,
+        "mutual_weight": alpha,
+        "own_weight": 1 - alpha,
+        "variant": "kdiga_ard" if loss.get("adversarial") else "kdiga",
+        **{RENAMED.get(name, name): value for name, value in loss.items()},
+    }

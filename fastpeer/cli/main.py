@@ -1,0 +1,76 @@
+"""The `fastpeer` command: finds the subcommand, and turns errors into one line and an exit code."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from fastpeer.errors import UserError
+
+HELP = """\
+usage: fastpeer COMMAND [OPTIONS]
+
+Trains small networks that withstand adversarial attacks, with a peer instead of a teacher (PeerAiD).
+
+commands:
+  prep     turn a data set into .beton files        fastpeer prep --dataset cifar10
+  train    train a robust student                   fastpeer train cifar10-resnet18 --amp
+  eval     attack what was trained                  fastpeer eval runs/cifar10-resnet18
+  recipes  list the shipped recipes                 fastpeer recipes
+
+fastpeer COMMAND --help tells all options of a command; fastpeer --version its version."""
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a command line and return the exit code: 0 done, 2 an error of the user's, 130 stopped."""
+    try:
+        _dispatch(list(words))
+    except UserError as error:
+        print(f"fastpeer: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fastpeer: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output went away; what was saved is saved.
+        sys.stderr.write("fastpeer: stopped, nobody reads the output\n")
+        return 1
+    except OSError as error:
+        print(f"fastpeer: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+    elif words[0] == "--version":
+        from fastpeer import __version__
+
+        print(f"fastpeer {__version__}")
+    else:
+        _command(words[0])(words[1:])
+
+
+def _command(name: str) -> Callable[[list[str]], None]:
+    """Find a command; each imports only what it needs."""
+    if name == "prep":
+        from fastpeer.cli.prep import prep_command as command
+    elif name == "train":
+        from fastpeer.cli.train import train_command as command
+    elif name == "eval":
+        from fastpeer.cli.evaluate import eval_command as command
+    elif name == "recipes":
+        from fastpeer.cli.recipes import recipes_command as command
+    else:
+        from fastpeer.config.suggestions import nearest
+
+        raise UserError(
+            f"no command {name}; did you mean {nearest(name, ('prep', 'train', 'eval', 'recipes'))}?"
+        )
+    return command

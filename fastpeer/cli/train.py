@@ -1,0 +1,229 @@
+"""`fastpeer train`: begin a run, or go on with one."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from fastpeer.cli.arguments import TrainArguments, parse, take_value, without_section
+from fastpeer.cli.summary import print_summary
+from fastpeer.config import Config, TeacherConfig, teacher_words
+from fastpeer.config.differences import differences
+from fastpeer.config.recipes import DEFAULT_RECIPE, load_recipe, recipe_of_method
+from fastpeer.errors import Interrupted, UserError
+from fastpeer.methods import loss_settings, method_names
+from fastpeer.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fastpeer.training.setup import Parts
+    from fastpeer.training.trainer import Trainer
+
+PROG = "fastpeer train"
+CHANGEABLE = (
+    "train.epochs", "train.max_steps", "log.", "engine.", "data.residency", "teacher.weights",
+    "natural_teacher.weights",
+)  # fmt: skip
+"""Settings that a run may be resumed with other values of."""
+
+
+def train_command(words: Sequence[str]) -> None:
+    """Train as the words behind `fastpeer train` say, and print the accuracies reached.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    method, words = take_value(words, "--method")
+    given = _without_settings(words, method)
+    recipe = given.recipe or DEFAULT_RECIPE
+    name = _run_name(recipe, method)
+    run = RunFolder(given.out or Path("runs") / name)
+    console = Console(quiet=given.quiet)
+    base = _resumed_base(run, given, console) if given.resume else _base(recipe, method)
+    if given.resume and method not in (None, base.method):
+        raise UserError(f"--resume: method was {base.method} in this run and cannot become {method}")
+    arguments = parse(TrainArguments, words, PROG, default=replace(TrainArguments(), config=base))
+    _train(_with_teachers(arguments), run, console)
+
+
+def _without_settings(words: Sequence[str], method: str | None) -> TrainArguments:
+    """Read what comes before the recipe's settings; which of them the method has may not be known yet."""
+    switches = [
+        entry.name.replace("_", "-")
+        for name in (method_names() if method is None else [method])
+        for entry in fields(loss_settings(name))
+        if entry.type in (bool, "bool")
+    ]
+    words = [word for word in without_section(words, "loss", switches) if word not in ("-h", "--help")]
+    return parse(TrainArguments, words, PROG, default=TrainArguments())
+
+
+def _base(recipe: str, method: str | None) -> Config:
+    return load_recipe(recipe) if method is None else recipe_of_method(recipe, method)
+
+
+def _with_teachers(arguments: TrainArguments) -> TrainArguments:
+    """Put the teachers' paths into the settings, whole, so that the run finds them from anywhere."""
+    config = arguments.config
+    config = replace(
+        config,
+        teacher=_found(config.teacher, arguments.teacher),
+        natural_teacher=_found(config.natural_teacher, arguments.natural_teacher),
+    )
+    return replace(arguments, config=config)
+
+
+def _found(settings: TeacherConfig, given: Path | None) -> TeacherConfig:
+    if given == Path():
+        raise UserError("--teacher and --natural-teacher need a path, not an empty word")
+    path = str(given) if given is not None else settings.weights
+    return replace(settings, weights=str(Path(path).expanduser().absolute()) if path else "")
+
+
+def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
+    # Imported here: torch takes a second that --help and errors in the words need not wait for.
+    from fastpeer.training.progress import choose_reporter
+    from fastpeer.training.signals import stopping_on_signals
+    from fastpeer.training.trainer import Trainer
+
+    config, parts = _prepare(arguments, run, console)
+    reporter = choose_reporter(arguments.quiet, console)
+    with run.locked(), stopping_on_signals() as stop:
+        trainer = Trainer(run, config, parts, reporter, stop)
+        if arguments.resume:
+            trainer.resume()
+            run.write_config(config)
+        for line in _opening(trainer):
+            reporter.message(line)
+        _carry_out(trainer)
+    print_summary(trainer.summary, trainer.selection, console)
+
+
+def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tuple[Config, Parts]":
+    """Check what was asked for, cheap checks first, and make the run folder ready."""
+    from fastpeer.data.dataset import open_dataset
+    from fastpeer.device import choose_device
+    from fastpeer.step.precision import amp_precision
+    from fastpeer.training.setup import build_parts, describe
+
+    device = choose_device(arguments.device)
+    config = arguments.config
+    if arguments.amp:
+        config = replace(config, precision=amp_precision(device))
+    if arguments.resume:
+        _refuse_other_settings(config, run.read_config())
+    else:
+        run.refuse_unless_free(arguments.force)
+        _refuse_own_files(arguments, run)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+
+    # FFCV compiles for seconds before anything moves.
+    with console.status("reading and checking the data"):
+        dataset = open_dataset(_data_folder(arguments, run, config))
+        initial = {"student": arguments.init_student, "peer": arguments.init_peer}
+        parts = build_parts(config, dataset, device, initial, say)
+    if arguments.resume:
+        _refuse_other_files(run, describe(parts))
+    else:
+        run.create(config, describe(parts), arguments.force)
+    return config, parts
+
+
+def _refuse_own_files(arguments: TrainArguments, run: RunFolder) -> None:
+    """Keep what the run is to begin from or learn from out of the folder that it will clear."""
+    config, folder = arguments.config, run.path.resolve()
+    files = {
+        "--teacher": config.teacher.weights, "--natural-teacher": config.natural_teacher.weights,
+        "--init-student": arguments.init_student, "--init-peer": arguments.init_peer,
+    }  # fmt: skip
+    for flag, file in files.items():
+        if file and Path(file).resolve().is_relative_to(folder):
+            raise UserError(f"{flag} lies in {run.path}, which this run takes over: choose another --out")
+
+
+def _carry_out(trainer: "Trainer") -> None:
+    from fastpeer.device import memory_errors
+    from fastpeer.training.signals import Stopped
+
+    try:
+        with memory_errors("--selection.batch_size"):
+            trainer.train()
+    except Stopped:
+        raise Interrupted(
+            f"stopped at step {trainer.position.step}, all saved; go on with:"
+            f" {PROG} --resume --out {shlex.quote(str(trainer.run.path))}"
+        ) from None
+
+
+def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Config:
+    """Return the run's own settings; those that may change come from the recipe, if one was named."""
+    if given.force or given.init_student or given.init_peer:
+        raise UserError(
+            "--resume goes on from a checkpoint: --force, --init-student and --init-peer do not fit"
+        )
+    saved = run.read_config()
+    if not given.recipe:
+        return saved
+    recipe = load_recipe(given.recipe)
+    train, log = recipe.train, recipe.log
+    kept = replace(saved, train=replace(saved.train, epochs=train.epochs, max_steps=train.max_steps), log=log)
+    ignored = sorted(differences(recipe, kept))
+    if ignored:
+        console.print(f"note: the run keeps its own {', '.join(ignored)}, not the recipe's", soft_wrap=True)
+    return kept
+
+
+def _refuse_other_settings(config: Config, saved: Config) -> None:
+    for name, (new, old) in differences(config, saved).items():
+        if not name.startswith(CHANGEABLE):
+            raise UserError(
+                f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run"
+            )
+
+
+def _refuse_other_files(run: RunFolder, facts: dict[str, Any]) -> None:
+    former = run.read_facts()
+    for role, teacher in facts["teachers"].items():
+        if former.get("teachers", {}).get(role, {}).get("sha256") != teacher["sha256"]:
+            raise UserError(f"--resume: {teacher['file']} is not the {teacher_words(role)} of {run.path}")
+    if former["data"]["train_sha256"] != facts["data"]["train_sha256"]:
+        raise UserError(f"--resume: {facts['data']['folder']} is not the data that {run.path} was trained on")
+
+
+def _run_name(recipe: str, method: str | None) -> str:
+    """Return a recipe's name, or for the config.toml of a run that run's name with -again; and the method."""
+    path = Path(recipe)
+    again = path.is_file() and RunFolder(path.parent).exists
+    name = f"{path.absolute().parent.name}-again" if again else path.stem
+    return name if method is None or name.endswith(f"-{method}") else f"{name}-{method}"
+
+
+def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> Path:
+    if arguments.folder is not None:
+        return arguments.folder
+    origin = run if arguments.resume else RunFolder(Path(arguments.recipe).parent)
+    if arguments.resume or (Path(arguments.recipe).is_file() and origin.exists):
+        # The recipe is a run's own config.toml: the same data again.
+        return Path(origin.read_facts()["data"]["folder"])
+    if not config.data.dataset:
+        raise UserError("which data? name a prepared data set with --data DIR (the recipe names none)")
+    return Path("data") / config.data.dataset
+
+
+def _opening(trainer: "Trainer") -> Iterator[str]:
+    """Say what is trained on what, and what will be measured."""
+    config, parts = trainer.config, trainer.parts
+    trained = sorted(parts.method.trained, key=lambda name: name != "student")
+    networks = ", ".join(f"{name} {getattr(config.model, name)}" for name in trained)
+    height, width = parts.dataset.size
+    yield (
+        f"{trainer.run.path}: {config.method}, {networks}, {parts.dataset.name} ({parts.classes} classes,"
+        f" {height}x{width}), {config.precision} on {parts.device}, seed {config.seed}"
+    )
+    peer = "; the peer's on the student's examples" if "peer" in parts.networks else ""
+    yield from trainer.step.describe()
+    yield f"at each epoch's end: {trainer.selection.describe()}{peer}"

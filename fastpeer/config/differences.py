@@ -1,0 +1,47 @@
+"""In which settings a run differs from another, and from the recipe whose row of the paper it bears."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from fastpeer.config import Config, PaperConfig
+from fastpeer.config.recipes import list_recipes, load_recipe
+
+INCIDENTAL = (
+    "seed", "precision", "log.", "engine.", "data.dataset", "data.residency",
+    "teacher.weights", "natural_teacher.weights",
+)  # fmt: skip
+"""Settings, or the beginnings of their names, that make no run depart from its recipe."""
+
+
+def differences(config: Config, other: Config) -> dict[str, tuple[object, object]]:
+    """Return the settings that differ, by dotted name, with both values; the paper's figures are none."""
+    ours, theirs = _flat(asdict(config)), _flat(asdict(other))
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return {name: (ours.get(name), theirs.get(name)) for name in names}
+
+
+def other_settings(config: Config) -> list[str]:
+    """Name the settings in which a run departs from the shipped recipe whose paper row it bears.
+
+    Seed, number format, logging, the data set's name and where teachers lie do not count, nor does what
+    leaves the result as it is.
+    """
+    origin = next((entry.name for entry in list_recipes() if _same_row(entry.paper, config.paper)), None)
+    if origin is None:
+        return []
+    names = differences(config, load_recipe(origin))
+    return [name for name in names if not name.startswith(INCIDENTAL)]
+
+
+def _same_row(paper: PaperConfig | None, other: PaperConfig | None) -> bool:
+    """Compare the figures: no two rows share them, and what a row is called may change."""
+    return paper is not None and other is not None and replace(paper, row=other.row) == other
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if name == "paper":
+            continue
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

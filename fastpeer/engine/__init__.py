@@ -1,1 +1,0 @@
-"""How training runs: one step, epochs of them, averaging, checkpoints."""

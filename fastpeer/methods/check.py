@@ -1,0 +1,110 @@
+"""What of a table could not be carried out, or would not do what it says, found when it is filled in."""
+
+from collections.abc import Iterator
+from typing import get_args
+
+from fastpeer.kernels.reduction import Reduction
+from fastpeer.methods.table import (
+    LABELS,
+    BatchNormMode,
+    CrossEntropy,
+    Divergence,
+    Forward,
+    InputGradientDistance,
+    Method,
+    Network,
+    Noise,
+    Term,
+    forwards_of,
+)
+
+LEARNERS = ("student", "peer")
+
+
+def mistakes(method: Method) -> Iterator[str]:
+    """Yield a line for each mistake in a table, and in those that take its place later."""
+    yield from _of_networks(method)
+    yield from _of_forwards(method)
+    yield from _of_attacks(method)
+    for name, term in method.terms.items():
+        yield from _of_term(name, term, method)
+    yield from _of_learning(method)
+    yield from _of_balance(method)
+    yield from _of_later(method)
+
+
+def _of_networks(method: Method) -> Iterator[str]:
+    if not isinstance(method.trained, tuple) or not isinstance(method.forwards, tuple):
+        # ("student") is a text: what comes after this would speak of its letters.
+        raise TypeError('trained and forwards need tuples, such as ("student",)')
+    if "student" not in method.trained or not set(method.trained) <= set(LEARNERS):
+        yield f"trained needs the student, alone or with the peer, not {method.trained}"
+    for name in method.frozen:
+        if name in LEARNERS or name not in get_args(Network):
+            yield f"it speaks of the network {name}, neither trained nor a teacher or natural_teacher"
+
+
+def _of_forwards(method: Method) -> Iterator[str]:
+    for forward in (*method.forwards, *method.afterwards):
+        if forward.network not in method.trained:
+            yield f"forwards are of trained networks, and {forward.network} is none: leave {forward} out"
+        if forward.images not in ("clean", *method.attacks):
+            yield f"forwards has {forward}, and no attack is called {forward.images}"
+
+
+def _of_attacks(method: Method) -> Iterator[str]:
+    if "clean" in method.attacks:
+        yield "clean are the images without an attack: call the attack something else"
+    for name, attack in method.attacks.items():
+        away: object = attack.away_from
+        if not isinstance(away, Forward) and away != LABELS:
+            yield f"the attack {name} leads away from LABELS or a Forward, not from {away!r}"
+        if isinstance(away, Forward) and away.images not in ("clean", name):
+            yield f"the attack {name} leads away from {away}, neither clean images nor its own"
+        if isinstance(away, Forward) and (away.network, away.images) == (attack.victim, name):
+            yield f"the attack {name} leads {attack.victim} away from what it says itself at the same place"
+        if attack.victim not in method.trained:
+            yield f"the attack {name} is on {attack.victim}, which is not trained"
+        if attack.start not in get_args(Noise) or attack.batchnorm not in get_args(BatchNormMode):
+            yield f"the attack {name} needs a start of {get_args(Noise)} and a batchnorm of eval or train"
+
+
+def _of_term(name: str, term: Term, method: Method) -> Iterator[str]:
+    for forward in forwards_of(term):
+        if forward.images not in ("clean", *method.attacks):
+            yield f"the term {name} speaks of {forward}, and no attack is called {forward.images}"
+        if forward.network in method.trained and forward not in method.forwards:
+            yield f"the term {name} speaks of {forward}, which forwards lacks"
+    if isinstance(term, InputGradientDistance):
+        if term.prediction.images != "clean" or term.prediction.network not in method.trained:
+            yield f"the term {name} compares input gradients of a trained network, at clean images alone"
+        if term.teacher in method.trained:
+            yield f"the term {name} takes {term.teacher} for a teacher, which is trained"
+    elif not isinstance(term, CrossEntropy) and term.reduction not in get_args(Reduction):
+        yield f"the term {name} needs a reduction of {get_args(Reduction)}, not {term.reduction!r}"
+
+
+def _of_learning(method: Method) -> Iterator[str]:
+    taught = {term.prediction.network for term in method.terms.values()}
+    for name in method.trained:
+        if name not in taught:
+            yield f"no term has a prediction of {name}, which is trained"
+
+
+def _of_balance(method: Method) -> Iterator[str]:
+    if method.balance is None:
+        return
+    if len(set(method.balance.terms)) != 2 or method.later is not None:
+        yield "a balance is of two divergences, and of the whole training"
+    for name in method.balance.terms:
+        term = method.terms.get(name)
+        if not isinstance(term, Divergence) or term.weight == 0 or term.sample_weight is not None:
+            yield f"a balance is of divergences that weigh something, all samples alike: not {name}"
+
+
+def _of_later(method: Method) -> Iterator[str]:
+    if method.later is None:
+        return
+    if method.later.method.trained != method.trained:
+        yield f"later trains {method.later.method.trained}, now {method.trained}: both have to be the same"
+    yield from mistakes(method.later.method)

@@ -1,0 +1,163 @@
+"""Which parts of the fast step are used, and why: `engine.*` settings, resolved for a device."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+
+from fastpeer.config import Config, EngineConfig, Switch
+from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
+from fastpeer.step.compile import Compiler
+from fastpeer.step.measured import Gain, Workload, describe_device, nearest_gain
+from fastpeer.step.precision import NumberFormat
+from fastpeer.victims.factory import Preparation
+
+GUESS = "a guess"
+"""The reason of what was not measured on any device of the kind."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether a part is used, the reason in a few words, and the measurement it goes by, if any."""
+
+    used: bool
+    reason: str
+    gain: Gain | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each setting of `EngineConfig` came to."""
+
+    fold: bool = False
+    chain: bool = False
+    merge: bool = False
+    compile: bool = False
+    graph: bool = False
+    kernels: bool = False
+    streams: bool = False
+    choices: tuple[tuple[str, Choice], ...] = ()
+    """By part."""
+
+    def formulas(self) -> Kernels:
+        """Return the kernels: Triton's or PyTorch's."""
+        return triton_kernels() if self.kernels else torch_kernels()
+
+    def preparation(
+        self, number_format: NumberFormat, device: torch.device, say: Callable[[str], None],
+        compiler: Compiler | None = None,
+    ) -> Preparation:  # fmt: skip
+        """Return how networks are attacked under this plan; compiled where there is a compiler."""
+        return Preparation(
+            dtype=number_format.autocast or number_format.weights,
+            fold=self.fold,
+            chain=self.chain,
+            compiler=compiler,
+            kernels=self.formulas(),
+            context=lambda: number_format.autocasting(device),
+            say=say,
+        )
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why each part is used or not."""
+        return {name: choice.reason for name, choice in self.choices}
+
+    def describe(self) -> list[str]:
+        """Say in a line or two what is used, by which measurement, and what is not."""
+        used = [(name, choice) for name, choice in self.choices if choice.used]
+        unused = [f"{name} ({choice.reason})" for name, choice in self.choices if not choice.used]
+        lines = [f"engine: {', '.join(name for name, _ in used) or 'no fast part'}{_basis(used)}"]
+        return [*lines, f"engine, not used: {'; '.join(unused)}"] if unused else lines
+
+
+def _basis(used: list[tuple[str, Choice]]) -> str:
+    """Say what made auto choose these parts: measurements, or a guess."""
+    gains = [choice.gain for _, choice in used if choice.gain is not None]
+    devices = dict.fromkeys(f"measured on {one.device.name} with {one.workload.title}" for one in gains)
+    guessed = [name for name, choice in used if choice.reason == GUESS]
+    notes = [*devices, *([f"{', '.join(guessed)} {GUESS}"] if guessed else [])]
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def unheard(line: str) -> None:
+    """Drop a line that has nobody to read it."""
+
+
+def plan_of(
+    config: Config, device: torch.device, size: int = 0, say: Callable[[str], None] = unheard
+) -> Plan:
+    """Decide on every part of a run's step; `size` is the side of its images, 0 if it is not known."""
+    batch = config.train.batch_size
+    workload = Workload(network=config.model.student, size=size, batch=batch, precision=config.precision)
+    return make_plan(config.engine, device, workload, say)
+
+
+def make_plan(
+    engine: EngineConfig, device: torch.device, workload: Workload, say: Callable[[str], None] = unheard
+) -> Plan:
+    """Decide on every part.
+
+    Args:
+        engine: the settings; auto takes what was measured to be faster on the nearest device.
+        device: what is computed on.
+        workload: what is computed.
+        say: takes a line for each part that was asked for and cannot be had.
+    """
+    choices: dict[str, Choice] = {}
+    for field in fields(engine):
+        switch: Switch = getattr(engine, field.name)
+        obstacle = _obstacle(field.name, device, workload.precision, choices)
+        choices[field.name] = _choose(field.name, switch, obstacle, device, workload)
+        if switch == "on" and obstacle:
+            say(f"engine.{field.name}: not used, {obstacle}")
+    used = {name: choice.used for name, choice in choices.items()}
+    return Plan(**used, choices=tuple(choices.items()))
+
+
+def _choose(name: str, switch: Switch, obstacle: str, device: torch.device, workload: Workload) -> Choice:
+    if switch == "off":
+        return Choice(False, f"engine.{name} = off")
+    if obstacle:
+        return Choice(False, obstacle)
+    if switch == "on":
+        return Choice(True, f"engine.{name} = on")
+    gain = nearest_gain(name, describe_device(device), workload)
+    if gain is None:
+        # Two streams keep student and peer from being compiled as one region.
+        return Choice(name != "streams", GUESS)
+    return Choice(gain.ratio >= 1, gain.reason, gain)
+
+
+def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str, Choice]) -> str:
+    """Return what stands in a part's way, or nothing."""
+    if name == "chain" and not choices["fold"].used:
+        return "needs engine.fold"
+    if name in ("graph", "streams") and device.type != "cuda":
+        return "needs CUDA"
+    if name == "compile":
+        return _compile_obstacle(device)
+    return _kernels_obstacle(device, precision) if name == "kernels" else ""
+
+
+def _compile_obstacle(device: torch.device) -> str:
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "needs a C++ compiler"
+    return "" if device.type == "cpu" or _has_triton() else "needs Triton"
+
+
+def _kernels_obstacle(device: torch.device, precision: str) -> str:
+    if precision == "fp64":
+        return "Triton's kernels compute in float32"
+    if not _has_triton():
+        return "needs Triton"
+    if device.type != "cuda":
+        return "needs CUDA"
+    return ""
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,1 @@
+"""A run: epochs of steps, averaging, selection, checkpoints and a log."""

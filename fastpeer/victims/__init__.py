@@ -1,0 +1,1 @@
+"""How a network is attacked fast: folded, as a chain, compiled; its logits and input gradients."""

@@ -1,0 +1,145 @@
+"""Checkpoints: what comes back, and what a kill leaves."""
+
+import multiprocessing
+import os
+import pickle
+import random
+import time
+from itertools import count
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from fastpeer.checkpoint import load_networks, load_state, save_checkpoint
+from fastpeer.errors import UserError
+from fastpeer.models import build_model
+
+
+def constant_networks(value):
+    """Two networks whose every weight is `value`."""
+    pair = {"student": nn.Linear(300, 50), "peer": nn.Linear(300, 70)}
+    for network in pair.values():
+        for weight in network.parameters():
+            nn.init.constant_(weight, value)
+    return pair
+
+
+def save(folder, value):
+    save_checkpoint(folder, "last", value, constant_networks(value), {"value": value})
+
+
+def save_for_ever(folder, first):
+    for value in count(first):
+        save(folder, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_networks_and_optimizers_come_back_bit_for_bit(tmp_path, dtype):
+    torch.manual_seed(0)
+    network, other = (build_model("resnet8", 5).to(dtype) for _ in range(2))
+    optimizer, fresh = (torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9) for one in (network, other))
+    network(torch.rand(2, 3, 8, 8, dtype=dtype)).sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path, "last", 1, {"student": network}, {"optimizer": optimizer.state_dict()})
+
+    load_networks(tmp_path / "last", {"student": other})
+    fresh.load_state_dict(load_state(tmp_path / "last")["optimizer"])
+    expected = network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+    for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        momenta = (
+            one.state[weight]["momentum_buffer"] for one, weight in ((optimizer, ours), (fresh, theirs))
+        )
+        assert torch.equal(*momenta)
+    assert load_file(tmp_path / "last/student.safetensors")["linear.weight"].dtype == dtype
+
+
+def test_only_the_newest_checkpoint_of_each_name_is_kept(tmp_path):
+    for number in (1, 2, 2):
+        save(tmp_path, number)
+        for name in ("best", "best-swa"):
+            save_checkpoint(tmp_path, name, number, constant_networks(number), {})
+    kept = sorted(path.name for path in (tmp_path / ".store").iterdir())
+    assert kept == sorted((tmp_path / name).readlink().name for name in ("last", "best", "best-swa"))
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".new")]
+
+
+def test_checkpoint_is_whole_after_a_kill_at_any_instant(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fastpeer.checkpoint"])
+    chance, value = random.Random(0), 1
+    save(tmp_path, value)
+    for _ in range(10):
+        former = (tmp_path / "last").readlink()
+        saving = context.Process(target=save_for_ever, args=(tmp_path, value + 1))
+        saving.start()
+        while (tmp_path / "last").readlink() == former:
+            assert saving.is_alive()
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.03))
+        saving.kill()
+        saving.join()
+
+        value = load_state(tmp_path / "last")["value"]
+        networks = constant_networks(-1)
+        load_networks(tmp_path / "last", networks)
+        weights = [weight for one in networks.values() for weight in one.parameters()]
+        assert torch.cat([weight.flatten() for weight in weights]).unique().tolist() == [value]
+    save(tmp_path, value + 1)
+    assert [path.name for path in (tmp_path / ".store").iterdir()] == [(tmp_path / "last").readlink().name]
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def plain_pickle(content, path):
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("write", [torch.save, plain_pickle])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, write):
+    write({"value": Payload(str(tmp_path / "run"))}, tmp_path / "state.pt")
+    refused(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def refused(folder):
+    with pytest.raises(UserError, match=r"state\.pt") as refusal:
+        load_state(folder)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_state_is_refused(tmp_path):
+    refused(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, -1])
+def test_truncated_state_is_refused(tmp_path, length):
+    save(tmp_path, 1)
+    path = tmp_path / "last/state.pt"
+    path.write_bytes(path.read_bytes()[:length])
+    refused(tmp_path / "last")
+
+
+PICKLE_LIKE = st.lists(st.sampled_from(b"\x80\x02}](.tNK\x01qR0aes"), max_size=12).map(bytes)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=100) | PICKLE_LIKE)
+def test_foreign_state_is_refused(tmp_path, content):
+    (tmp_path / "state.pt").write_bytes(content)
+    refused(tmp_path)
+
+
+def test_state_of_another_kind_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "state.pt")
+    refused(tmp_path)

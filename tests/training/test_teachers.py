@@ -1,0 +1,187 @@
+"""Teachers: where they are found, what they are checked for."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastpeer.checkpoint import save_checkpoint
+from fastpeer.config import Config, ModelConfig, TeacherConfig
+from fastpeer.data.dataset import file_sha256
+from fastpeer.data.stream import Batch, EvaluationStream
+from fastpeer.errors import UserError
+from fastpeer.models import build_model
+from fastpeer.models.weights import save_weights
+from fastpeer.run_folder import RunFolder
+from fastpeer.training.teachers import Teacher, build_teacher, check_accuracy, find_teacher
+
+MEAN, STD = (0.5,), (0.25,)
+WEIGHTS = "runs/some/best.safetensors"
+CONFIG = Config(model=ModelConfig(student="resnet8", peer="wideresnet10x1", mean=MEAN, std=STD))
+DATA = {"folder": "", "train_sha256": "", "classes": 5, "size": [8, 8]}
+
+
+def network(name="resnet8", seed=0):
+    torch.manual_seed(seed)
+    return build_model(name, 5, mean=MEAN, std=STD)
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "some")
+    folder.create(CONFIG, {"data": DATA}, force=False)
+    pair = {"student": network(), "peer": network("wideresnet10x1"), "swa": network(seed=3)}
+    summary = {"last": {"epoch": 4, "clean": 80.0}, "swa": {"epoch": 4, "clean": 85.0}}
+    save_checkpoint(folder.checkpoints, "last", 1, pair, {"summary": summary})
+    return folder
+
+
+@pytest.fixture
+def best(run):
+    for name, clean in (("best", 90.0), ("best-swa", 95.0)):
+        state = {"selected": {"epoch": 3, "clean": clean}, "split": "val"}
+        save_checkpoint(run.checkpoints, name, 1, {"student": network(seed=2)}, state)
+    return run
+
+
+def find(path, **settings):
+    return find_teacher("teacher", TeacherConfig(weights=str(path), **settings), "mobilenetv2", "ard")
+
+
+def test_a_run_stands_for_its_best_student(best):
+    found = find(best.path)
+    weights = best.checkpoints / "best/student.safetensors"
+    expected = Teacher(
+        "teacher", "resnet8", MEAN, STD, weights, file_sha256(weights), classes=5, size=(8, 8), clean=90.0
+    )
+    assert found == expected
+
+
+def test_without_a_best_one_it_is_the_last(run):
+    found = find(run.path)
+    assert found.weights == run.checkpoints / "last/student.safetensors"
+    assert found.clean == 80.0
+
+
+@pytest.mark.parametrize(
+    ("path", "network", "clean"),
+    [
+        ("checkpoints/best-swa", "resnet8", 95.0),
+        ("checkpoints/best", "resnet8", 90.0),
+        ("checkpoints/last/swa.safetensors", "resnet8", 85.0),
+        ("checkpoints/last/peer.safetensors", "wideresnet10x1", None),
+    ],
+)
+def test_checkpoints_and_files_of_a_run_are_known_by_it(best, path, network, clean):
+    found = find(best.path / path)
+    assert (found.network, found.mean, found.clean, found.size) == (network, MEAN, clean, (8, 8))
+
+
+def test_a_run_of_older_days_says_less(tmp_path):
+    folder = RunFolder(tmp_path / "old")
+    folder.create(CONFIG, {"data": {"folder": "", "train_sha256": ""}}, force=False)
+    save_checkpoint(folder.checkpoints, "last", 1, {"student": network()}, {})
+    found = find(folder.path)
+    assert (found.classes, found.size, found.clean) == (None, None, None)
+
+
+def test_a_file_outside_a_run_is_the_students_network_with_its_own_normalisation(tmp_path):
+    path = tmp_path / "alone.safetensors"
+    save_weights(network(), path)
+    found = find(path)
+    assert (found.network, found.mean, found.std, found.classes) == ("mobilenetv2", MEAN, STD, None)
+    told = find(path, network="resnet8", mean=(0.1,), std=(0.2,))
+    assert (told.network, told.mean, told.std) == ("resnet8", (0.1,), (0.2,))
+
+
+def test_missing_teachers_are_one_line(run, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^the method mtard needs a natural teacher: --natural-teacher PATH \(a run"
+    ):
+        find_teacher("natural_teacher", TeacherConfig(), "resnet8", "mtard")
+    with pytest.raises(UserError, match=r"--teacher .*absent: neither a run, nor a checkpoint, nor a file"):
+        find(tmp_path / "absent")
+    empty = RunFolder(tmp_path / "empty")
+    empty.create(CONFIG, {"data": DATA}, force=False)
+    with pytest.raises(UserError, match=r"this run holds no checkpoint yet"):
+        find(empty.path)
+
+
+def test_it_is_built_frozen_and_exact_and_draws_no_random_numbers(best):
+    before = torch.get_rng_state()
+    built = build_teacher(find(best.path), 5, (8, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(module.training for module in built.modules())
+    assert not any(parameter.requires_grad for parameter in built.parameters())
+    images = torch.rand(2, 3, 8, 8).double()
+    torch.testing.assert_close(built(images), network(seed=2).double().eval()(images), rtol=0, atol=0)
+
+
+def test_other_classes_and_sizes_are_refused_with_both_numbers(best):
+    with pytest.raises(
+        UserError, match=r"knows 5 classes, this data set has 10: name another with --teacher"
+    ):
+        build_teacher(find(best.path), 10, (8, 8))
+    with pytest.raises(UserError, match=r"on images of 8×8, this data set has 16×8"):
+        build_teacher(find(best.path), 5, (16, 8))
+
+
+class Some:
+    """A source of images that say themselves which class they are predicted as."""
+
+    batch_size, device = 64, torch.device("cpu")
+
+    def __init__(self, labels, predictions):
+        self.labels, self.predictions = np.asarray(labels), torch.as_tensor(predictions)
+        self.asked = np.array([], dtype=int)
+
+    def batches(self, order, key, dtype):
+        self.asked = order
+        for first in range(0, len(order), self.batch_size):
+            part = order[first : first + self.batch_size]
+            images = self.predictions[part].to(dtype).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+            yield Batch(images, torch.as_tensor(self.labels[part]))
+
+
+class Reads(nn.Module):
+    def forward(self, images):
+        return nn.functional.one_hot(images[:, 0, 0, 0].long(), 10).to(images.dtype)
+
+
+def checked(right, images, clean=None):
+    """Check a teacher that classifies the first `right` of each ten images as they are labelled."""
+    labels = np.arange(images) // 10 % 10
+    predictions = np.where(np.arange(images) % 10 < right, labels, (labels + 1) % 10)
+    source, said = Some(labels, predictions), []
+    teacher = Teacher("teacher", "resnet8", (), (), WEIGHTS, "", clean=clean)
+    stream = EvaluationStream(source, np.arange(images), torch.float32)
+    return check_accuracy(teacher, Reads(), stream, 10, said.append), said, source
+
+
+def test_accuracy_is_measured_on_spread_images_and_said_in_one_line():
+    accuracy, said, source = checked(8, 3000, clean=84.0)
+    assert len(source.asked) == 1000
+    assert source.asked[-1] == 2997
+    assert accuracy == pytest.approx(80, abs=10)
+    assert len(said) == 1
+    assert said[0].startswith(f"the teacher {WEIGHTS} classifies ")
+    assert said[0].endswith("% of 1000 clean images right (its run recorded 84.0 %)")
+
+
+def test_far_below_its_record_is_a_warning_with_both_numbers():
+    accuracy, said, _ = checked(8, 1000, clean=90.0)
+    assert accuracy == 80
+    assert "80.0 % of 1000 clean images right, but its run recorded 90.0 %: is this the data set" in said[0]
+    # So few images say little.
+    assert "(its run recorded 90.0 %)" in checked(8, 30, clean=90.0)[1][0]
+
+
+def test_no_better_than_guessing_is_refused_with_both_numbers():
+    with pytest.raises(
+        UserError, match=r"10.0 % of 1000 clean images right, guessing 10.0 %.*--teacher.mean"
+    ):
+        checked(1, 1000)
+    # 20 % of 20 images may be chance, of 1000 they are not.
+    with pytest.raises(UserError, match="guessing"):
+        checked(2, 20)
+    assert checked(2, 1000)[0] == 20

@@ -1,0 +1,331 @@
+"""A run that stops and goes on equals one that does not, to the last bit."""
+
+import functools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastpeer.checkpoint import load_state
+from fastpeer.config import (
+    AttackConfig,
+    Config,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    SelectionConfig,
+    SwaConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from fastpeer.data import beton
+from fastpeer.data.dataset import open_dataset
+from fastpeer.errors import UserError
+from fastpeer.methods.cat import Loss as CatLoss
+from fastpeer.methods.iad import Loss as IadLoss
+from fastpeer.methods.mtard import Loss as MtardLoss
+from fastpeer.models import build_model
+from fastpeer.models.weights import save_weights
+from fastpeer.run_folder import RunFolder
+from fastpeer.training.progress import Reporter
+from fastpeer.training.schedule import learning_rate
+from fastpeer.training.setup import build_parts
+from fastpeer.training.signals import Stopped, StopWish
+from fastpeer.training.trainer import Trainer
+from tests.literal.peeraid import LiteralSettings
+from tests.literal.peeraid import learning_rate as literal_learning_rate
+
+# 35 images are trained on and 10 held out, so that an epoch has 5 steps.
+CONFIG = Config(
+    model=ModelConfig(student="resnet8", peer="resnet8"),
+    attack=AttackConfig(steps=1, start_std=0.01),
+    optim=OptimConfig(milestones=(1,)),
+    swa=SwaConfig(start=0),
+    train=TrainConfig(batch_size=8, epochs=2),
+    selection=SelectionConfig(fraction=0.2, steps=1, batch_size=8),
+    log=LogConfig(every=2, tensorboard=False),
+)
+CPU = torch.device("cpu")
+MOVING = replace(CONFIG, method="mtard", loss=MtardLoss(rate=0.5))
+CHANGING = replace(CONFIG, method="iad", loss=IadLoss(begin=1))
+SWAPPING = replace(CONFIG, method="cat", loss=CatLoss())
+ALL_CHECKS = 2 * (5 + 5 + 4 * 2)
+"""Places at which a run asks whether to stop: steps, averaging, and each network's two evaluations."""
+
+
+class StopAt(StopWish):
+    """A wish that comes up at the check of that number."""
+
+    def __init__(self, number=0):
+        super().__init__()
+        self.left = number
+
+    def check(self):
+        self.left -= 1
+        self.asked = self.left == 0
+        super().check()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_loaders():
+    """FFCV compiles anew for each loader."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beton, "_ffcv_loader", functools.cache(beton._ffcv_loader))
+        yield
+
+
+@pytest.fixture(scope="module")
+def with_teachers(tmp_path_factory):
+    """Name teachers to methods that have some."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed, role in enumerate(("teacher", "natural_teacher")):
+        torch.manual_seed(seed)
+        save_weights(build_model("resnet8", 5), folder / f"{role}.safetensors")
+
+    def name(config):
+        found = {role: TeacherConfig(weights=f"{folder / role}.safetensors") for role in config.table.frozen}
+        return replace(config, **found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        # They know nothing, which would be refused.
+        patch.setattr("fastpeer.training.setup.check_accuracy", lambda *words: None)
+        yield name
+
+
+@pytest.fixture(scope="module")
+def trainer_for(small_dataset, with_teachers):
+    dataset = open_dataset(small_dataset)
+
+    def build(folder, config=CONFIG, stop=None):
+        config = with_teachers(config)
+        run = RunFolder(folder)
+        goes_on = run.exists
+        if not goes_on:
+            run.create(config, {}, force=False)
+        trainer = Trainer(run, config, build_parts(config, dataset, CPU, {}), Reporter(), stop or StopWish())
+        if goes_on:
+            trainer.resume()
+        return trainer
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trainer_for, tmp_path_factory):
+    @functools.cache
+    def train(config):
+        folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+        trainer_for(folder, config).train()
+        return folder
+
+    return train
+
+
+def metrics(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in one.items() if name != "images_per_second"} for one in records]
+
+
+def same(ours, theirs):
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return ours == theirs
+
+
+def assert_same_run(ours, theirs):
+    assert metrics(ours) == metrics(theirs)
+    for checkpoint in ("last", "best", "best-swa"):
+        folders = [run / "checkpoints" / checkpoint for run in (ours, theirs)]
+        states = [load_state(folder) for folder in folders]
+        for state in states:
+            state.pop("log_length", None)  # images per second may have more or fewer digits
+        assert same(*states), checkpoint
+        names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in folders]
+        assert names[0] == names[1]
+        for name in names[0]:
+            first, second = (load_file(folder / name) for folder in folders)
+            assert [key for key in first if not same(first[key], second[key])] == [], f"{checkpoint}/{name}"
+
+
+@pytest.mark.parametrize(
+    ("precision", "steps"),
+    [
+        ("fp32", 1), ("fp32", 7), ("bf16", 5), ("fp16", 5), ("fp64", 1),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in (
+            ("fp32", 5), ("bf16", 1), ("bf16", 7), ("fp16", 1), ("fp16", 7), ("fp64", 5), ("fp64", 7),
+        )),
+    ],
+)  # fmt: skip
+def test_run_resumed_after_max_steps_is_bit_exact(trainer_for, uninterrupted, tmp_path, precision, steps):
+    # A limit adds a line to the log, unless each step has one.
+    config = replace(CONFIG, precision=precision, log=LogConfig(every=1, tensorboard=False))
+    trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
+    assert load_state(tmp_path / "run/checkpoints/last")["position"]["step"] == steps
+    trainer_for(tmp_path / "run", config).train()
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        1, 5, 8, 13, 20, ALL_CHECKS,
+        *(pytest.param(check, marks=pytest.mark.soak) for check in (3, 6, 10, 11, 14, 18, 27)),
+    ],
+)  # fmt: skip
+def test_run_resumed_after_a_wish_to_stop_is_bit_exact(trainer_for, uninterrupted, tmp_path, check):
+    with pytest.raises(Stopped):
+        trainer_for(tmp_path / "run", stop=StopAt(check)).train()
+    trainer_for(tmp_path / "run").train()
+    assert_same_run(tmp_path / "run", uninterrupted(CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [(MOVING, 1), (MOVING, 5), (MOVING, 7), (CHANGING, 3), (CHANGING, 5), (CHANGING, 6), (SWAPPING, 7)],
+)
+def test_run_of_a_method_with_a_state_of_its_own_resumes_bit_exactly(
+    trainer_for, uninterrupted, tmp_path, config, steps
+):
+    config = replace(config, log=LogConfig(every=1, tensorboard=False))
+    trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
+    trainer_for(tmp_path / "run", config).train()
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+@pytest.mark.parametrize(
+    "check", [6, 10, *(pytest.param(check, marks=pytest.mark.soak) for check in (5, 9, 12))]
+)
+@pytest.mark.parametrize("config", [MOVING, CHANGING], ids=["mtard", "iad"])
+def test_such_a_run_resumes_bit_exactly_after_a_wish_to_stop_too(
+    trainer_for, uninterrupted, tmp_path, config, check
+):
+    with pytest.raises(Stopped):
+        trainer_for(tmp_path / "run", config, StopAt(check)).train()
+    trainer_for(tmp_path / "run", config).train()
+    assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+def test_those_states_are_worth_keeping(uninterrupted):
+    """Otherwise the tests above say nothing."""
+    state = load_state(uninterrupted(MOVING) / "checkpoints/last")["balance"]
+    assert abs(state["weight"].item() - 0.5) > 1e-3
+    assert state["first"].isfinite().all()
+    terms = [list(record["losses"]) for record in metrics(uninterrupted(CHANGING)) if "losses" in record]
+    assert terms[0] == ["student_kl_teacher"]
+    assert terms[-1] == ["student_kl_teacher", "student_kl_clean"]
+
+
+def test_run_asks_as_often_as_these_tests_think(trainer_for, tmp_path):
+    stop = StopAt()
+    trainer_for(tmp_path / "run", stop=stop).train()
+    assert -stop.left == ALL_CHECKS
+
+
+def test_run_in_double_precision_saves_it(uninterrupted):
+    config = replace(CONFIG, precision="fp64", log=LogConfig(every=1, tensorboard=False))
+    folder = uninterrupted(config) / "checkpoints"
+    for name in ("last/student", "last/peer", "last/swa", "best/student", "best-swa/student"):
+        tensors = load_file(folder / f"{name}.safetensors")
+        assert {one.dtype for one in tensors.values()} == {torch.float64, torch.int64}
+
+
+def test_loss_that_is_not_finite_is_named_and_the_former_checkpoint_kept(trainer_for, tmp_path):
+    trainer_for(tmp_path / "run", replace(CONFIG, train=replace(CONFIG.train, max_steps=2))).train()
+    exploding = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e30))
+    with pytest.raises(UserError, match="the loss peer_ce is not finite at step") as refusal:
+        trainer_for(tmp_path / "run", exploding).train()
+    assert "\n" not in str(refusal.value)
+    folder = tmp_path / "run/checkpoints/last"
+    assert str(folder) in str(refusal.value)
+    assert load_state(folder)["position"]["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in load_file(folder / "student.safetensors").values())
+
+
+def test_stopping_before_the_log_finds_a_loss_not_finite_keeps_the_good_checkpoint(trainer_for, tmp_path):
+    trainer_for(tmp_path / "run", replace(CONFIG, train=replace(CONFIG.train, max_steps=1))).train()
+    exploding = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e30), log=replace(CONFIG.log, every=50))
+    with pytest.raises((Stopped, UserError)):
+        trainer_for(tmp_path / "run", exploding, StopAt(3)).train()
+    weights = load_file(tmp_path / "run/checkpoints/last/student.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_resuming_without_a_checkpoint_is_refused(trainer_for, tmp_path):
+    RunFolder(tmp_path / "run").create(CONFIG, {}, force=False)
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        trainer_for(tmp_path / "run")
+
+
+def test_best_checkpoint_is_the_epoch_with_the_highest_accuracy_under_attack(uninterrupted):
+    folder = uninterrupted(CONFIG)
+    epochs = [record for record in metrics(folder) if "selection" in record]
+    assert [record["epoch"] for record in epochs] == [0, 1]
+    for network, checkpoint in (("student", "best"), ("swa", "best-swa")):
+        found = [record["selection"][network] for record in epochs]
+        best = max(range(2), key=lambda epoch: (found[epoch]["pgd1"], found[epoch]["clean"]))
+        selected = load_state(folder / "checkpoints" / checkpoint)["selected"]
+        assert selected == {"epoch": best, **found[best]}
+
+
+@pytest.mark.parametrize("literal", [LiteralSettings.cifar10(), LiteralSettings.tiny()])
+def test_learning_rate_falls_at_the_epochs_of_the_released_code(literal):
+    config = Config(optim=OptimConfig(milestones=literal.milestones))
+    for epoch in range(300):
+        assert learning_rate(config, epoch) == pytest.approx(literal_learning_rate(epoch, literal), rel=1e-14)
+
+
+STEP = "fastpeer.step.step.TrainingStep.__call__"
+
+
+def raising(error):
+    def step(self, batch, number):
+        raise error
+
+    return step
+
+
+def test_memory_that_runs_out_is_said_with_the_batch_size(trainer_for, tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path / "run")
+    monkeypatch.setattr(STEP, raising(torch.OutOfMemoryError()))
+    with pytest.raises(
+        UserError, match=r"too little memory for a step of 8 images: lower --train.batch_size"
+    ):
+        trainer.train()
+
+
+def test_what_a_kernel_refuses_is_said_with_the_way_around(trainer_for, tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path / "run")
+    monkeypatch.setattr(trainer.step, "plan", replace(trainer.step.plan, kernels=True))
+    refusal = ValueError("the fused loss needs logits (B, C) with B from 1 to 4096")
+    monkeypatch.setattr(STEP, raising(refusal))
+    with pytest.raises(UserError, match=r"B from 1 to 4096; --engine.kernels off does without Triton"):
+        trainer.train()
+
+
+def test_what_triton_cannot_run_is_said_with_the_way_around(trainer_for, tmp_path, monkeypatch):
+    errors = pytest.importorskip("triton.runtime.errors")
+    trainer = trainer_for(tmp_path / "run")
+    monkeypatch.setattr(STEP, raising(errors.OutOfResources(300_000, 232_448, "shared memory")))
+    with pytest.raises(UserError, match=r"shared memory.*; --engine.kernels off does without Triton"):
+        trainer.train()
+
+
+@pytest.mark.soak
+def test_selection_runs_what_was_compiled_for_the_training(trainer_for, tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = replace(CONFIG.engine, compile="on", fold="on", chain="on", merge="on")
+    once = replace(CONFIG.train, epochs=1)
+    config = replace(CONFIG, precision="bf16", engine=compiled, swa=SwaConfig(enabled=False), train=once)
+    trainer = trainer_for(tmp_path / "run", config)
+    trainer.train()
+    assert set(trainer.step.compiler.seconds) == {
+        "the peer in eval mode", "the attack on the student", "training peer and student",
+    }  # fmt: skip
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3

@@ -1,0 +1,110 @@
+"""The attack as a whole."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from fastpeer.data.counter import generator
+from fastpeer.data.stream import Batch
+from fastpeer.evaluation.accuracy import Judge
+from fastpeer.evaluation.attacks import fgsm, label_pgd, no_attack
+from fastpeer.kernels.choice import torch_kernels
+from fastpeer.kernels.pgd_update import pgd_update
+from fastpeer.models import build_model
+from fastpeer.victims.autograd import LiveVictim
+from fastpeer.victims.pgd import evaluating, pgd, uniform_start
+from tests.literal import peeraid as literal_peeraid
+
+CPU = torch.device("cpu")
+CLASSES = 5
+KERNELS = torch_kernels()
+ATTACK = {"epsilon": 8 / 255, "step_size": 2 / 255}
+
+
+@pytest.fixture
+def networks():
+    torch.manual_seed(0)
+    return [build_model("resnet8", CLASSES).double() for _ in range(2)]
+
+
+def victim(network):
+    return LiveVictim(network, KERNELS)
+
+
+@pytest.fixture
+def batch():
+    random = torch.Generator().manual_seed(1)
+    images = torch.rand(4, 3, 8, 8, generator=random, dtype=torch.float64)
+    return Batch(images, torch.randint(0, CLASSES, (4,), generator=random))
+
+
+def test_pgd_makes_the_images_of_the_released_code(networks, batch):
+    student, peer = networks
+    literal = literal_peeraid.LiteralSettings.cifar10()
+    noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    start = batch.images + literal.start_std * noise
+    expected = literal_peeraid.attack(student, peer, batch.images, literal, start - batch.images)
+    with evaluating(student, peer), torch.no_grad():
+        target = torch.softmax(peer(batch.images), 1)
+        ours = pgd(
+            victim(student), batch.images, target, start, **ATTACK, steps=literal.steps, kernels=KERNELS
+        )
+    assert not torch.equal(ours, batch.images)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_no_steps_return_the_start(networks, batch):
+    start = batch.images + 0.5
+    found = pgd(victim(networks[0]), batch.images, batch.labels, start, **ATTACK, steps=0, kernels=KERNELS)
+    assert torch.equal(found, start)
+
+
+def test_weights_get_no_gradient(networks, batch):
+    label_pgd(victim(networks[0]), KERNELS, **ATTACK, steps=2, seed=0)(batch, 0)
+    assert all(weight.grad is None and weight.requires_grad for weight in networks[0].parameters())
+
+
+def test_evaluating_restores_each_mode_also_after_an_error():
+    training, resting = nn.Dropout(), nn.Dropout().eval()
+
+    def fail():
+        with evaluating(training, resting):
+            assert not training.training
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert training.training
+    assert not resting.training
+
+
+def test_random_starts_are_a_function_of_seed_and_counter(batch):
+    draw = partial(uniform_start, batch.images, 8 / 255)
+    first = draw(generator(CPU, 0, "attack", 5))
+    assert torch.equal(first, draw(generator(CPU, 0, "attack", 5)))
+    assert not torch.equal(first, draw(generator(CPU, 0, "attack", 6)))
+    assert not torch.equal(first, draw(generator(CPU, 1, "attack", 5)))
+
+
+def test_uniform_start_fills_the_ball_and_leaves_the_pixel_range():
+    noise = uniform_start(torch.zeros(100, 3, 8, 8), 0.5, torch.Generator().manual_seed(0))
+    assert noise.abs().max() <= 0.5
+    torch.testing.assert_close(noise.std(), torch.tensor(0.5 / 3**0.5), rtol=0.02, atol=0)
+
+
+def test_fgsm_is_one_step_of_epsilon_from_the_image(networks, batch):
+    network, leaf = networks[0].eval(), batch.images.clone().requires_grad_()
+    nn.functional.cross_entropy(network(leaf), batch.labels).backward()
+    expected, _ = pgd_update(batch.images, leaf.grad, batch.images, 0.03, 0.03)
+    assert torch.equal(fgsm(victim(network), KERNELS, 0.03)(batch, 0), expected)
+
+
+def test_predictions_are_made_in_eval_mode_for_every_image_of_every_batch(networks, batch):
+    named = dict(zip(("student", "peer"), networks, strict=True))
+    hits = Judge(named, no_attack())([batch, batch])
+    assert all(network.training for network in networks)
+    for name, network in named.items():
+        right = network.eval()(batch.images).argmax(1) == batch.labels
+        assert torch.equal(hits[name], right.repeat(2))
