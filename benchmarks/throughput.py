@@ -80,7 +80,7 @@ def measure(case: Case, arguments: Arguments, limits: Limits, device: torch.devi
             # Last: whatever the profiler does to the process, the rates are kept.
             profile(ours, ready, case, device, report)
 
-    compare(builds, case, device, arguments.plan(), report, first=ours, after=finish)
+    compare(builds, case, device, arguments.duration(), report, first=ours, after=finish)
 
 
 def profile(

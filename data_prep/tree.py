@@ -102,7 +102,7 @@ class FolderTree(FileTree):
             return (self.path / name).read_bytes()
         except OSError as error:
             raise UserError(
-                f"cannot read {self.label}/{name} ({error.strerror}): mend it and run again"
+                f"cannot read {self.label}/{name} ({error.strerror}): fix it and run again"
             ) from error
 
     def digest(self) -> str:
@@ -121,7 +121,7 @@ class FolderTree(FileTree):
         except OSError as error:
             place = one_line(error.filename or folder)
             raise UserError(
-                f"cannot read {place} ({error.strerror}): mend or remove it and run again"
+                f"cannot read {place} ({error.strerror}): fix or remove it and run again"
             ) from error
 
     def _see(self, entry: os.DirEntry[str], name: str, depth: int) -> None:

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend; its text is one line that says what is wrong and what to do.
+    """Something the user can fix; its text is one line that says what is wrong and what to do.
 
     The command line prints it without a traceback and exits with `exit_code`.
     """

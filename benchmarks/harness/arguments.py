@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.timing import Plan
+from benchmarks.harness.timing import Duration
 from fastpeer.device import choose_device
 
 
@@ -40,6 +40,6 @@ class Timed(Common):
     """Seconds for a comparison, about: then nothing more is built and no further round begins; three are done
     in any case."""
 
-    def plan(self) -> Plan:
+    def duration(self) -> Duration:
         """Return what `alternate` takes."""
-        return Plan(self.rounds, self.seconds, self.budget)
+        return Duration(self.rounds, self.seconds, self.budget)

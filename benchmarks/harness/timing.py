@@ -29,7 +29,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Duration:
     """How long to measure.
 
     Attributes:
@@ -51,7 +51,7 @@ MOST_STEPS = 2000
 def alternate(
     runs: Mapping[str, Run],
     device: torch.device,
-    plan: Plan,
+    duration: Duration,
     around: Mapping[str, Callable[[], AbstractContextManager[object]]] | None = None,
     keep: Callable[[dict[str, Rounds]], None] = lambda found: None,
 ) -> dict[str, Rounds]:
@@ -60,17 +60,17 @@ def alternate(
     Args:
         runs: what to measure, by name.
         device: where it computes.
-        plan: how long.
+        duration: how long.
         around: a context for a variant's rounds, such as the backend flags it wants.
         keep: takes what is known after each round, lest it is lost.
     """
-    deadline = time.perf_counter() + plan.budget
+    deadline = time.perf_counter() + duration.budget
     contexts = {name: (around or {}).get(name, nullcontext) for name in runs}
     found = {}
     for name, run in runs.items():
         with contexts[name]():
-            found[name] = Rounds(_steps_lasting(plan.seconds, run, device))
-    for number in range(plan.rounds):
+            found[name] = Rounds(_steps_lasting(duration.seconds, run, device))
+    for number in range(duration.rounds):
         if number >= LEAST_ROUNDS and time.perf_counter() > deadline:
             break
         for name, run in runs.items():

@@ -23,7 +23,7 @@ from benchmarks.quality.images import Images, load_images, unseen_batches
 from benchmarks.quality.training import Short, train_fast, train_literally
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
-from fastpeer.evaluation.accuracy import Judge
+from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import LabelAttack, label_pgd, no_attack
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.victims.autograd import LiveVictim
@@ -55,7 +55,7 @@ class Arguments(Common):
 
 
 def main(arguments: Arguments) -> None:
-    """Train and judge seed by seed, show and write."""
+    """Train and evaluate seed by seed, show and write."""
     device = arguments.chosen_device()
     report = Report("accuracy_parity", arguments, device, arguments.json)
     short = Short(recipe=arguments.recipe, model=arguments.model, steps=arguments.steps)
@@ -98,7 +98,7 @@ def accuracies(student: nn.Module, images: Images, config: Config, examples: int
 
     def accuracy(attack: LabelAttack) -> float:
         batches: Iterator[Batch] = unseen_batches(images, examples)
-        hits = Judge({"student": student}, attack)(batches)["student"]
+        hits = Evaluator({"student": student}, attack).correct(batches)["student"]
         return 100 * hits.float().mean().item()
 
     with Flags(benchmark=False, cudnn_tf32=False, matmul_tf32=False).applied():

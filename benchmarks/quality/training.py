@@ -58,7 +58,7 @@ def train_fast(
     for number, (batch, lr) in enumerate(zip(batches, short.rates(config), strict=True)):
         step.set_learning_rate(lr)
         step(batch, number)
-    return networks, [*step.plan.describe(), *said]
+    return networks, [*step.options.describe(), *said]
 
 
 def train_literally(short: Short, config: Config, images: Images, device: torch.device) -> Networks:

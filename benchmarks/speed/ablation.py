@@ -21,7 +21,7 @@ from benchmarks.steps.fast import every_part, fastpeer
 from benchmarks.steps.variants import AUTOCAST, Build, case_panels, compare, literal, literal_amp
 from fastpeer.config import EngineConfig, Precision
 from fastpeer.errors import UserError
-from fastpeer.step.options import plan_of
+from fastpeer.step.options import options_of
 
 FULL = "fastpeer, every part on"
 GAIN = "times without it"
@@ -60,7 +60,7 @@ def main(arguments: Arguments) -> None:
         pairs = pairs_of(case, arguments, device, report) if arguments.leave_out else {}
         builds = ladder(arguments) if arguments.ladder else {}
         builds |= {name: build for pair in pairs.values() for name, build in pair.items()}
-        rounds = compare(builds, case, device, arguments.plan(), report, first=[FULL])
+        rounds = compare(builds, case, device, arguments.duration(), report, first=[FULL])
         add_gains(pairs, rounds, case, report)
         tables = [table_of(case, report), *([gains_table(case, report)] if pairs else [])]
         show(*tables, *missing(report, case.labels))
@@ -92,11 +92,11 @@ def pairs_of(
     usable = []
     for part in arguments.parts:
         # Each asked for by itself, with what it needs.
-        plan = plan_of(case.config(arguments.precision, every_part("on")), device, case.size)
-        if getattr(plan, part):
+        options = options_of(case.config(arguments.precision, every_part("on")), device, case.size)
+        if getattr(options, part):
             usable.append(part)
         else:
-            report.miss(part, plan.reasons[part], **case.labels)
+            report.miss(part, options.reasons[part], **case.labels)
     return {part: pair(part, usable, arguments.precision) for part in usable}
 
 

@@ -24,11 +24,11 @@ from benchmarks.steps.teachers import random_teachers
 from benchmarks.steps.variants import Build, Built, case_panels, compare
 from fastpeer.config import EngineConfig
 from fastpeer.device import placed
-from fastpeer.evaluation.accuracy import Judge, evaluation_plan
+from fastpeer.evaluation.accuracy import Evaluator, evaluation_options
 from fastpeer.evaluation.attacks import label_pgd
 from fastpeer.step.graph import captured
 from fastpeer.step.measured import Workload
-from fastpeer.step.options import make_plan, unheard
+from fastpeer.step.options import choose_options, unheard
 from fastpeer.step.precision import number_format
 
 
@@ -51,7 +51,7 @@ def main(arguments: Arguments) -> None:
     device = arguments.chosen_device()
     report = Report("evaluation_speed", arguments, device, arguments.json)
     for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes, ["rslad"]):
-        compare(variants(arguments.steps), case, device, arguments.plan(), report)
+        compare(variants(arguments.steps), case, device, arguments.duration(), report)
         show(table_of(case, report), *missing(report, case.labels))
         report.save()
         if arguments.plot is not None:
@@ -75,20 +75,22 @@ def attack(steps: int, engine: EngineConfig | None, search: bool) -> Build:
     def build(case: Case, device: torch.device) -> Built:
         Flags(benchmark=search, cudnn_tf32=False, matmul_tf32=False).set()
         workload = Workload(network=case.model, size=case.size, batch=case.batch, precision="fp32")
-        plan = evaluation_plan(device) if engine is None else make_plan(engine, device, workload)
+        options = evaluation_options(device) if engine is None else choose_options(engine, device, workload)
         network: nn.Module = placed(random_teachers(case, device)["teacher"], device, torch.float32)
-        preparation = plan.preparation(number_format("fp32"), device, unheard)
-        victim = preparation.victim(network, "network")
+        victim_factory = options.victim_factory(number_format("fp32"), device, unheard)
+        victim = victim_factory.victim(network, "network")
         victim.refresh()
-        pgd = label_pgd(victim, preparation.kernels, 8 / 255, 2 / 255, steps, seed=0)
-        judge = Judge({"it": network}, pgd, nullcontext, recorder(device) if plan.graph else as_it_is)
+        pgd = label_pgd(victim, victim_factory.kernels, 8 / 255, 2 / 255, steps, seed=0)
+        evaluator = Evaluator(
+            {"it": network}, pgd, nullcontext, recorder(device) if options.graph else as_it_is
+        )
         batches = random_batches(case, device, torch.channels_last, count=2)
 
         def run(rounds: int) -> None:
             for number in range(rounds):
-                judge([batches[number % 2]])
+                evaluator.correct([batches[number % 2]])
 
-        return Built(run, notes=lambda: {"plan": plan.describe()})
+        return Built(run, notes=lambda: {"plan": options.describe()})
 
     return build
 

@@ -65,7 +65,7 @@ def measure(case: KernelCase, arguments: Arguments, device: torch.device, report
             add_runs(name, bound, device, runs, per_step)
         except Exception as error:  # Whatever a compiler or a kernel runs into is a result too.
             report.miss(f"{case.name}, {name}", one_line(error)[:300], **case.shape)
-    for name, found in alternate(runs, device, arguments.plan()).items():
+    for name, found in alternate(runs, device, arguments.duration()).items():
         report.add(_record(name, case, found, per_step[name], device))
 
 

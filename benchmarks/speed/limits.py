@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.harness.flags import Flags
 from benchmarks.harness.record import Record, record
-from benchmarks.harness.timing import Plan, Run, alternate
+from benchmarks.harness.timing import Duration, Run, alternate
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def measured_limits(device: torch.device, seconds: float) -> Limits:
     rounds = alternate(
         {**runs, "copy": copying(size, device)},
         device,
-        Plan(rounds=10, seconds=seconds / 10),
+        Duration(rounds=10, seconds=seconds / 10),
         {name: one.applied for name, one in flags.items()},
     )
     operations = 2.0 * side**3

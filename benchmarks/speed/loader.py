@@ -59,7 +59,7 @@ def main(arguments: Arguments) -> None:
     for run in runs.values():
         run(1)
     images = dataset.splits["train"]["count"]
-    for name, rounds in alternate(runs, device, arguments.plan()).items():
+    for name, rounds in alternate(runs, device, arguments.duration()).items():
         report.add(record(name, rounds.rates(images), RATE, data=dataset.name, batch=arguments.batch_size))
     report.save()
     show(table_of(report, dataset))

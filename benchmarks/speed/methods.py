@@ -53,7 +53,7 @@ def main(arguments: Arguments) -> None:
     all_cases = cases(arguments.models, arguments.datasets, arguments.batch_sizes, methods)
     for case in all_cases:
         ours = [name for name in builds if name.startswith("fastpeer")]
-        compare(builds, case, device, arguments.plan(), report, first=ours)
+        compare(builds, case, device, arguments.duration(), report, first=ours)
         show(table_of(case, report), *missing(report, case.labels))
         report.save()
         if arguments.plot is not None:

@@ -109,7 +109,7 @@ def measure(
             items[item.name] = item
         except Exception as error:  # Compilers and libraries raise whatever they like.
             report.miss(f"{piece}, {item.name}", one_line(error)[:200], **item.labels)
-    found = alternate({name: run for name, (run, _) in runs.items()}, device, arguments.plan())
+    found = alternate({name: run for name, (run, _) in runs.items()}, device, arguments.duration())
     for name, rounds in found.items():
         each = [one / runs[name][1] for one in rounds.seconds]
         report.add(*_records(piece, items[name], each, limits))

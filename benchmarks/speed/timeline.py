@@ -54,7 +54,7 @@ def main(arguments: Arguments) -> None:
     for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes):
         ready = build_all(builds(arguments), case, device, report, arguments.budget)
         found = alternate(
-            {name: one.run for name, one in ready.items()}, device, arguments.plan(),
+            {name: one.run for name, one in ready.items()}, device, arguments.duration(),
             {name: one.around for name, one in ready.items()},
         )  # fmt: skip
         for name, rounds in found.items():

@@ -30,7 +30,7 @@ def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Bui
     """
 
     def build(case: Case, device: torch.device) -> Built:
-        # As `build_parts` has it in a run.
+        # As `set_up` has it in a run.
         Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=False).set()
         number_format(precision).allow_tf32()
         config = case.config(precision, engine)
@@ -57,7 +57,7 @@ def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Bui
 def notes(step: TrainingStep, said: list[str]) -> dict[str, Any]:
     """Return what is to be known of a step that has run."""
     seconds = {} if step.compiler is None else step.compiler.seconds
-    return {"plan": step.plan.describe(), "said": said, "seconds of compiling": seconds}
+    return {"plan": step.options.describe(), "said": said, "seconds of compiling": seconds}
 
 
 def ready_networks(case: Case, config: Config, device: torch.device) -> dict[str, nn.Module]:
@@ -74,8 +74,8 @@ def every_part(switch: Literal["on", "off"], *but: str) -> EngineConfig:
 
 
 def obstacle(part: str, step: TrainingStep, said: list[str]) -> str:
-    """Return why a part is not in use, by the step's plan and by what it said while it ran; or nothing."""
-    if part and not getattr(step.plan, part):
-        return step.plan.reasons.get(part, "not used")
+    """Return why a part is not in use, by the step's options and by what it said while it ran; or nothing."""
+    if part and not getattr(step.options, part):
+        return step.options.reasons.get(part, "not used")
     # A part that fails when it is first used falls back, and says so.
     return next((line for line in said if part and line.startswith(f"engine.{part}:")), "")

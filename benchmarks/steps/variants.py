@@ -13,7 +13,7 @@ from benchmarks.harness.flags import Flags, released_flags
 from benchmarks.harness.memory import Memory, MemoryMeter
 from benchmarks.harness.plot import Panel
 from benchmarks.harness.record import Record, Report, counted, record
-from benchmarks.harness.timing import Plan, Rounds, Run, alternate, paired_ratios
+from benchmarks.harness.timing import Duration, Rounds, Run, alternate, paired_ratios
 from benchmarks.steps.cases import Case, random_batches
 from benchmarks.steps.literal_methods import literal_step
 from benchmarks.steps.released import ReleasedCode
@@ -133,7 +133,7 @@ def build_all(
 
 
 def compare(
-    builds: Mapping[str, Build], case: Case, device: torch.device, plan: Plan, report: Report,
+    builds: Mapping[str, Build], case: Case, device: torch.device, duration: Duration, report: Report,
     first: Sequence[str] = (), after: Callable[[Mapping[str, Ready]], None] | None = None,
 ) -> dict[str, Rounds]:  # fmt: skip
     """Build and measure steps of one case in alternation; `first` is built first, `after` gets what is built.
@@ -142,8 +142,8 @@ def compare(
     round by round.
     """
     began = time.perf_counter()
-    ready = build_all(builds, case, device, report, plan.budget, first)
-    left = replace(plan, budget=plan.budget - (time.perf_counter() - began))
+    ready = build_all(builds, case, device, report, duration.budget, first)
+    left = replace(duration, budget=duration.budget - (time.perf_counter() - began))
     before = list(report.records)
 
     def keep(found: dict[str, Rounds]) -> None:

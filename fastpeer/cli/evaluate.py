@@ -21,7 +21,7 @@ def eval_command(words: Sequence[str]) -> None:
     """Evaluate what the words behind `fastpeer eval` name, print a table and store the results.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: whatever the user can fix.
     """
     arguments = parse(EvalArguments, words, "fastpeer eval")
     # Imported here: torch takes a second that --help and errors in the words need not wait for.

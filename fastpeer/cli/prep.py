@@ -14,7 +14,7 @@ def prep_command(words: Sequence[str]) -> None:
     """Prepare a data set as the words behind `fastpeer prep` say.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: whatever the user can fix.
     """
     arguments = parse(PrepArguments, words, "fastpeer prep")
     options = PrepOptions(

@@ -18,7 +18,7 @@ from fastpeer.methods import loss_settings, method_names
 from fastpeer.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from fastpeer.training.setup import Parts
+    from fastpeer.training.setup import TrainingSetup
     from fastpeer.training.trainer import Trainer
 
 PROG = "fastpeer train"
@@ -33,7 +33,7 @@ def train_command(words: Sequence[str]) -> None:
     """Train as the words behind `fastpeer train` say, and print the accuracies reached.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: whatever the user can fix.
     """
     method, words = take_value(words, "--method")
     given = _without_settings(words, method)
@@ -88,10 +88,10 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
     from fastpeer.training.signals import stopping_on_signals
     from fastpeer.training.trainer import Trainer
 
-    config, parts = _prepare(arguments, run, console)
+    config, setup = _prepare(arguments, run, console)
     reporter = choose_reporter(arguments.quiet, console)
     with run.locked(), stopping_on_signals() as stop:
-        trainer = Trainer(run, config, parts, reporter, stop)
+        trainer = Trainer(run, config, setup, reporter, stop)
         if arguments.resume:
             trainer.resume()
             run.write_config(config)
@@ -101,12 +101,12 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
     print_summary(trainer.summary, trainer.selection, console)
 
 
-def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tuple[Config, Parts]":
+def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tuple[Config, TrainingSetup]":
     """Check what was asked for, cheap checks first, and make the run folder ready."""
     from fastpeer.data.dataset import open_dataset
     from fastpeer.device import choose_device
     from fastpeer.step.precision import amp_precision
-    from fastpeer.training.setup import build_parts, describe
+    from fastpeer.training.setup import describe, set_up
 
     device = choose_device(arguments.device)
     config = arguments.config
@@ -125,12 +125,12 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     with console.status("reading and checking the data"):
         dataset = open_dataset(_data_folder(arguments, run, config))
         initial = {"student": arguments.init_student, "peer": arguments.init_peer}
-        parts = build_parts(config, dataset, device, initial, say)
+        setup = set_up(config, dataset, device, initial, say)
     if arguments.resume:
-        _refuse_other_files(run, describe(parts))
+        _refuse_other_files(run, describe(setup))
     else:
-        run.create(config, describe(parts), arguments.force)
-    return config, parts
+        run.create(config, describe(setup), arguments.force)
+    return config, setup
 
 
 def _refuse_own_files(arguments: TrainArguments, run: RunFolder) -> None:
@@ -216,14 +216,14 @@ def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> P
 
 def _opening(trainer: "Trainer") -> Iterator[str]:
     """Say what is trained on what, and what will be measured."""
-    config, parts = trainer.config, trainer.parts
-    trained = sorted(parts.method.trained, key=lambda name: name != "student")
+    config, setup = trainer.config, trainer.setup
+    trained = sorted(setup.method.trained, key=lambda name: name != "student")
     networks = ", ".join(f"{name} {getattr(config.model, name)}" for name in trained)
-    height, width = parts.dataset.size
+    height, width = setup.dataset.size
     yield (
-        f"{trainer.run.path}: {config.method}, {networks}, {parts.dataset.name} ({parts.classes} classes,"
-        f" {height}x{width}), {config.precision} on {parts.device}, seed {config.seed}"
+        f"{trainer.run.path}: {config.method}, {networks}, {setup.dataset.name} ({setup.classes} classes,"
+        f" {height}x{width}), {config.precision} on {setup.device}, seed {config.seed}"
     )
-    peer = "; the peer's on the student's examples" if "peer" in parts.networks else ""
+    peer = "; the peer's on the student's examples" if "peer" in setup.networks else ""
     yield from trainer.step.describe()
     yield f"at each epoch's end: {trainer.selection.describe()}{peer}"

@@ -13,14 +13,14 @@ from fastpeer.data.stream import Batch
 from fastpeer.evaluation.attacks import LabelAttack, fgsm, label_pgd, no_attack
 from fastpeer.step.graph import captured
 from fastpeer.step.measured import Workload
-from fastpeer.step.options import Plan, make_plan, unheard
+from fastpeer.step.options import Options, choose_options, unheard
 from fastpeer.step.precision import number_format
-from fastpeer.victims.factory import Preparation
+from fastpeer.victims.factory import VictimFactory
 from fastpeer.victims.interface import Context
 from fastpeer.victims.pgd import evaluating
 
 
-class Judge:
+class Evaluator:
     """Classifies the images that an attack makes, in eval mode.
 
     Args:
@@ -43,7 +43,7 @@ class Judge:
         self._hits = record(partial(_attack_and_classify, attack, tuple(networks.values()), context))
 
     @torch.no_grad()
-    def __call__(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    def correct(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """Return for each network, bool (N,) on the CPU, which images it classifies right."""
         found = []
         with evaluating(*self.networks.values()):
@@ -79,11 +79,11 @@ class AttackSettings:
     classes: int
     seed: int
     batch_size: int
-    plan: Plan
+    options: Options
     """Parts of the engine that attack the network, in all but AutoAttack."""
 
 
-def evaluation_plan(device: torch.device) -> Plan:
+def evaluation_options(device: torch.device) -> Options:
     """Return the parts of an evaluation; all are exact up to rounding, and compiling would take longer.
 
     What was measured of a training step does not count: there, the attack is compiled and computes in bf16.
@@ -91,7 +91,7 @@ def evaluation_plan(device: torch.device) -> Plan:
     parts = EngineConfig(
         fold="on", chain="on", kernels="on", graph="on", merge="off", compile="off", streams="off"
     )
-    return make_plan(parts, device, Workload(network="", size=0, batch=0, precision="fp32"))
+    return choose_options(parts, device, Workload(network="", size=0, batch=0, precision="fp32"))
 
 
 def right_under_attack(
@@ -104,9 +104,11 @@ def right_under_attack(
     """
     if name == "aa":
         return _autoattack(network, batches, settings, progress)
-    judge = Judge({"it": network}, _attack(name, network, settings), record=_recorder(network, settings.plan))
+    evaluator = Evaluator(
+        {"it": network}, _attack(name, network, settings), record=_recorder(network, settings.options)
+    )
     with _searching_for_algorithms():
-        return judge(_counted(batches, progress))["it"]
+        return evaluator.correct(_counted(batches, progress))["it"]
 
 
 @contextmanager
@@ -120,17 +122,19 @@ def _searching_for_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _recorder(network: nn.Module, plan: Plan) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def _recorder(
+    network: nn.Module, options: Options
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     device = next(network.parameters()).device
     # What cannot be captured runs with the same result: nothing to say.
-    return lambda run: captured(run, device, unheard, "the evaluation") if plan.graph else run
+    return lambda run: captured(run, device, unheard, "the evaluation") if options.graph else run
 
 
 def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:
     if name == "clean":
         return no_attack()
-    preparation = _preparation(network, settings.plan)
-    victim, kernels = preparation.victim(network, "network"), preparation.kernels
+    victim_factory = _victim_factory(network, settings.options)
+    victim, kernels = victim_factory.victim(network, "network"), victim_factory.kernels
     victim.refresh()
     if name == "fgsm":
         return fgsm(victim, kernels, settings.epsilon)
@@ -138,9 +142,9 @@ def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAtt
     return label_pgd(victim, kernels, settings.epsilon, settings.step_size, steps, settings.seed)
 
 
-def _preparation(network: nn.Module, plan: Plan) -> Preparation:
+def _victim_factory(network: nn.Module, options: Options) -> VictimFactory:
     # A network that cannot be folded is attacked with the same result: nothing to say.
-    return plan.preparation(number_format("fp32"), next(network.parameters()).device, unheard)
+    return options.victim_factory(number_format("fp32"), next(network.parameters()).device, unheard)
 
 
 def _autoattack(

@@ -16,7 +16,7 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import AttackSettings, Progress, evaluation_plan, right_under_attack
+from fastpeer.evaluation.accuracy import AttackSettings, Progress, evaluation_options, right_under_attack
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
@@ -100,7 +100,7 @@ class Protocol:
             classes,
             self.seed,
             self.batch_size,
-            evaluation_plan(self.device),
+            evaluation_options(self.device),
         )
         began = time.perf_counter()
         with watch(f"{target.label}: {name}", images) as progress, memory_errors("--batch-size"):

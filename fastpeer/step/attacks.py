@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastpeer.config import AttackConfig
 from fastpeer.kernels.choice import Kernels
 from fastpeer.methods.table import Attack, Forward
-from fastpeer.victims.factory import Preparation
+from fastpeer.victims.factory import VictimFactory
 from fastpeer.victims.interface import Victim
 from fastpeer.victims.pgd import evaluating, pgd
 
@@ -36,23 +36,23 @@ class Adversary:
         images: name of the examples it makes.
         networks: of the run.
         settings: radius, steps and noise.
-        preparation: how networks are attacked.
+        victim_factory: how networks are attacked.
     """
 
     def __init__(
         self, attack: Attack, images: str, networks: Mapping[str, nn.Module], settings: AttackConfig,
-        preparation: Preparation,
+        victim_factory: VictimFactory,
     ) -> None:  # fmt: skip
         self.attack = attack
         self.settings = settings
-        self.kernels: Kernels = preparation.kernels
+        self.kernels: Kernels = victim_factory.kernels
         self._network = networks[attack.victim]
         moving = attack.away_from if attack.moves(images) else None
         self._target_network = networks[moving.network] if isinstance(moving, Forward) else None
         self._in_eval = self._networks_in_eval()
-        self.victim = self._victim(preparation)
+        self.victim = self._victim(victim_factory)
 
-    def __call__(
+    def perturb(
         self, images: Tensor, labels: Tensor, key: Tensor, predict: Predict, nan_count: Tensor | None = None
     ) -> Tensor:
         """Return adversarial images (B, 3, H, W).
@@ -76,11 +76,11 @@ class Adversary:
         victim = [self._network] if self.attack.batchnorm == "eval" else []
         return victim if self._target_network is None else [*victim, self._target_network]
 
-    def _victim(self, preparation: Preparation) -> Victim:
+    def _victim(self, victim_factory: VictimFactory) -> Victim:
         name, live = self.attack.victim, self.attack.batchnorm == "train"
         if self._target_network is not None:
-            return preparation.moving(self._network, self._target_network, name, live)
-        return preparation.live(self._network) if live else preparation.victim(self._network, name)
+            return victim_factory.moving(self._network, self._target_network, name, live)
+        return victim_factory.live(self._network) if live else victim_factory.victim(self._network, name)
 
     def _target(self, images: Tensor, labels: Tensor, predict: Predict) -> Tensor:
         if self._target_network is not None or not isinstance(self.attack.away_from, Forward):

@@ -11,9 +11,9 @@ from fastpeer.device import new_stream
 from fastpeer.methods.table import Forward
 from fastpeer.step.compile import Compiler
 from fastpeer.step.double_backward import cheap_double_backward
-from fastpeer.step.options import Plan
+from fastpeer.step.options import Options
 from fastpeer.step.precision import NumberFormat
-from fastpeer.step.split_batchnorm import count_batches, let_count, set_updates
+from fastpeer.step.split_batchnorm import count_batches, set_updates, split_batchnorms
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -46,28 +46,30 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Needs:
+class Differentiated:
     """What of the forwards goes back: those that learn, and those of them that are differentiated twice."""
 
     learning: Collection[Forward]
     twice: Collection[Forward] = ()
 
 
-def group(forwards: Sequence[Forward], needs: Needs, merge: bool, uncounted: Collection[str]) -> list[Pass]:
+def group(
+    forwards: Sequence[Forward], differentiated: Differentiated, merge: bool, unsplit: Collection[str]
+) -> list[Pass]:
     """Split forwards into passes, in their order.
 
     Args:
         forwards: one may stand there several times.
-        needs: what goes back.
+        differentiated: what goes back.
         merge: neighbours of one network become one pass, if they learn alike.
-        uncounted: networks whose BatchNorm cannot count: each forward is a pass of its own, each time.
+        unsplit: networks whose BatchNorm cannot count: each forward is a pass of its own, each time.
     """
     passes: list[Pass] = []
     for forward in forwards:
         seen = any(forward in one.forwards for one in passes)
-        learns = forward in needs.learning and not seen
-        fresh = Pass((forward,), (0,), learns, forward in needs.twice and not seen)
-        if passes and forward.network not in uncounted and _joins(passes[-1], fresh, merge):
+        learns = forward in differentiated.learning and not seen
+        fresh = Pass((forward,), (0,), learns, forward in differentiated.twice and not seen)
+        if passes and forward.network not in unsplit and _joins(passes[-1], fresh, merge):
             passes[-1] = passes[-1].with_another(forward)
         else:
             # Where it was made before, this is for BatchNorm's statistics alone.
@@ -83,38 +85,38 @@ def _joins(last: Pass, fresh: Pass, merge: bool) -> bool:
     return merge and alike and not (last.alone or fresh.alone)
 
 
-class Passes:
+class Forwards:
     """Computes the logits of all forwards of trained networks.
 
     Args:
         forwards: in the order in which BatchNorm sees them; one may stand there several times.
-        needs: what goes back.
+        differentiated: what goes back.
         networks: by name; their BatchNorms become counted ones.
         number_format: what to compute in.
-        plan: what to merge and put on a stream.
+        options: what to merge and put on a stream.
         compiler: compiles what is not differentiated twice; None: nothing is compiled.
 
     Attributes:
-        forwards: each once, in the order of their logits.
+        order: each forward once, in the order of their logits.
     """
 
     def __init__(
-        self, forwards: Sequence[Forward], needs: Needs, networks: Mapping[str, nn.Module],
-        number_format: NumberFormat, plan: Plan, compiler: Compiler | None,
+        self, forwards: Sequence[Forward], differentiated: Differentiated, networks: Mapping[str, nn.Module],
+        number_format: NumberFormat, options: Options, compiler: Compiler | None,
     ) -> None:  # fmt: skip
-        self.forwards = list(dict.fromkeys(forwards))
+        self.order = list(dict.fromkeys(forwards))
         self.networks = networks
         self.format = number_format
         self.device = next(networks["student"].parameters()).device
         names = dict.fromkeys(forward.network for forward in forwards)
-        uncounted = [name for name in names if not let_count(networks[name])]
-        self.passes = group(forwards, needs, plan.merge, uncounted)
+        unsplit = [name for name in names if not split_batchnorms(networks[name])]
+        self.passes = group(forwards, differentiated, options.merge, unsplit)
         # Compiled as one region, peer and student share a schedule; on two streams they cannot.
-        networks_passes = _by_network(self.passes) if plan.streams else [self.passes]
+        networks_passes = _by_network(self.passes) if options.streams else [self.passes]
         self._tracks = [self._track(passes, compiler) for passes in networks_passes]
-        self._side = new_stream(self.device) if plan.streams and len(self._tracks) > 1 else None
+        self._side = new_stream(self.device) if options.streams and len(self._tracks) > 1 else None
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    def run(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Return logits (B, C) for each forward, from images by their name in the table."""
         if self._side is None:
             found = [track(inputs) for track in self._tracks]
@@ -123,7 +125,7 @@ class Passes:
         logits: dict[Forward, Tensor] = {}
         for track in found:
             logits = {**track, **logits}
-        return [logits[forward] for forward in self.forwards]
+        return [logits[forward] for forward in self.order]
 
     def _on_two_streams(
         self, inputs: Mapping[str, Tensor], side: torch.cuda.Stream

@@ -13,7 +13,7 @@ from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
 from fastpeer.step.compile import Compiler
 from fastpeer.step.measured import Gain, Workload, describe_device, nearest_gain
 from fastpeer.step.precision import NumberFormat
-from fastpeer.victims.factory import Preparation
+from fastpeer.victims.factory import VictimFactory
 
 GUESS = "a guess"
 """The reason of what was not measured on any device of the kind."""
@@ -29,7 +29,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Options:
     """What each setting of `EngineConfig` came to."""
 
     fold: bool = False
@@ -46,12 +46,12 @@ class Plan:
         """Return the kernels: Triton's or PyTorch's."""
         return triton_kernels() if self.kernels else torch_kernels()
 
-    def preparation(
+    def victim_factory(
         self, number_format: NumberFormat, device: torch.device, say: Callable[[str], None],
         compiler: Compiler | None = None,
-    ) -> Preparation:  # fmt: skip
-        """Return how networks are attacked under this plan; compiled where there is a compiler."""
-        return Preparation(
+    ) -> VictimFactory:  # fmt: skip
+        """Return how networks are attacked under these options; compiled where there is a compiler."""
+        return VictimFactory(
             dtype=number_format.autocast or number_format.weights,
             fold=self.fold,
             chain=self.chain,
@@ -87,18 +87,18 @@ def unheard(line: str) -> None:
     """Drop a line that has nobody to read it."""
 
 
-def plan_of(
+def options_of(
     config: Config, device: torch.device, size: int = 0, say: Callable[[str], None] = unheard
-) -> Plan:
+) -> Options:
     """Decide on every part of a run's step; `size` is the side of its images, 0 if it is not known."""
     batch = config.train.batch_size
     workload = Workload(network=config.model.student, size=size, batch=batch, precision=config.precision)
-    return make_plan(config.engine, device, workload, say)
+    return choose_options(config.engine, device, workload, say)
 
 
-def make_plan(
+def choose_options(
     engine: EngineConfig, device: torch.device, workload: Workload, say: Callable[[str], None] = unheard
-) -> Plan:
+) -> Options:
     """Decide on every part.
 
     Args:
@@ -115,7 +115,7 @@ def make_plan(
         if switch == "on" and obstacle:
             say(f"engine.{field.name}: not used, {obstacle}")
     used = {name: choice.used for name, choice in choices.items()}
-    return Plan(**used, choices=tuple(choices.items()))
+    return Options(**used, choices=tuple(choices.items()))
 
 
 def _choose(name: str, switch: Switch, obstacle: str, device: torch.device, workload: Workload) -> Choice:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from fastpeer.methods.table import Forward, Network
-from fastpeer.victims.factory import Preparation
+from fastpeer.victims.factory import VictimFactory
 from fastpeer.victims.interface import Victim
 from fastpeer.victims.pgd import evaluating
 
@@ -17,7 +17,7 @@ class Predictions:
         names: networks that are asked, or attacked in eval mode.
         networks: of the run.
         trained: those whose weights move.
-        preparation: how they are run.
+        victim_factory: how they are run.
 
     Attributes:
         victims: the networks as they are run, by name.
@@ -25,11 +25,11 @@ class Predictions:
 
     def __init__(
         self, names: Collection[Network], networks: Mapping[str, nn.Module], trained: Collection[Network],
-        preparation: Preparation,
+        victim_factory: VictimFactory,
     ) -> None:  # fmt: skip
         self._networks = networks
         self.victims: dict[str, Victim] = {
-            name: preparation.victim(networks[name], name) for name in dict.fromkeys(names)
+            name: victim_factory.victim(networks[name], name) for name in dict.fromkeys(names)
         }
         self._moving = [victim for name, victim in self.victims.items() if name in trained]
         self._known: dict[Forward, Tensor] = {}
@@ -46,7 +46,7 @@ class Predictions:
         """Let go of the step's logits."""
         self._known.clear()
 
-    def __call__(self, forward: Forward, images: Tensor) -> Tensor:
+    def logits(self, forward: Forward, images: Tensor) -> Tensor:
         """Return the logits (B, C) of a forward's network on its images."""
         if forward not in self._known:
             with evaluating(self._networks[forward.network]):

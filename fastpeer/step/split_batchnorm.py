@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class CountedBatchNorm(_BatchNorm):
+class SplitBatchNorm(_BatchNorm):
     """Trains on a batch made of equal parts, each with statistics of its own.
 
     Attributes:
@@ -21,7 +21,7 @@ class CountedBatchNorm(_BatchNorm):
     transparent_in_eval = True
     updates: tuple[int, ...] = (0,)
     counts = True
-    uncounted: int = 0
+    pending: int = 0
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, ...)."""
@@ -43,7 +43,7 @@ class CountedBatchNorm(_BatchNorm):
         if self.counts:
             self.num_batches_tracked.add_(batches)
         else:
-            self.uncounted += batches
+            self.pending += batches
 
     def _in_order(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
         """Move the statistics while normalising: r ← (1 − m)·r + m·a, n times, is once with 1 − (1 − m)ⁿ."""
@@ -51,7 +51,7 @@ class CountedBatchNorm(_BatchNorm):
         for number, part in enumerate(parts):
             # Not updates.count: PyTorch 2.8 cannot compile that.
             count = sum([one == number for one in self.updates])
-            momentum = self._step if count == 1 else 1 - (1 - self._step) ** count
+            momentum = self._momentum if count == 1 else 1 - (1 - self._momentum) ** count
             normalised.append(self._normalised(part, self.running_mean, self.running_var, momentum))
         return normalised
 
@@ -64,7 +64,7 @@ class CountedBatchNorm(_BatchNorm):
             for running, own in zip(self._running, measured[number], strict=True):
                 if running is not None and own is not None:
                     # As batch_norm itself does it: a pass before may have these saved, and not use them.
-                    running.data.lerp_(own, self._step)
+                    running.data.lerp_(own, self._momentum)
         return normalised
 
     def _normalised(
@@ -77,24 +77,24 @@ class CountedBatchNorm(_BatchNorm):
         return self.running_mean, self.running_var
 
     @property
-    def _step(self) -> float:
+    def _momentum(self) -> float:
         assert self.momentum is not None  # forward saw to that
         return self.momentum
 
 
-class CountedBatchNorm1d(CountedBatchNorm, nn.BatchNorm1d):
+class SplitBatchNorm1d(SplitBatchNorm, nn.BatchNorm1d):
     """For (B, C) and (B, C, L)."""
 
 
-class CountedBatchNorm2d(CountedBatchNorm, nn.BatchNorm2d):
+class SplitBatchNorm2d(SplitBatchNorm, nn.BatchNorm2d):
     """For (B, C, H, W)."""
 
 
-class CountedBatchNorm3d(CountedBatchNorm, nn.BatchNorm3d):
+class SplitBatchNorm3d(SplitBatchNorm, nn.BatchNorm3d):
     """For (B, C, D, H, W)."""
 
 
-def let_count(network: nn.Module) -> bool:
+def split_batchnorms(network: nn.Module) -> bool:
     """Make all BatchNorm layers of a network counted ones, in place; their weights and names stay.
 
     Returns:
@@ -102,11 +102,11 @@ def let_count(network: nn.Module) -> bool:
         those with cumulative statistics; nothing is changed then.
     """
     counted = {
-        nn.BatchNorm1d: CountedBatchNorm1d,
-        nn.BatchNorm2d: CountedBatchNorm2d,
-        nn.BatchNorm3d: CountedBatchNorm3d,
+        nn.BatchNorm1d: SplitBatchNorm1d,
+        nn.BatchNorm2d: SplitBatchNorm2d,
+        nn.BatchNorm3d: SplitBatchNorm3d,
     }
-    norms = [norm for norm in batchnorms(network) if not isinstance(norm, CountedBatchNorm)]
+    norms = [norm for norm in batchnorms(network) if not isinstance(norm, SplitBatchNorm)]
     if any(type(norm) not in counted or norm.momentum is None for norm in norms):
         return False
     for norm in norms:
@@ -120,21 +120,21 @@ def set_updates(network: nn.Module, updates: tuple[int, ...], counts: bool = Tru
     Whoever has the layers not count calls `count_batches`.
     """
     for norm in batchnorms(network):
-        if isinstance(norm, CountedBatchNorm):
+        if isinstance(norm, SplitBatchNorm):
             norm.updates = updates
             norm.counts = counts
             # Here, not at the first count: what appears on a layer later has torch.compile compile anew.
-            norm.uncounted = 0
+            norm.pending = 0
 
 
 def count_batches(network: nn.Module) -> None:
     """Move the counters of all layers that did not do so themselves; one by one, each would be a launch."""
-    norms = [one for one in batchnorms(network) if isinstance(one, CountedBatchNorm) and one.uncounted]
+    norms = [one for one in batchnorms(network) if isinstance(one, SplitBatchNorm) and one.pending]
     counters = [one.num_batches_tracked for one in norms if one.num_batches_tracked is not None]
     if counters:
-        torch._foreach_add_(counters, [one.uncounted for one in norms])
+        torch._foreach_add_(counters, [one.pending for one in norms])
     for norm in norms:
-        norm.uncounted = 0
+        norm.pending = 0
 
 
 def batchnorms(network: nn.Module) -> list[_BatchNorm]:

@@ -18,12 +18,12 @@ from fastpeer.methods.table import Forward, Method, Network
 from fastpeer.step.attacks import Adversary, overruled
 from fastpeer.step.balance import LossBalance
 from fastpeer.step.compile import Compiler
-from fastpeer.step.forwards import Needs, Passes
+from fastpeer.step.forwards import Differentiated, Forwards
 from fastpeer.step.graph import Captured, CudaRecorder, captured, keep_state
 from fastpeer.step.input_gradient import input_gradient_distance
 from fastpeer.step.loss import LossTable, learning_forwards, twice_differentiated
 from fastpeer.step.optimizer import sgd
-from fastpeer.step.options import plan_of
+from fastpeer.step.options import options_of
 from fastpeer.step.precision import emulated, number_format
 from fastpeer.step.predictions import Predictions
 
@@ -68,10 +68,10 @@ class TrainingStep:
         self.networks = networks
         self.format = number_format(config.precision)
         self.device = next(networks["student"].parameters()).device
-        self.plan = plan_of(config, self.device, size, say)
-        self.kernels = self.plan.formulas()
-        self.compiler = Compiler(say, config.train.batch_size) if self.plan.compile else None
-        self.preparation = self.plan.preparation(self.format, self.device, say, self.compiler)
+        self.options = options_of(config, self.device, size, say)
+        self.kernels = self.options.formulas()
+        self.compiler = Compiler(say, config.train.batch_size) if self.options.compile else None
+        self.victim_factory = self.options.victim_factory(self.format, self.device, say, self.compiler)
         self.optimizer = sgd([networks[name] for name in method.trained], config.optim)
         # Where the images are differentiated too, the way back is to stop at these.
         self._weights = [one for group in self.optimizer.param_groups for one in group["params"]]
@@ -87,13 +87,15 @@ class TrainingStep:
         self.balance = LossBalance(method, self.table.forwards, self.device)
         self.adversaries = self._adversaries()
         self._noise = {name: self._key(name) for name in self.adversaries}
-        self.predictions = Predictions(self._asked(), self.networks, method.trained, self.preparation)
+        self.predictions = Predictions(self._asked(), self.networks, method.trained, self.victim_factory)
         self._twice = twice_differentiated(method)
-        needs = Needs(learning_forwards(method), {term.prediction for term in self._twice.values()})
-        self.passes = self._passes(method.forwards, needs)
-        self.afterwards = self._passes(method.afterwards, Needs(()))
+        differentiated = Differentiated(
+            learning_forwards(method), {term.prediction for term in self._twice.values()}
+        )
+        self.forwards = self._forwards(method.forwards, differentiated)
+        self.afterwards = self._forwards(method.afterwards, Differentiated(()))
         self._program: Callable[[Tensor, Tensor], StepResult] = self.run
-        if self.plan.graph:
+        if self.options.graph:
             self._program = Captured(self.run, CudaRecorder(self.device), self.keep, self._say)
 
     @property
@@ -109,7 +111,7 @@ class TrainingStep:
             f"engine: the {victim} is attacked in train mode, unfolded (--attack.batchnorm eval folds it)"
             for victim in live
         ]
-        described = [*self.plan.describe(), *(lines if self.plan.fold else [])]
+        described = [*self.options.describe(), *(lines if self.options.fold else [])]
         if self.device.type == "cpu" and self.format.autocast is not None:
             described += emulated(self.format.autocast)
         return described
@@ -128,7 +130,7 @@ class TrainingStep:
 
     def recorded(self, function: Callable[..., Tensor], what: str) -> Callable[..., Tensor]:
         """Capture, where the step is captured too, a function of tensors that changes nothing else."""
-        return captured(function, self.device, self._say, what) if self.plan.graph else function
+        return captured(function, self.device, self._say, what) if self.options.graph else function
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Take up the optimizer's `state_dict` from a checkpoint, before the first step."""
@@ -157,7 +159,7 @@ class TrainingStep:
         inputs = {"clean": images, **self.adversarial(images, labels, nan_gradients)}
         if self._twice:
             inputs["clean"] = images.detach().requires_grad_()
-        logits = [*self.passes(inputs), *self._frozen(inputs)]
+        logits = [*self.forwards.run(inputs), *self._frozen(inputs)]
         moving = self.balance.update(logits)
         scale = self.scaler.scale(torch.ones((), device=self.device))
         losses, gradients, correct = self.kernels.distill_loss(
@@ -176,16 +178,16 @@ class TrainingStep:
         """Begin a step: return the images (B, 3, H, W) that each attack makes, by their name in the table."""
         self.predictions.begin()
         return {
-            name: adversary(
-                images, labels, step_key(self._noise[name], self._number), self.predictions, nan_count
+            name: adversary.perturb(
+                images, labels, step_key(self._noise[name], self._number), self.predictions.logits, nan_count
             )
             for name, adversary in self.adversaries.items()
         }
 
     def _frozen(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Return what the teachers say."""
-        forwards = self.table.forwards[len(self.passes.forwards) :]
-        return [self.predictions(forward, inputs[forward.images].detach()) for forward in forwards]
+        forwards = self.table.forwards[len(self.forwards.order) :]
+        return [self.predictions.logits(forward, inputs[forward.images].detach()) for forward in forwards]
 
     def _distances(
         self, logits: Sequence[Tensor], inputs: Mapping[str, Tensor], labels: Tensor
@@ -214,8 +216,8 @@ class TrainingStep:
     def _go_on(self, inputs: Mapping[str, Tensor]) -> None:
         """Run what the table has after the update; let go of the step's logits."""
         self.predictions.end()
-        if self.afterwards.forwards:
-            self.afterwards(inputs)
+        if self.afterwards.order:
+            self.afterwards.run(inputs)
 
     def _adversaries(self) -> dict[str, Adversary]:
         return {
@@ -224,7 +226,7 @@ class TrainingStep:
                 name,
                 self.networks,
                 self.config.attack,
-                self.preparation,
+                self.victim_factory,
             )
             for name, attack in self.method.attacks.items()
         }
@@ -241,5 +243,5 @@ class TrainingStep:
         purpose = "attack" if attack == "adversarial" else f"attack {attack}"
         return torch.tensor(signed(counter_key(self.config.seed, purpose)), device=self.device)
 
-    def _passes(self, forwards: Sequence[Forward], needs: Needs) -> Passes:
-        return Passes(forwards, needs, self.networks, self.format, self.plan, self.compiler)
+    def _forwards(self, forwards: Sequence[Forward], differentiated: Differentiated) -> Forwards:
+        return Forwards(forwards, differentiated, self.networks, self.format, self.options, self.compiler)

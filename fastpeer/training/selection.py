@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from fastpeer.config import Config
 from fastpeer.data.stream import Batch, EvaluationStream
-from fastpeer.evaluation.accuracy import Judge
+from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import LabelAttack, label_pgd, no_attack
-from fastpeer.victims.factory import Preparation
+from fastpeer.victims.factory import VictimFactory
 from fastpeer.victims.interface import Victim
 
 Accuracies = dict[str, float]
@@ -21,7 +21,7 @@ class Selection:
     Args:
         config: of the run.
         stream: the images: the held-out part, or the test split.
-        preparation: how networks are run and attacked.
+        victim_factory: how networks are run and attacked.
         attacked: whether the method trains for robustness, so that PGD accuracy decides.
         check: called between batches; raises to stop.
         record: takes a function of tensors and its name, and returns one that does the same, such as a
@@ -32,7 +32,7 @@ class Selection:
         self,
         config: Config,
         stream: EvaluationStream,
-        preparation: Preparation,
+        victim_factory: VictimFactory,
         attacked: bool,
         check: Callable[[], None],
         record: Callable[[Callable[..., Tensor], str], Callable[..., Tensor]],
@@ -43,10 +43,10 @@ class Selection:
         self.robust = f"pgd{config.selection.steps}"
         self.metric = self.robust if attacked else "clean"
         self._stream = stream
-        self._preparation = preparation
+        self._victim_factory = victim_factory
         self._check = check
         self._record = record
-        self._judges: dict[str, tuple[Judge, Judge]] = {}
+        self._evaluators: dict[str, tuple[Evaluator, Evaluator]] = {}
         self._attack = config.attack
         self._steps, self._seed = config.selection.steps, config.seed
 
@@ -61,13 +61,13 @@ class Selection:
 
         The networks of a name must be the same each time: they are prepared once.
         """
-        victim = self._preparation.victim(networks[attacked], attacked)
+        victim = self._victim_factory.victim(networks[attacked], attacked)
         victim.refresh()
-        if attacked not in self._judges:
+        if attacked not in self._evaluators:
             attacks = {"clean images": no_attack(), "adversarial images": self._pgd(victim)}
-            clean, adversarial = (self._judge(networks, what, attack) for what, attack in attacks.items())
-            self._judges[attacked] = clean, adversarial
-        natural, robust = (self._accuracy(judge) for judge in self._judges[attacked])
+            clean, adversarial = (self._evaluator(networks, what, attack) for what, attack in attacks.items())
+            self._evaluators[attacked] = clean, adversarial
+        natural, robust = (self._accuracy(evaluator) for evaluator in self._evaluators[attacked])
         # A network's own examples and another's are two questions: the second is a transfer attack.
         names = {
             name: self.robust if name == attacked else f"{self.robust}_on_{attacked}" for name in networks
@@ -78,20 +78,20 @@ class Selection:
         """Compare by the metric; where that is equal, by the clean accuracy."""
         return (accuracies[self.metric], accuracies["clean"]) > (best[self.metric], best["clean"])
 
-    def _judge(self, networks: Mapping[str, nn.Module], what: str, attack: LabelAttack) -> Judge:
+    def _evaluator(self, networks: Mapping[str, nn.Module], what: str, attack: LabelAttack) -> Evaluator:
         def record(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return self._record(function, f"the selection on {what}")
 
-        return Judge(networks, attack, self._preparation.context, record)
+        return Evaluator(networks, attack, self._victim_factory.context, record)
 
     def _pgd(self, victim: Victim) -> LabelAttack:
-        attack, kernels = self._attack, self._preparation.kernels
+        attack, kernels = self._attack, self._victim_factory.kernels
         return label_pgd(
             victim, kernels, attack.epsilon, attack.step_size, self._steps, self._seed, "selection"
         )
 
-    def _accuracy(self, judge: Judge) -> Accuracies:
-        return {name: _percent(right) for name, right in judge(self._batches()).items()}
+    def _accuracy(self, evaluator: Evaluator) -> Accuracies:
+        return {name: _percent(right) for name, right in evaluator.correct(self._batches()).items()}
 
     def _batches(self) -> Iterator[Batch]:
         for batch in self._stream:

@@ -19,7 +19,7 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, Source, TrainingStream, hold_out, spread
 from fastpeer.errors import UserError
 from fastpeer.methods import Method
-from fastpeer.step.options import plan_of
+from fastpeer.step.options import options_of
 from fastpeer.step.precision import NumberFormat, number_format
 from fastpeer.training.networks import build_networks, find_teachers, place_teacher, refuse_unused
 from fastpeer.training.teachers import Teacher, check_accuracy
@@ -27,7 +27,7 @@ from fastpeer.versions import version_of
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingSetup:
     """The pieces that a trainer puts together."""
 
     method: Method
@@ -54,13 +54,13 @@ class Parts:
         return {**self.networks, **{role: network for role, (_, network) in self.teachers.items()}}
 
 
-def build_parts(
+def set_up(
     config: Config,
     dataset: PreparedDataset,
     device: torch.device,
     initial: Mapping[str, Path | None],
     say: Callable[[str], None] = print,
-) -> Parts:
+) -> TrainingSetup:
     """Open the data and build the networks.
 
     Args:
@@ -89,7 +89,7 @@ def build_parts(
     for teacher, network in taught.values():
         check_accuracy(teacher, network, selection, classes, say)
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
-    return Parts(method, networks, taught, training, selection, numbers, device, dataset, files)
+    return TrainingSetup(method, networks, taught, training, selection, numbers, device, dataset, files)
 
 
 def _streams(
@@ -102,8 +102,8 @@ def _streams(
     read = partial(open_split, dataset, crop_scale=config.data.crop_scale)
     opened = partial(
         open_source, size=dataset.size, device=device, residency=config.data.residency,
-        # Of the step's own plan, which says there what cannot be had.
-        gather=plan_of(config, device, max(dataset.size)).formulas().crop_and_flip, say=say,
+        # Of the step's own options, which says there what cannot be had.
+        gather=options_of(config, device, max(dataset.size)).formulas().crop_and_flip, say=say,
     )  # fmt: skip
     source = opened(read("train", config.train.batch_size))
     used, held_out = np.arange(len(source.labels)), None
@@ -136,17 +136,17 @@ def _in_other_batches(source: Source, batch_size: int) -> Source:
     return HostSource(source.loader.in_batches_of(batch_size), source.device)
 
 
-def describe(parts: Parts) -> dict[str, Any]:
+def describe(setup: TrainingSetup) -> dict[str, Any]:
     """Return what a run should remember of its surroundings beside the settings."""
-    device = torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else "cpu"
+    device = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else "cpu"
     return {
         "data": {
-            "folder": str(parts.dataset.folder.absolute()),
-            "name": parts.dataset.name,
-            "classes": len(parts.dataset.classes),
-            "size": list(parts.dataset.size),
-            "train_sha256": parts.dataset.splits["train"]["sha256"],
-            "test_sha256": parts.dataset.splits["test"]["sha256"],
+            "folder": str(setup.dataset.folder.absolute()),
+            "name": setup.dataset.name,
+            "classes": len(setup.dataset.classes),
+            "size": list(setup.dataset.size),
+            "train_sha256": setup.dataset.splits["train"]["sha256"],
+            "test_sha256": setup.dataset.splits["test"]["sha256"],
         },
         "teachers": {
             role: {
@@ -156,9 +156,9 @@ def describe(parts: Parts) -> dict[str, Any]:
                 "mean": list(one.mean),
                 "std": list(one.std),
             }
-            for role, (one, _) in parts.teachers.items()
+            for role, (one, _) in setup.teachers.items()
         },
-        "initial": {name: {"file": str(file), "sha256": sha} for name, (file, sha) in parts.initial.items()},
+        "initial": {name: {"file": str(file), "sha256": sha} for name, (file, sha) in setup.initial.items()},
         "device": device,
         "versions": _versions(),
     }

@@ -10,7 +10,7 @@ class Stopped(Exception):
     """The user asked to stop; everything up to now can be saved."""
 
 
-class StopWish:
+class StopRequest:
     """Whether somebody asked to stop."""
 
     def __init__(self) -> None:
@@ -23,9 +23,9 @@ class StopWish:
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[StopWish]:
+def stopping_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a wish; a second SIGINT interrupts at once."""
-    wish = StopWish()
+    wish = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
         if wish.asked and number == signal.SIGINT:

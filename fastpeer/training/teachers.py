@@ -13,7 +13,7 @@ from fastpeer.config import TeacherConfig, teacher_flag, teacher_words
 from fastpeer.data.dataset import file_sha256
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import Judge
+from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import no_attack
 from fastpeer.models import build_model
 from fastpeer.models.weights import load_weights, recorded_normalization
@@ -134,7 +134,7 @@ def check_accuracy(
         UserError: it is no better than guessing, as far as so many images tell.
     """
     some = replace(stream, indices=spread(stream.indices, IMAGES))
-    right = Judge({teacher.role: network}, no_attack())(some)[teacher.role]
+    right = Evaluator({teacher.role: network}, no_attack()).correct(some)[teacher.role]
     correct, images = int(right.sum()), len(right)
     accuracy, low, high = _accuracy(correct, images)
     found = (

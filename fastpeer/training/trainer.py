@@ -21,8 +21,8 @@ from fastpeer.training.memory import out_of_memory
 from fastpeer.training.progress import Reporter
 from fastpeer.training.schedule import learning_rate
 from fastpeer.training.selection import Selection
-from fastpeer.training.setup import Parts
-from fastpeer.training.signals import Stopped, StopWish
+from fastpeer.training.setup import TrainingSetup
+from fastpeer.training.signals import Stopped, StopRequest
 
 
 @dataclass
@@ -40,31 +40,31 @@ class Trainer:
     Args:
         run: where it lies.
         config: its settings.
-        parts: data, networks and device.
+        setup: data, networks and device.
         reporter: shows progress.
         stop: asked between steps.
     """
 
     def __init__(
-        self, run: RunFolder, config: Config, parts: Parts, reporter: Reporter, stop: StopWish
+        self, run: RunFolder, config: Config, setup: TrainingSetup, reporter: Reporter, stop: StopRequest
     ) -> None:
         self.run = run
         self.config = config
-        self.parts = parts
+        self.setup = setup
         self.reporter = reporter
         self.stop = stop
         self.position = Position()
         self.step = TrainingStep(
-            config, parts.method.at(0), parts.all_networks, reporter.message, max(parts.dataset.size)
+            config, setup.method.at(0), setup.all_networks, reporter.message, max(setup.dataset.size)
         )
         self.selection = Selection(
-            config, parts.selection, self.step.preparation, parts.method.seeks_robustness, stop.check,
+            config, setup.selection, self.step.victim_factory, setup.method.seeks_robustness, stop.check,
             self.step.recorded,
         )  # fmt: skip
         self.average: AveragedStudent | None = None
         if config.swa_start is not None:
-            student = parts.networks["student"]
-            self.average = AveragedStudent(student, parts.number_format, self.step.recorded)
+            student = setup.networks["student"]
+            self.average = AveragedStudent(student, setup.number_format, self.step.recorded)
         self.interval = Interval.of(self.step)
         self.summary: dict[str, dict[str, Any]] = {}
         self._log_length = 0
@@ -126,7 +126,7 @@ class Trainer:
 
     @property
     def _steps_per_epoch(self) -> int:
-        return self.parts.training.steps_per_epoch
+        return self.setup.training.steps_per_epoch
 
     def _total_steps(self) -> int:
         total = self.config.train.epochs * self._steps_per_epoch
@@ -140,7 +140,7 @@ class Trainer:
 
     def _take_table(self, epoch: int) -> None:
         """Go on by the table of an epoch, where the method has another one from then on."""
-        method = self.parts.method.at(epoch)
+        method = self.setup.method.at(epoch)
         if method is not self.step.method:
             self.step.use(method)
             self.interval = Interval.of(self.step)
@@ -158,7 +158,7 @@ class Trainer:
     def _run_steps(self) -> None:
         position = self.position
         self.interval.restart_clock()
-        with closing(self.parts.training.epoch(position.epoch, position.in_epoch)) as batches:
+        with closing(self.setup.training.epoch(position.epoch, position.in_epoch)) as batches:
             for batch in batches:
                 result = self._train_on(batch)
                 self._report_compiling()
@@ -188,7 +188,7 @@ class Trainer:
             self.reporter.message(line)
 
     def _reason(self, error: Exception) -> str:
-        """Say what of a step's error the user can mend; nothing, if it is another one."""
+        """Say what of a step's error the user can fix; nothing, if it is another one."""
         if str(error).startswith("the fused") or type(error).__module__.partition(".")[0] == "triton":
             return f"{one_line(error)}; --engine.kernels off does without Triton"
         if "more than 1 value per channel" in str(error):
@@ -244,16 +244,16 @@ class Trainer:
         if self.average is None or start is None or epoch < start:
             return
         if self.average.count <= epoch - start:
-            self.average.collect(self.parts.networks["student"])
+            self.average.collect(self.setup.networks["student"])
         self.average.reestimate(self._checked(epoch))
 
     def _checked(self, epoch: int) -> Iterator[Batch]:
-        for batch in self.parts.training.epoch(epoch, purpose="averaging"):
+        for batch in self.setup.training.epoch(epoch, purpose="averaging"):
             self.stop.check()
             yield batch
 
     def _select(self, epoch: int) -> None:
-        found = self.selection.evaluate(self.parts.networks, "student")
+        found = self.selection.evaluate(self.setup.networks, "student")
         if self.average is not None and self.average.count:
             found |= self.selection.evaluate({"swa": self.average.network}, "swa")
         record = {
@@ -269,7 +269,7 @@ class Trainer:
         self.reporter.epoch(record)
 
     def _keep_best(self, epoch: int, found: Mapping[str, Mapping[str, float]]) -> None:
-        self._keep_if_better(("last", "best"), {"epoch": epoch, **found["student"]}, self.parts.networks)
+        self._keep_if_better(("last", "best"), {"epoch": epoch, **found["student"]}, self.setup.networks)
         if "swa" in found and self.average is not None:
             averaged = {"student": self.average.network}
             self._keep_if_better(("swa", "best-swa"), {"epoch": epoch, **found["swa"]}, averaged)
@@ -285,7 +285,7 @@ class Trainer:
 
     def _saved_networks(self) -> dict[str, nn.Module]:
         average = {} if self.average is None else {"swa": self.average.network}
-        return {**self.parts.networks, **average}
+        return {**self.setup.networks, **average}
 
     def _save_last(self) -> None:
         networks, state = self._saved_networks(), self._state()

@@ -19,7 +19,7 @@ Eager = LiveVictim | ChainVictim
 
 
 @dataclass(frozen=True)
-class Preparation:
+class VictimFactory:
     """How networks are attacked.
 
     Attributes:

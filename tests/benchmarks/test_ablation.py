@@ -75,8 +75,8 @@ def test_what_is_wanted_most_is_built_first_and_the_order_of_the_report_stays():
     steps = Steps()
     builds = {name: steps.build(name) for name in ("slow", "other", "ours")}
     report = Report("any", None, CPU, None)
-    plan = Arguments(rounds=3, seconds=0.001).plan()
-    rounds = compare(builds, Case("resnet8", "cifar10", 2), CPU, plan, report, first=["ours"])
+    duration = Arguments(rounds=3, seconds=0.001).duration()
+    rounds = compare(builds, Case("resnet8", "cifar10", 2), CPU, duration, report, first=["ours"])
     assert steps.order == ["ours", "slow", "other"]
     assert list(rounds) == ["slow", "other", "ours"]
 
@@ -85,5 +85,5 @@ def test_without_the_first_there_are_no_ratios_to_another():
     steps = Steps()
     builds = {"first": steps.build("first", fails=True), "second": steps.build("second")}
     report = Report("any", None, CPU, None)
-    compare(builds, Case("resnet8", "cifar10", 2), CPU, Arguments(rounds=3, seconds=0.001).plan(), report)
+    compare(builds, Case("resnet8", "cifar10", 2), CPU, Arguments(rounds=3, seconds=0.001).duration(), report)
     assert [one.unit for one in report.records] == ["images/s"]

@@ -9,7 +9,7 @@ import torch
 from benchmarks.harness.flags import Flags, released_flags
 from benchmarks.harness.memory import MemoryMeter
 from benchmarks.harness.replay import in_turn, sets_beyond_cache
-from benchmarks.harness.timing import LEAST_ROUNDS, Plan, Rounds, alternate, paired_ratios
+from benchmarks.harness.timing import LEAST_ROUNDS, Duration, Rounds, alternate, paired_ratios
 
 CPU = torch.device("cpu")
 
@@ -38,13 +38,13 @@ def clock(monkeypatch):
 def test_variants_take_turns(clock):
     log = []
     runs = {name: clock.step_of(seconds, log, name) for name, seconds in (("a", 0.1), ("b", 0.2), ("c", 0.4))}
-    alternate(runs, CPU, Plan(rounds=4, seconds=0.4))
+    alternate(runs, CPU, Duration(rounds=4, seconds=0.4))
     assert log[-12:] == ["a", "b", "c"] * 4
 
 
 def test_a_round_lasts_as_long_as_asked(clock):
     runs = {name: clock.step_of(seconds, [], name) for name, seconds in (("a", 0.01), ("b", 0.25))}
-    found = alternate(runs, CPU, Plan(rounds=5, seconds=0.5))
+    found = alternate(runs, CPU, Duration(rounds=5, seconds=0.5))
     assert (found["a"].steps, found["b"].steps) == (50, 2)
     assert found["a"].seconds == pytest.approx([0.01] * 5)
     assert found["b"].rates(128) == pytest.approx([512] * 5)
@@ -52,8 +52,10 @@ def test_a_round_lasts_as_long_as_asked(clock):
 
 def test_the_budget_ends_the_rounds_but_leaves_a_few(clock):
     runs = {"a": clock.step_of(1.0, [], "a")}
-    assert len(alternate(runs, CPU, Plan(rounds=50, seconds=1.0, budget=0.0))["a"].seconds) == LEAST_ROUNDS
-    assert 8 <= len(alternate(runs, CPU, Plan(rounds=50, seconds=1.0, budget=10.0))["a"].seconds) <= 10
+    assert (
+        len(alternate(runs, CPU, Duration(rounds=50, seconds=1.0, budget=0.0))["a"].seconds) == LEAST_ROUNDS
+    )
+    assert 8 <= len(alternate(runs, CPU, Duration(rounds=50, seconds=1.0, budget=10.0))["a"].seconds) <= 10
 
 
 def test_each_variant_runs_in_its_own_context(clock):
@@ -69,7 +71,7 @@ def test_each_variant_runs_in_its_own_context(clock):
         assert inside[-1] == "in"
         clock.now += steps
 
-    alternate({"a": run}, CPU, Plan(rounds=3, seconds=1.0), {"a": marked})
+    alternate({"a": run}, CPU, Duration(rounds=3, seconds=1.0), {"a": marked})
     assert inside == ["in", "out"] * 4
 
 

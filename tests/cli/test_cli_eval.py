@@ -228,7 +228,7 @@ def test_damaged_results_are_found_before_the_attacks(
     def attack(*_: object, **__: object) -> None:
         pytest.fail("the attacks were run, and their results will be lost")
 
-    monkeypatch.setattr(evaluation_attacks, "Judge", attack)
+    monkeypatch.setattr(evaluation_attacks, "Evaluator", attack)
     (finished / "results.json").write_text(content, "utf-8")
     fastpeer("eval --attacks clean", finished).refused("results.json")
     assert (finished / "results.json").read_text("utf-8") == content
@@ -237,7 +237,7 @@ def test_damaged_results_are_found_before_the_attacks(
 def test_what_was_found_before_an_interrupt_is_kept(
     fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = accuracy.Judge
+    whole = accuracy.Evaluator
     calls = 0
 
     def interrupted(*arguments, **named):
@@ -247,7 +247,7 @@ def test_what_was_found_before_an_interrupt_is_kept(
             raise KeyboardInterrupt
         return whole(*arguments, **named)
 
-    monkeypatch.setattr(evaluation_attacks, "Judge", interrupted)
+    monkeypatch.setattr(evaluation_attacks, "Evaluator", interrupted)
     outcome = fastpeer("eval --checkpoints last --attacks clean,pgd1", finished)
     assert outcome.code == 130
     outcome.refused()

@@ -6,10 +6,10 @@ from torch import nn
 
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import AttackSettings, evaluation_plan, right_under_attack
+from fastpeer.evaluation.accuracy import AttackSettings, evaluation_options, right_under_attack
 from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
 from fastpeer.models import build_model
-from fastpeer.step.options import Plan
+from fastpeer.step.options import Options
 
 EPSILON = 8 / 255
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_it_leaves_no_image_right_that_clean_or_pgd_evaluation_finds_wrong():
     labels = classifier(images).argmax(1)
     labels[0] = (labels[0] + 1) % 5
     settings = AttackSettings(
-        0.003, 0.001, classes=5, seed=0, batch_size=2, plan=evaluation_plan(torch.device("cpu"))
+        0.003, 0.001, classes=5, seed=0, batch_size=2, options=evaluation_options(torch.device("cpu"))
     )
     batches = [Batch(images[:3], labels[:3]), Batch(images[3:], labels[3:])]
     right, done = {}, []
@@ -88,6 +88,8 @@ def test_convolutional_network_is_attacked_on_channels_last_images(model):
     one = build_model(model, 10).eval().to(memory_format=torch.channels_last)
     images = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
     labels = one(images).argmax(1)
-    settings = AttackSettings(epsilon=0.3, step_size=2 / 255, classes=10, seed=0, batch_size=2, plan=Plan())
+    settings = AttackSettings(
+        epsilon=0.3, step_size=2 / 255, classes=10, seed=0, batch_size=2, options=Options()
+    )
     right = right_under_attack("aa", one, [Batch(images, labels)], settings, lambda done: None)
     assert right.shape == (3,)

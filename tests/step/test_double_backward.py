@@ -15,7 +15,7 @@ from fastpeer.methods import loss_settings
 from fastpeer.models import build_model
 from fastpeer.step import double_backward
 from fastpeer.step.double_backward import cheap_double_backward
-from fastpeer.step.split_batchnorm import let_count, set_updates
+from fastpeer.step.split_batchnorm import set_updates, split_batchnorms
 from fastpeer.step.step import TrainingStep
 from tests.models.timms import need_timm
 
@@ -129,7 +129,7 @@ def test_networks_have_the_derivatives_of_pytorch(name, layout):
 @pytest.mark.parametrize("updates", [(0, 0), (0, 1), (1, 0, 0)])
 def test_counted_norms_have_them(updates):
     network, images = network_of("resnet8")
-    assert let_count(network)
+    assert split_batchnorms(network)
     set_updates(network, updates)
     expected = derivatives(network, images, nullcontext)
     assert relative(derivatives(network, images, cheap_double_backward), expected) < 1e-12

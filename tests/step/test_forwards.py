@@ -12,9 +12,9 @@ from fastpeer.data.stream import Batch
 from fastpeer.methods import build_table, loss_settings, method_names
 from fastpeer.methods.table import Forward
 from fastpeer.models import build_model
-from fastpeer.step.forwards import Needs, Pass, Passes, group
+from fastpeer.step.forwards import Differentiated, Forwards, Pass, group
 from fastpeer.step.loss import learning_forwards
-from fastpeer.step.options import Plan
+from fastpeer.step.options import Options
 from fastpeer.step.precision import number_format
 from fastpeer.step.split_batchnorm import batchnorms
 from fastpeer.step.step import TrainingStep
@@ -25,11 +25,11 @@ PEER, ADV, CLEAN = (
     Forward("student", "adversarial"),
     Forward("student", "clean"),
 )
-ALL = Needs({PEER, ADV, CLEAN})
+ALL = Differentiated({PEER, ADV, CLEAN})
 
 
-def split(forwards, needs=ALL, merge=True, uncounted=()):
-    return [(one.forwards, one.updates) for one in group(forwards, needs, merge, uncounted)]
+def split(forwards, differentiated=ALL, merge=True, unsplit=()):
+    return [(one.forwards, one.updates) for one in group(forwards, differentiated, merge, unsplit)]
 
 
 def test_neighbours_of_one_network_are_merged_on_demand():
@@ -49,29 +49,29 @@ def test_a_forward_that_comes_again_is_seen_again_in_its_place():
 
 
 def test_each_forward_has_its_gradient_from_the_first_time():
-    for merge, uncounted in ((False, ()), (True, ("student",)), (False, ("student",))):
-        passes = group((CLEAN, ADV, CLEAN), ALL, merge, uncounted)
+    for merge, unsplit in ((False, ()), (True, ("student",)), (False, ("student",))):
+        passes = group((CLEAN, ADV, CLEAN), ALL, merge, unsplit)
         assert passes == [Pass((CLEAN,), (0,), True), Pass((ADV,), (0,), True), Pass((CLEAN,), (0,), False)]
 
 
 def test_a_network_that_cannot_count_runs_each_time():
-    assert split((PEER, PEER, ADV, ADV, CLEAN), uncounted=("student",)) == [
+    assert split((PEER, PEER, ADV, ADV, CLEAN), unsplit=("student",)) == [
         ((PEER,), (0, 0)), ((ADV,), (0,)), ((ADV,), (0,)), ((CLEAN,), (0,))
     ]  # fmt: skip
 
 
 def test_what_learns_and_what_does_not_are_not_merged():
-    assert split((ADV, CLEAN), Needs({ADV})) == [((ADV,), (0,)), ((CLEAN,), (0,))]
-    assert [one.learns for one in group((ADV, CLEAN), Needs({ADV}), True, ())] == [True, False]
-    assert split((ADV, CLEAN), Needs(())) == [((ADV, CLEAN), (0, 1))]
+    assert split((ADV, CLEAN), Differentiated({ADV})) == [((ADV,), (0,)), ((CLEAN,), (0,))]
+    assert [one.learns for one in group((ADV, CLEAN), Differentiated({ADV}), True, ())] == [True, False]
+    assert split((ADV, CLEAN), Differentiated(())) == [((ADV, CLEAN), (0, 1))]
 
 
 def test_what_is_differentiated_twice_is_alone():
-    needs = Needs({ADV, CLEAN}, {CLEAN})
-    assert group((ADV, CLEAN, CLEAN), needs, True, ()) == [
+    differentiated = Differentiated({ADV, CLEAN}, {CLEAN})
+    assert group((ADV, CLEAN, CLEAN), differentiated, True, ()) == [
         Pass((ADV,), (0,), True), Pass((CLEAN,), (0, 0), True, alone=True)
     ]  # fmt: skip
-    assert [one.forwards for one in group((CLEAN, ADV), needs, True, ())] == [(CLEAN,), (ADV,)]
+    assert [one.forwards for one in group((CLEAN, ADV), differentiated, True, ())] == [(CLEAN,), (ADV,)]
 
 
 @pytest.fixture
@@ -121,15 +121,15 @@ def with_own_batchnorm(network):
     return network
 
 
-@pytest.mark.parametrize("kind", ["merged", "unmerged", "uncounted"])
+@pytest.mark.parametrize("kind", ["merged", "unmerged", "unsplit"])
 @pytest.mark.parametrize("forwards", SEQUENCES)
 def test_passes_give_logits_gradients_and_statistics_of_one_forward_after_another(pair, forwards, kind):
     inputs, others = pictures(), copy.deepcopy(pair)
-    if kind == "uncounted":
+    if kind == "unsplit":
         pair = {role: with_own_batchnorm(network) for role, network in pair.items()}
-    passes = Passes(forwards, ALL, pair, number_format("fp64"), Plan(merge=kind != "unmerged"), None)
+    passes = Forwards(forwards, ALL, pair, number_format("fp64"), Options(merge=kind != "unmerged"), None)
     for _ in range(2):
-        ours, theirs = passes(inputs), plain(forwards, others, inputs)
+        ours, theirs = passes.run(inputs), plain(forwards, others, inputs)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     assert_same_states(pair, others)
     for logits in (ours, theirs):
@@ -143,26 +143,28 @@ def test_passes_give_logits_gradients_and_statistics_of_one_forward_after_anothe
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_forwards_that_nothing_learns_from_leave_no_graph(pair, merge):
-    forwards, needs = (PEER, ADV, CLEAN), Needs({ADV})
-    passes = Passes(forwards, needs, pair, number_format("fp64"), Plan(merge=merge), None)
-    assert [one.requires_grad for one in passes(pictures())] == [False, True, False]
+    forwards, differentiated = (PEER, ADV, CLEAN), Differentiated({ADV})
+    passes = Forwards(forwards, differentiated, pair, number_format("fp64"), Options(merge=merge), None)
+    assert [one.requires_grad for one in passes.run(pictures())] == [False, True, False]
     with torch.no_grad():
-        assert not any(one.requires_grad for one in passes(pictures()))
+        assert not any(one.requires_grad for one in passes.run(pictures()))
 
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_the_gradient_survives_where_a_forward_comes_again(pair, merge):
-    needs = Needs({CLEAN, ADV})
-    passes = Passes((CLEAN, ADV, CLEAN), needs, pair, number_format("fp64"), Plan(merge=merge), None)
-    assert [one.requires_grad for one in passes(pictures())] == [True, True]
+    differentiated = Differentiated({CLEAN, ADV})
+    passes = Forwards(
+        (CLEAN, ADV, CLEAN), differentiated, pair, number_format("fp64"), Options(merge=merge), None
+    )
+    assert [one.requires_grad for one in passes.run(pictures())] == [True, True]
 
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_pass_for_the_statistics_alone_leaves_the_gradient_of_one_before_it(pair, merge):
-    forwards, needs, inputs = (ADV, CLEAN, ADV, CLEAN), Needs({ADV}), pictures()
+    forwards, differentiated, inputs = (ADV, CLEAN, ADV, CLEAN), Differentiated({ADV}), pictures()
     others = copy.deepcopy(pair)
-    passes = Passes(forwards, needs, pair, number_format("fp64"), Plan(merge=merge), None)
-    ours, theirs = passes(inputs), plain(forwards, others, inputs)
+    passes = Forwards(forwards, differentiated, pair, number_format("fp64"), Options(merge=merge), None)
+    ours, theirs = passes.run(inputs), plain(forwards, others, inputs)
     for logits in (ours, theirs):
         logits[0].square().sum().backward()
     assert_same_states(pair, others)
@@ -177,14 +179,14 @@ def test_the_twice_differentiated_pass_is_not_compiled_and_others_are(pair):
         regions.append(name)
         return function
 
-    plan = Plan(merge=True, compile=True)
-    needs = Needs({ADV, CLEAN, PEER}, {CLEAN})
+    options = Options(merge=True, compile=True)
+    differentiated = Differentiated({ADV, CLEAN, PEER}, {CLEAN})
     inputs = pictures()
     leaf = inputs["clean"].requires_grad_()
     others = copy.deepcopy(pair)
     forwards = (PEER, ADV, CLEAN, CLEAN)
-    passes = Passes(forwards, needs, pair, number_format("fp64"), plan, compiler)
-    ours = passes(inputs)
+    passes = Forwards(forwards, differentiated, pair, number_format("fp64"), options, compiler)
+    ours = passes.run(inputs)
     assert regions == ["training peer and student"]
     gradient = torch.autograd.grad(ours[2].square().sum(), leaf, create_graph=True)[0]
     gradient.square().sum().backward()
@@ -210,8 +212,10 @@ def test_every_methods_forwards_run_as_one_after_another(pair, table, merge):
     name, epoch = TABLES[table]
     method = build_table(name, loss_settings(name)()).at(epoch)
     others, inputs = copy.deepcopy(pair), pictures()
-    needs = Needs(learning_forwards(method))
-    ours = Passes(method.forwards, needs, pair, number_format("fp64"), Plan(merge=merge), None)(inputs)
+    differentiated = Differentiated(learning_forwards(method))
+    ours = Forwards(
+        method.forwards, differentiated, pair, number_format("fp64"), Options(merge=merge), None
+    ).run(inputs)
     torch.testing.assert_close(ours, plain(method.forwards, others, inputs), rtol=0, atol=1e-12)
     assert_same_states(pair, others)
 

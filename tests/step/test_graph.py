@@ -8,7 +8,7 @@ from torch import nn
 
 from fastpeer.config import AttackConfig, Config, EngineConfig
 from fastpeer.data.stream import Batch
-from fastpeer.evaluation.accuracy import Judge
+from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import label_pgd
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.models import build_model
@@ -242,10 +242,10 @@ def test_a_captured_evaluation_judges_as_an_uncaptured_one():
     attack = label_pgd(victim, torch_kernels(), 0.05, 0.02, steps=2, seed=0)
     named = dict(networks.named_children())
     recorder = Rerunner()
-    expected = Judge(named, attack)(batches())
-    judge = Judge(named, attack, record=lambda run: Captured(run, recorder, nothing, pytest.fail))
+    expected = Evaluator(named, attack).correct(batches())
+    evaluator = Evaluator(named, attack, record=lambda run: Captured(run, recorder, nothing, pytest.fail))
     for _ in range(2):
-        found = judge(batches())
+        found = evaluator.correct(batches())
         assert all(torch.equal(found[name], expected[name]) for name in named)
     assert recorder.warmed_up == 2
     assert recorder.replayed == 10
@@ -253,7 +253,7 @@ def test_a_captured_evaluation_judges_as_an_uncaptured_one():
     with torch.no_grad():
         networks.peer.linear.weight.zero_()
         networks.peer.linear.bias.copy_(torch.arange(5.0))
-    changed = judge(batches())["peer"]
+    changed = evaluator.correct(batches())["peer"]
     assert torch.equal(changed, torch.cat([batch.labels for batch in batches()]) == 4)
 
 

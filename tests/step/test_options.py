@@ -7,16 +7,16 @@ import torch
 
 from fastpeer.config import Config, EngineConfig, ModelConfig
 from fastpeer.step.measured import Device, Gain, Workload
-from fastpeer.step.options import Plan, make_plan, plan_of
+from fastpeer.step.options import Options, choose_options, options_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PARTS = [field.name for field in fields(EngineConfig)]
 
 
-def plan(device=CPU, precision="bf16", **switches):
+def options(device=CPU, precision="bf16", **switches):
     said = []
     workload = Workload(network="resnet18", size=32, batch=128, precision=precision)
-    return make_plan(EngineConfig(**switches), device, workload, said.append), said
+    return choose_options(EngineConfig(**switches), device, workload, said.append), said
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def used(made):
 
 
 def test_auto_takes_what_a_cpu_gains_by_and_says_nothing():
-    made, said = plan()
+    made, said = options()
     assert used(made) == {"fold", "chain", "merge"}
     assert not said
 
@@ -42,7 +42,7 @@ def _nothing_measured(monkeypatch):
 
 @pytest.mark.usefixtures("_triton_and_compiler", "_nothing_measured")
 def test_auto_takes_all_but_streams_where_nothing_was_measured_and_calls_it_a_guess():
-    made, said = plan(CUDA)
+    made, said = options(CUDA)
     assert used(made) == set(PARTS) - {"streams"}
     assert not said
     assert made.describe() == [
@@ -64,7 +64,7 @@ def gain(part, ratio, device=H200, workload=WORK):
 def test_auto_goes_by_what_was_measured(monkeypatch):
     gains = gain("fold", 1.2), gain("chain", 0.98), gain("streams", 1.03), gain("merge", 1.0)
     monkeypatch.setattr("fastpeer.step.measured.shipped_gains", lambda: gains)
-    made, said = plan(CUDA)
+    made, said = options(CUDA)
     assert used(made) == set(PARTS) - {"chain"}
     assert not said
     assert made.describe() == [
@@ -73,7 +73,7 @@ def test_auto_goes_by_what_was_measured(monkeypatch):
         "engine, not used: chain (measured 0.98× on NVIDIA H200)",
     ]
     # What was measured on a GPU says nothing of a CPU.
-    assert used(plan(CPU)[0]) == {"fold", "chain", "merge", "compile"}
+    assert used(options(CPU)[0]) == {"fold", "chain", "merge", "compile"}
 
 
 @pytest.mark.usefixtures("_triton_and_compiler")
@@ -81,7 +81,7 @@ def test_a_switch_overrules_what_was_measured(monkeypatch):
     monkeypatch.setattr(
         "fastpeer.step.measured.shipped_gains", lambda: (gain("fold", 0.5), gain("merge", 2.0))
     )
-    made, _ = plan(CUDA, fold="on", merge="off")
+    made, _ = options(CUDA, fold="on", merge="off")
     assert "fold" in used(made)
     assert "merge" not in used(made)
 
@@ -92,14 +92,14 @@ def test_a_runs_own_network_and_batch_are_looked_up(monkeypatch):
     gains = gain("fold", 0.9, cpu, other), gain("fold", 1.1, cpu, WORK)
     monkeypatch.setattr("fastpeer.step.measured.shipped_gains", lambda: gains)
     models = ModelConfig(student="mobilenetv2")
-    assert not plan_of(Config(model=models), CPU, 32).fold
-    assert plan_of(Config(), CPU, 32).fold
+    assert not options_of(Config(model=models), CPU, 32).fold
+    assert options_of(Config(), CPU, 32).fold
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_off_is_off(part):
     for device in (CPU, CUDA):
-        made, said = plan(device, **{part: "off"})
+        made, said = options(device, **{part: "off"})
         assert part not in used(made)
         assert not said
 
@@ -107,7 +107,7 @@ def test_off_is_off(part):
 @pytest.mark.usefixtures("_triton_and_compiler")
 @pytest.mark.parametrize("part", PARTS)
 def test_on_is_on_where_it_can_be_had(part):
-    made, said = plan(CUDA, **{part: "on"})
+    made, said = options(CUDA, **{part: "on"})
     assert part in used(made)
     assert not said
 
@@ -122,34 +122,34 @@ def test_on_is_on_where_it_can_be_had(part):
     ],
 )
 def test_on_where_it_cannot_be_had_is_said_in_one_line(switches, reason):
-    made, said = plan(**switches)
+    made, said = options(**switches)
     assert said == [reason]
     assert next(name for name, value in switches.items() if value == "on") not in used(made)
 
 
 @pytest.mark.usefixtures("_triton_and_compiler")
 def test_double_precision_does_without_triton():
-    assert "kernels" not in used(plan(CUDA, "fp64")[0])
+    assert "kernels" not in used(options(CUDA, "fp64")[0])
 
 
 def test_compiling_needs_a_compiler(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert plan(compile="on")[1] == ["engine.compile: not used, needs a C++ compiler"]
+    assert options(compile="on")[1] == ["engine.compile: not used, needs a C++ compiler"]
 
 
 def test_every_part_is_described_with_its_reason():
-    made, _ = plan(merge="off")
+    made, _ = options(merge="off")
     lines = made.describe()
     measured = "measured on AMD EPYC with resnet18, 32×32, batch 32, bf16"
     assert lines[0] == f"engine: fold, chain ({measured})"
     for name in set(PARTS) - used(made):
         assert f"{name} (" in lines[1]
     assert "merge (engine.merge = off)" in lines[1]
-    assert Plan().describe() == ["engine: no fast part"]
+    assert Options().describe() == ["engine: no fast part"]
 
 
 def test_without_triton_cuda_does_without_compiling_and_kernels(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    made, said = plan(CUDA)
+    made, said = options(CUDA)
     assert used(made) == {"fold", "chain", "merge", "graph"}
     assert not said

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastpeer.step.split_batchnorm import batchnorms, count_batches, let_count, set_updates
+from fastpeer.step.split_batchnorm import batchnorms, count_batches, set_updates, split_batchnorms
 
 
 def make_network(**options):
@@ -33,7 +33,7 @@ def assert_same_buffers(ours, theirs):
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_counted_pass_moves_all_buffers_as_so_many_passes_do(network, times):
     literal = copy.deepcopy(network)
-    assert let_count(network)
+    assert split_batchnorms(network)
     set_updates(network, (0,) * times)
     for seed in range(2):
         for _ in range(times):
@@ -45,7 +45,7 @@ def test_counted_pass_moves_all_buffers_as_so_many_passes_do(network, times):
 @pytest.mark.parametrize("updates", [(0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0), (1, 0, 0, 1), (0, 2, 1, 0)])
 def test_a_batch_of_parts_is_normalised_as_batches_in_their_order(network, updates):
     literal = copy.deepcopy(network)
-    assert let_count(network)
+    assert split_batchnorms(network)
     set_updates(network, updates)
     numbers = range(1 + max(updates))
     both = torch.cat([images(number) for number in numbers]).requires_grad_()
@@ -71,7 +71,7 @@ def test_batches_are_counted_together_as_layer_by_layer(network):
         literal = copy.deepcopy(one)
         if one is odd:
             literal.forward = lambda x, net=literal: net["norm"](net["norm"](net["conv"](x)))
-        assert let_count(one)
+        assert split_batchnorms(one)
         set_updates(one, (0, 0), counts=False)
         one(images(0))
         count_batches(one)
@@ -99,7 +99,7 @@ def update_sequences(draw):
 def test_any_sequence_of_updates_is_that_of_plain_passes(passes, momentum, affine):
     network = make_network(momentum=momentum, affine=affine)
     literal = copy.deepcopy(network)
-    assert let_count(network)
+    assert split_batchnorms(network)
     for updates in passes:
         set_updates(network, updates)
         out = network(torch.cat([images(number) for number in range(1 + max(updates))]))
@@ -115,7 +115,7 @@ def test_any_sequence_of_updates_is_that_of_plain_passes(passes, momentum, affin
 def test_without_running_statistics_there_is_nothing_to_move(updates):
     network = make_network(track_running_stats=False)
     literal = copy.deepcopy(network)
-    assert let_count(network)
+    assert split_batchnorms(network)
     set_updates(network, updates)
     numbers = range(1 + max(updates))
     out = network(torch.cat([images(number) for number in numbers]))
@@ -130,7 +130,7 @@ def test_without_running_statistics_there_is_nothing_to_move(updates):
 )
 def test_all_dimensions_count(kind, shape):
     network, literal = (nn.Sequential(kind(3)).double() for _ in range(2))
-    assert let_count(network)
+    assert split_batchnorms(network)
     assert isinstance(network[0], kind)
     set_updates(network, (0, 1, 0))
     first, second = (torch.randn(shape).double() for _ in range(2))
@@ -143,8 +143,8 @@ def test_all_dimensions_count(kind, shape):
 def test_weights_keep_their_names_and_eval_mode_its_results(network):
     names, expected = list(network.state_dict()), network.eval()(images(0))
     before = copy.deepcopy(network.state_dict())
-    assert let_count(network)
-    assert let_count(network)
+    assert split_batchnorms(network)
+    assert split_batchnorms(network)
     for updates in ((0, 0, 1), (0, 1, 0)):
         set_updates(network, updates)
         assert list(network.state_dict()) == names
@@ -161,7 +161,7 @@ class Own(nn.BatchNorm2d):
 def test_where_one_cannot_count_all_stay_as_they_are(odd):
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), odd)
     kinds = [type(module) for module in network]
-    assert not let_count(network)
+    assert not split_batchnorms(network)
     assert [type(module) for module in network] == kinds
     # No one is told what nobody would heed.
     set_updates(network, (0, 1))
@@ -169,11 +169,11 @@ def test_where_one_cannot_count_all_stay_as_they_are(odd):
 
 
 def test_a_network_without_batchnorm_counts_at_once():
-    assert let_count(nn.Sequential(nn.Conv2d(3, 4, 1)))
+    assert split_batchnorms(nn.Sequential(nn.Conv2d(3, 4, 1)))
 
 
 def test_cumulative_statistics_set_later_are_refused(network):
-    assert let_count(network)
+    assert split_batchnorms(network)
     batchnorms(network)[0].momentum = None
     with pytest.raises(ValueError, match="momentum=None"):
         network(images(0))

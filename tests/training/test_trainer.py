@@ -31,8 +31,8 @@ from fastpeer.models.weights import save_weights
 from fastpeer.run_folder import RunFolder
 from fastpeer.training.progress import Reporter
 from fastpeer.training.schedule import learning_rate
-from fastpeer.training.setup import build_parts
-from fastpeer.training.signals import Stopped, StopWish
+from fastpeer.training.setup import set_up
+from fastpeer.training.signals import Stopped, StopRequest
 from fastpeer.training.trainer import Trainer
 from tests.literal.peeraid import LiteralSettings
 from tests.literal.peeraid import learning_rate as literal_learning_rate
@@ -55,7 +55,7 @@ ALL_CHECKS = 2 * (5 + 5 + 4 * 2)
 """Places at which a run asks whether to stop: steps, averaging, and each network's two evaluations."""
 
 
-class StopAt(StopWish):
+class StopAt(StopRequest):
     """A wish that comes up at the check of that number."""
 
     def __init__(self, number=0):
@@ -104,7 +104,7 @@ def trainer_for(small_dataset, with_teachers):
         goes_on = run.exists
         if not goes_on:
             run.create(config, {}, force=False)
-        trainer = Trainer(run, config, build_parts(config, dataset, CPU, {}), Reporter(), stop or StopWish())
+        trainer = Trainer(run, config, set_up(config, dataset, CPU, {}), Reporter(), stop or StopRequest())
         if goes_on:
             trainer.resume()
         return trainer
@@ -301,7 +301,7 @@ def test_memory_that_runs_out_is_said_with_the_batch_size(trainer_for, tmp_path,
 
 def test_what_a_kernel_refuses_is_said_with_the_way_around(trainer_for, tmp_path, monkeypatch):
     trainer = trainer_for(tmp_path / "run")
-    monkeypatch.setattr(trainer.step, "plan", replace(trainer.step.plan, kernels=True))
+    monkeypatch.setattr(trainer.step, "options", replace(trainer.step.options, kernels=True))
     refusal = ValueError("the fused loss needs logits (B, C) with B from 1 to 4096")
     monkeypatch.setattr(STEP, raising(refusal))
     with pytest.raises(UserError, match=r"B from 1 to 4096; --engine.kernels off does without Triton"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastpeer.data.stream import Batch
-from fastpeer.evaluation.accuracy import Judge
+from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import label_pgd
 from fastpeer.kernels.bias_sum_relu import bias_sum_relu
 from fastpeer.kernels.choice import torch_kernels
@@ -18,7 +18,7 @@ from fastpeer.step.compile import Compiler
 from fastpeer.victims.autograd import FoldedVictim, LiveVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.convolution import CudnnConvolutions, PlainConvolutions
-from fastpeer.victims.factory import Preparation, choose_convolutions
+from fastpeer.victims.factory import VictimFactory, choose_convolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.onednn import OnednnConvolutions
 from fastpeer.victims.pgd import pgd
@@ -235,15 +235,15 @@ def test_compiled_gradients_agree(fold, chain, images, target):
         torch.testing.assert_close(victim.input_gradient(images, goal), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(victim.logits(images), network(images), rtol=0, atol=1e-12)
     assert not said
-    judge_in_autocast(network, victim, images)
+    evaluate_in_autocast(network, victim, images)
     # Labels run what was compiled for probabilities, and an evaluation what was compiled for the training.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
-def judge_in_autocast(network, victim, images):
+def evaluate_in_autocast(network, victim, images):
     """Attack as the selection does in a run with --amp."""
     attack = label_pgd(victim, KERNELS, 8 / 255, 2 / 255, 2, seed=0)
-    Judge({"it": network}, attack, lambda: torch.autocast("cpu", torch.bfloat16))(
+    Evaluator({"it": network}, attack, lambda: torch.autocast("cpu", torch.bfloat16)).correct(
         [Batch(images, torch.arange(4))]
     )
     assert all(weight.grad is None for weight in network.parameters())
@@ -251,7 +251,7 @@ def judge_in_autocast(network, victim, images):
 
 def prepare(said, fold=True, chain=True, compile=False, dtype=torch.float64):
     compiler = Compiler(said.append) if compile else None
-    return Preparation(dtype, fold, chain, compiler, KERNELS, nullcontext, said.append)
+    return VictimFactory(dtype, fold, chain, compiler, KERNELS, nullcontext, said.append)
 
 
 def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, target):

@@ -11,11 +11,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from fastpeer.models import build_model
 from fastpeer.step.precision import ExactConv2d, keep_pixels_exact
-from fastpeer.step.split_batchnorm import CountedBatchNorm, let_count
+from fastpeer.step.split_batchnorm import SplitBatchNorm, split_batchnorms
 from fastpeer.victims.autograd import FoldedVictim, LiveVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.convolution import PlainConvolutions
-from fastpeer.victims.factory import Preparation
+from fastpeer.victims.factory import VictimFactory
 from fastpeer.victims.folding import EvalBatchNorm, FoldedConv2d, FoldedLinear, NotFoldable
 from tests.models.timms import need_timm
 from tests.victims.folds import KERNELS, assert_same, folded, images, kinds, moved
@@ -72,7 +72,7 @@ def test_networks_of_timm_run_folded_in_low_precision(name):
     network.float()
     keep_pixels_exact(network)
     said = []
-    autocast = Preparation(
+    autocast = VictimFactory(
         torch.bfloat16, True, True, None, KERNELS, lambda: torch.autocast("cpu", torch.bfloat16), said.append
     )
     victim = autocast.victim(network, "student")
@@ -87,7 +87,7 @@ def test_networks_of_timm_run_folded_in_low_precision(name):
 @pytest.mark.parametrize("name", ["test_vit", "vgg11_bn"])
 def test_networks_of_timm_that_cannot_be_traced_are_attacked_as_they_are(name):
     network, said = timm_network(name).eval(), []
-    victim = Preparation(torch.float64, True, True, None, KERNELS, nullcontext, said.append).victim(
+    victim = VictimFactory(torch.float64, True, True, None, KERNELS, nullcontext, said.append).victim(
         network, "student"
     )
     assert type(victim) is LiveVictim
@@ -302,12 +302,12 @@ def test_a_norm_of_vectors_is_no_chain():
 @pytest.mark.parametrize("exact", [False, True])
 def test_counted_norms_and_exact_convolutions_are_folded(exact):
     network = net()
-    let_count(network)
+    split_batchnorms(network)
     if exact:
         keep_pixels_exact(network)
         assert type(network.conv1) is ExactConv2d
     made = folded(network.train())
-    assert not any(issubclass(one, (CountedBatchNorm, nn.Conv2d, EvalBatchNorm)) for one in kinds(made))
+    assert not any(issubclass(one, (SplitBatchNorm, nn.Conv2d, EvalBatchNorm)) for one in kinds(made))
     assert_same(network, made, images())
 
 
@@ -317,7 +317,7 @@ def test_what_is_counted_or_exact_of_a_foreign_kind_stays(parts):
     keep_pixels_exact(network)
     for norm in (network.norm1, network.norm2):
         if isinstance(norm, Activated):
-            norm.__class__ = type("CountedActivated", (CountedBatchNorm, Activated), {})
+            norm.__class__ = type("CountedActivated", (SplitBatchNorm, Activated), {})
     network = copy.deepcopy(network)
     made = folded(network)
     assert any(issubclass(one, (Standardised, Activated)) for one in kinds(made))

@@ -10,7 +10,7 @@ from fastpeer.step.compile import Compiler
 from fastpeer.victims.autograd import LiveVictim
 from fastpeer.victims.chain import Chain, ChainVictim
 from fastpeer.victims.convolution import PlainConvolutions
-from fastpeer.victims.factory import Preparation
+from fastpeer.victims.factory import VictimFactory
 from fastpeer.victims.onednn import OnednnConvolutions
 from tests.victims.folds import KERNELS, assert_same, folded, images, moved, skip_unless_it_runs
 
@@ -62,7 +62,7 @@ def typical_distance(found, exact):
 
 def test_a_normalised_network_can_be_compiled():
     network, said = normalized(), []
-    victim = Preparation(
+    victim = VictimFactory(
         torch.float64, True, True, Compiler(said.append), KERNELS, nullcontext, said.append
     ).victim(network, "student")
     victim.refresh()

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
-from fastpeer.evaluation.accuracy import Judge
+from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import fgsm, label_pgd, no_attack
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.pgd_update import pgd_update
@@ -103,7 +103,7 @@ def test_fgsm_is_one_step_of_epsilon_from_the_image(networks, batch):
 
 def test_predictions_are_made_in_eval_mode_for_every_image_of_every_batch(networks, batch):
     named = dict(zip(("student", "peer"), networks, strict=True))
-    hits = Judge(named, no_attack())([batch, batch])
+    hits = Evaluator(named, no_attack()).correct([batch, batch])
     assert all(network.training for network in networks)
     for name, network in named.items():
         right = network.eval()(batch.images).argmax(1) == batch.labels
