@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor, nn
 
 from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch
-from fastpeer.evaluation.attacks import LabelAttack, fgsm, label_pgd, no_attack
+from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, LabelAttack, build_attack
 from fastpeer.step.graph import captured
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import Options, choose_options, unheard
 from fastpeer.step.precision import number_format
-from fastpeer.victims.factory import VictimFactory
-from fastpeer.victims.interface import Context
+from fastpeer.victims.interface import Context, Victim
 from fastpeer.victims.pgd import evaluating
 
 
@@ -70,19 +68,6 @@ Progress = Callable[[int], None]
 """Called with the number of images done."""
 
 
-@dataclass(frozen=True)
-class AttackSettings:
-    """What all attacks of an evaluation have in common."""
-
-    epsilon: float
-    step_size: float
-    classes: int
-    seed: int
-    batch_size: int
-    options: Options
-    """Parts of the engine that attack the network, in all but AutoAttack."""
-
-
 def evaluation_options(device: torch.device) -> Options:
     """Return the parts of an evaluation; all are exact up to rounding, and compiling would take longer.
 
@@ -102,7 +87,7 @@ def right_under_attack(
     Returns:
         bool (N,) on the CPU: classified right.
     """
-    if name == "aa":
+    if name == AUTOATTACK:
         return _autoattack(network, batches, settings, progress)
     evaluator = Evaluator(
         {"it": network}, _attack(name, network, settings), record=_recorder(network, settings.options)
@@ -131,20 +116,17 @@ def _recorder(
 
 
 def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:
-    if name == "clean":
-        return no_attack()
-    victim_factory = _victim_factory(network, settings.options)
-    victim, kernels = victim_factory.victim(network, "network"), victim_factory.kernels
-    victim.refresh()
-    if name == "fgsm":
-        return fgsm(victim, kernels, settings.epsilon)
-    steps = int(name.removeprefix("pgd"))
-    return label_pgd(victim, kernels, settings.epsilon, settings.step_size, steps, settings.seed)
-
-
-def _victim_factory(network: nn.Module, options: Options) -> VictimFactory:
     # A network that cannot be folded is attacked with the same result: nothing to say.
-    return options.victim_factory(number_format("fp32"), next(network.parameters()).device, unheard)
+    factory = settings.options.victim_factory(
+        number_format("fp32"), next(network.parameters()).device, unheard
+    )
+
+    def victim() -> Victim:
+        found = factory.victim(network, "network")
+        found.refresh()
+        return found
+
+    return build_attack(name, victim, factory.kernels, settings)
 
 
 def _autoattack(

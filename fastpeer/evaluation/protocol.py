@@ -16,7 +16,8 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import AttackSettings, Progress, evaluation_options, right_under_attack
+from fastpeer.evaluation.accuracy import Progress, evaluation_options, right_under_attack
+from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target

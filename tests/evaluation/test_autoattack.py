@@ -6,7 +6,8 @@ from torch import nn
 
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import AttackSettings, evaluation_options, right_under_attack
+from fastpeer.evaluation.accuracy import evaluation_options, right_under_attack
+from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
 from fastpeer.models import build_model
 from fastpeer.step.options import Options
