@@ -1,4 +1,4 @@
-"""The table that `auto` goes by, from what an ablation measured: fastpeer/engine/measured.json.
+"""The table that `auto` goes by, from what an ablation measured: fastpeer/step/measured.json.
 
 python -m benchmarks.speed.auto_table benchmarks/results/2026-11-21-cpu-amd-epyc-2-cores/ablation.json
 A row that was measured before, of the same part on the same device for the same work, is replaced.

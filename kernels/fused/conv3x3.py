@@ -8,7 +8,7 @@ at the input is the same kernel over flipped and transposed weights.
 The pixels are the product's second operand: then both come from shared memory as they are, and 64 channels
 fill a whole matrix instruction, 64 × 256.
 
-Nothing uses it yet but benchmarks/primitives.py, which is to show where it beats cuDNN.
+Nothing uses it yet but benchmarks/speed/primitives.py, which is to show where it beats cuDNN.
 """
 
 from dataclasses import dataclass
