@@ -1,4 +1,4 @@
-"""The tree is as docs/architecture.md says: no part imports from one above it, and no modules import in a circle."""
+"""The tree is as docs/architecture.md says: no part imports from above, and no modules in a circle."""
 
 import ast
 import re

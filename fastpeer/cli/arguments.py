@@ -14,8 +14,8 @@ from tyro.conf import Positional, arg
 
 from fastpeer.config import Config, PixelDistance, check_normalization, check_pixel_distance
 from fastpeer.config.recipes import DEFAULT_RECIPE
-from fastpeer.config.suggestions import nearest
 from fastpeer.errors import UserError, one_line
+from fastpeer.suggestions import nearest
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "tiny", "folder"]
 Arguments = TypeVar("Arguments")

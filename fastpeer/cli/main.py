@@ -68,7 +68,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
     elif name == "recipes":
         from fastpeer.cli.recipes import recipes_command as command
     else:
-        from fastpeer.config.suggestions import nearest
+        from fastpeer.suggestions import nearest
 
         raise UserError(
             f"no command {name}; did you mean {nearest(name, ('prep', 'train', 'eval', 'recipes'))}?"

@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
 from fastpeer.config.recipes import DEFAULT_RECIPE, ListedRecipe, list_recipes
-from fastpeer.config.suggestions import nearest
 from fastpeer.errors import UserError
+from fastpeer.suggestions import nearest
 
 NO_ROW = "without figures in PeerAiD's paper"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpeer.config import Config, PaperConfig
-from fastpeer.config.suggestions import nearest
 from fastpeer.config.toml import read_table, structure
 from fastpeer.errors import UserError, one_line
 from fastpeer.methods import default_loss
+from fastpeer.suggestions import nearest
 
 if sys.version_info >= (3, 11):
     pass

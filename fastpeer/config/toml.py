@@ -1,6 +1,5 @@
 """Settings to TOML and back; what does not fit is said in one line."""
 
-import difflib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -11,9 +10,9 @@ import tomli_w
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
 from fastpeer.config import Config, PixelDistance, format_fraction, parse_fraction
-from fastpeer.config.suggestions import nearest
 from fastpeer.errors import UserError, one_line
 from fastpeer.methods import LossSettings, loss_settings
+from fastpeer.suggestions import nearest, similar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -160,5 +159,5 @@ def _unknown_key(path: tuple[str, ...], cause: ForbiddenExtraKeysError, method: 
     siblings = [prefix + entry.name for entry in fields(cause.cl)] + ([] if prefix else ["like"])
     every = dict.fromkeys([*siblings, *setting_names(), *own])
     namesakes = [known for known in every if known.endswith(f".{name}")]
-    close = difflib.get_close_matches(key, every, n=3, cutoff=0.5)
+    close = similar(key, every)
     return f"unknown key {key}; did you mean {nearest(key, namesakes or close or siblings)}?"

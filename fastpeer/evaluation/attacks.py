@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastpeer.config.suggestions import nearest
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
 from fastpeer.kernels.choice import Kernels
 from fastpeer.step.options import Options
+from fastpeer.suggestions import nearest
 from fastpeer.victims.interface import Victim
 from fastpeer.victims.pgd import pgd, uniform_start
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from fastpeer.checkpoint import load_state
 from fastpeer.config import Config
-from fastpeer.config.suggestions import nearest
 from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
 from fastpeer.run_folder import RunFolder, run_around
+from fastpeer.suggestions import nearest
 
 CHECKPOINTS = {
     "last": "last/student.safetensors",

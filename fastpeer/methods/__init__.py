@@ -7,7 +7,6 @@ A method's module holds `Loss`, a dataclass of its own settings, and `table(loss
 own may lie in any module that can be imported, and goes by its dotted name.
 """
 
-import difflib
 import importlib
 import pkgutil
 from types import ModuleType
@@ -16,6 +15,7 @@ from fastpeer.errors import UserError
 from fastpeer.methods.check import mistakes
 from fastpeer.methods.table import LossSettings, Method
 from fastpeer.own_code import import_own, told
+from fastpeer.suggestions import similar
 
 
 def method_names() -> list[str]:
@@ -77,7 +77,7 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     if "." not in name:
         meant = name.lower().replace("_", "-")
-        close = difflib.get_close_matches(meant, method_names(), n=3, cutoff=0.4) or method_names()
+        close = similar(meant, method_names(), likeness=0.4) or method_names()
         raise UserError(
             f"no method {name!r}; the nearest are {', '.join(close)}; one's own is package.module"
         )

@@ -1,6 +1,5 @@
 """Networks that are not fastpeer's own: timm's, and classes that the user wrote."""
 
-import difflib
 import importlib
 import inspect
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from fastpeer.errors import UserError, brief
 from fastpeer.own_code import current_folder_first, import_own, told
+from fastpeer.suggestions import similar
 
 
 def timm_network(name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
@@ -26,7 +26,7 @@ def timm_network(name: str, classes: int, size: tuple[int, int] | None) -> nn.Mo
     timm = _timm()
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
+        near = similar(name, known) or known[:3]
         raise UserError(f"timm has no network {name!r}; the nearest are timm:{', timm:'.join(near)}")
     config = timm.get_pretrained_cfg(name)
     wanted: dict[str, Any] = {}
@@ -119,5 +119,5 @@ def _run(network: nn.Module, size: tuple[int, int]) -> object:
 
 
 def _nearest(word: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=1)
+    near = similar(word, valid, most=1, likeness=0.6)
     return f"; did you mean {near[0]}?" if near else ""

@@ -1,9 +1,9 @@
 """Names of the networks, without PyTorch."""
 
-import difflib
 import re
 
 from fastpeer.errors import UserError
+from fastpeer.suggestions import similar
 
 MODEL_NAMES = (
     "resnet8",
@@ -37,7 +37,7 @@ def check_model_name(name: str) -> None:
     if ":" in name:
         _check_foreign_name(name)
     elif name not in MODEL_NAMES and wide_resnet_size(name) is None:
-        near = difflib.get_close_matches(name, MODEL_NAMES, n=3, cutoff=0.5) or MODEL_NAMES
+        near = similar(name, MODEL_NAMES) or list(MODEL_NAMES)
         rule = "; a wide ResNet's depth is 6n+4" if WIDE_RESNET.fullmatch(name) else ""
         raise UserError(f"no network {name!r}; the nearest are {', '.join(near)}{rule}")
 

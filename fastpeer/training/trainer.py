@@ -13,6 +13,7 @@ from fastpeer.checkpoint import load_networks, load_state, save_checkpoint
 from fastpeer.config import Config
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError, brief, one_line
+from fastpeer.kernels.refusal import KernelRefusal
 from fastpeer.run_folder import RunFolder
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.averaging import AveragedStudent
@@ -189,7 +190,7 @@ class Trainer:
 
     def _reason(self, error: Exception) -> str:
         """Say what of a step's error the user can fix; nothing, if it is another one."""
-        if str(error).startswith("the fused") or type(error).__module__.partition(".")[0] == "triton":
+        if isinstance(error, KernelRefusal) or type(error).__module__.partition(".")[0] == "triton":
             return f"{one_line(error)}; --engine.kernels off does without Triton"
         if "more than 1 value per channel" in str(error):
             return "BatchNorm cannot train on a batch of one: --data.drop-last or another --train.batch-size"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastpeer.kernels.fused.softmax import one_hot, softmax
 from fastpeer.kernels.fused.tile import check_logits, tile_of, tiling
+from fastpeer.kernels.refusal import KernelRefusal
 
 
 def attack_gradient(logits: Tensor, target: Tensor, scale: float = 1.0) -> Tensor:
@@ -16,7 +17,7 @@ def attack_gradient(logits: Tensor, target: Tensor, scale: float = 1.0) -> Tenso
     contiguous is copied first. A label that is no class yields a row of NaN.
 
     Raises:
-        ValueError: a shape or dtype does not fit, or there are more than 1024 classes.
+        KernelRefusal: a shape or dtype does not fit, or there are more than 1024 classes.
     """
     _check(logits, target)
     batch, classes = logits.shape
@@ -33,12 +34,12 @@ def _check(logits: Tensor, target: Tensor) -> None:
     shape = tuple(logits.shape)
     fits = target.shape == shape if target.is_floating_point() else target.shape == shape[:1]
     if not fits or not (target.is_floating_point() or target.dtype == torch.int64):
-        raise ValueError(
+        raise KernelRefusal(
             f"the fused attack gradient needs floating probabilities {shape} or int64 labels {shape[:1]}, "
             f"not {target.dtype} {tuple(target.shape)}"
         )
     if logits.device != target.device:
-        raise ValueError(
+        raise KernelRefusal(
             "the fused attack gradient needs logits and target on one device, "
             f"not on {logits.device} and {target.device}"
         )

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastpeer.kernels.refusal import KernelRefusal
+
 _BLOCK = 1024
 """Values of a program: eight for each thread, so that bfloat16 moves in 16 bytes at a time."""
 _MOST = (1 << 31) - _BLOCK
@@ -18,7 +20,7 @@ def bias_sum_relu(out: Tensor, bias: Tensor, residual: Tensor | None, relu: bool
     memory format is converted first, which is a launch more.
 
     Raises:
-        ValueError: a shape, dtype, memory format or device does not fit.
+        KernelRefusal: a shape, dtype, memory format or device does not fit.
     """
     layout = _layout(out)
     _check(out, bias, residual)
@@ -45,7 +47,7 @@ def _layout(out: Tensor) -> torch.memory_format:
     for layout in (torch.channels_last, torch.contiguous_format):
         if out.dim() == 4 and out.is_contiguous(memory_format=layout):
             return layout
-    raise ValueError(
+    raise KernelRefusal(
         "the fused convolution epilogue needs (B, C, H, W) without gaps, "
         f"not {tuple(out.shape)} with strides {out.stride()}"
     )
@@ -56,14 +58,14 @@ def _check(out: Tensor, bias: Tensor, residual: Tensor | None) -> None:
     fits = bias.shape == out.shape[1:2] and (residual is None or residual.shape == out.shape)
     if not fits or not all(one.is_floating_point() for one in given):
         described = ", ".join(f"{one.dtype} {tuple(one.shape)}" for one in given)
-        raise ValueError(
+        raise KernelRefusal(
             "the fused convolution epilogue needs floating (B, C, H, W), (C,) and (B, C, H, W), "
             f"not {described}"
         )
     if not 0 < out.numel() <= _MOST:
-        raise ValueError(f"the fused convolution epilogue needs 1 to {_MOST} values, not {out.numel()}")
+        raise KernelRefusal(f"the fused convolution epilogue needs 1 to {_MOST} values, not {out.numel()}")
     if len({one.device for one in given}) > 1:
-        raise ValueError("the fused convolution epilogue needs all tensors on one device")
+        raise KernelRefusal("the fused convolution epilogue needs all tensors on one device")
 
 
 @triton.jit

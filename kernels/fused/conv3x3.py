@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fastpeer.kernels.refusal import KernelRefusal
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -86,7 +88,7 @@ def convolution(
     Arguments and result are those of `fastpeer.kernels.conv3x3.convolution`, but for the weights.
 
     Raises:
-        ValueError: a shape, dtype or memory format does not fit: it takes channels-last images whose sides
+        KernelRefusal: a shape, dtype or memory format does not fit: it takes channels-last images whose sides
             are powers of two, in bfloat16 or float16, with multiples of 8 channels.
     """
     return _run(x, taps.forward, bias, residual, None, relu, tile or Tile())
@@ -105,7 +107,7 @@ def convolution_input_gradient(
     weights.
 
     Raises:
-        ValueError: see `convolution`.
+        KernelRefusal: see `convolution`.
     """
     return _run(gradient, taps.back, None, residual, mask, False, tile or Tile())
 
@@ -189,7 +191,7 @@ def _check(
 
 def _require(fulfilled: bool, what: str) -> None:
     if not fulfilled:
-        raise ValueError(f"the fused convolution needs {what}")
+        raise KernelRefusal(f"the fused convolution needs {what}")
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastpeer.kernels.counter_bits import signed
 from fastpeer.kernels.crop_and_flip import PADDING
 from fastpeer.kernels.fused.counter_bits import random_bits
+from fastpeer.kernels.refusal import KernelRefusal
 
 BLOCK = 1024
 # Blocks of an image are numbered by the grid's second axis, which ends here.
@@ -30,7 +31,7 @@ def crop_and_flip(dataset: Tensor, indices: Tensor, key: int | None, dtype: torc
         (B, 3, H, W) in [0, 1], channels-last.
 
     Raises:
-        ValueError: other dtypes or layouts, several devices, or images of more than 67 million numbers.
+        KernelRefusal: other dtypes or layouts, several devices, or images of more than 67 million numbers.
     """
     _check(dataset, indices, dtype)
     height, width, channels = dataset.shape[1:]
@@ -48,15 +49,15 @@ def crop_and_flip(dataset: Tensor, indices: Tensor, key: int | None, dtype: torc
 
 def _check(dataset: Tensor, indices: Tensor, dtype: torch.dtype) -> None:
     if dtype not in _TYPES:
-        raise ValueError(f"images become float32 or float64, not {dtype}")
+        raise KernelRefusal(f"images become float32 or float64, not {dtype}")
     if dataset.dtype != torch.uint8 or dataset.dim() != 4 or not dataset.is_contiguous():
-        raise ValueError("the data set must be uint8 (N, H, W, 3), contiguous")
+        raise KernelRefusal("the data set must be uint8 (N, H, W, 3), contiguous")
     if indices.dtype != torch.int64 or indices.dim() != 1 or not indices.is_contiguous():
-        raise ValueError("indices must be int64 (B,), contiguous")
+        raise KernelRefusal("indices must be int64 (B,), contiguous")
     if indices.device != dataset.device:
-        raise ValueError(f"indices on {indices.device}, data set on {dataset.device}")
+        raise KernelRefusal(f"indices on {indices.device}, data set on {dataset.device}")
     if dataset[:1].numel() > _LIMIT:
-        raise ValueError(f"images of more than {_LIMIT} numbers")
+        raise KernelRefusal(f"images of more than {_LIMIT} numbers")
 
 
 @triton.jit(do_not_specialize=["key"])

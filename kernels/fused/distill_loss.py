@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, LossResult, Term
 from fastpeer.kernels.fused.loss_kernel import Row, Table, loss_kernel
+from fastpeer.kernels.refusal import KernelRefusal
 
 MAX_FORWARDS, MAX_BATCH, MAX_CLASSES = 8, 4096, 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,7 +38,7 @@ def distill_loss(
         sample_weights: (B,) each, of any floating dtype.
 
     Raises:
-        ValueError: an argument is outside of these limits.
+        KernelRefusal: an argument is outside of these limits.
     """
     _check(logits, labels, terms, scale, sample_weights)
     logits = tuple(one.detach().contiguous() for one in logits)
@@ -164,4 +165,4 @@ def _check_numbers(term: Term, forwards: int, sample_weights: int) -> None:
 
 def _need(fulfilled: bool, what: str) -> None:
     if not fulfilled:
-        raise ValueError(f"the fused loss needs {what}")
+        raise KernelRefusal(f"the fused loss needs {what}")

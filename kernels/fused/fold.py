@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastpeer.kernels.fold import FoldedLayer, check_layer
+from fastpeer.kernels.refusal import KernelRefusal
 
 BLOCK = 1024
 _LIMIT = 2**31
@@ -31,7 +32,7 @@ class Fold:
         layers: all of them; their tensors are changed in place, never replaced.
 
     Raises:
-        ValueError: a layer's tensors do not fit together; a weight and its buffer are not laid out
+        KernelRefusal: a layer's tensors do not fit together; a weight and its buffer are not laid out
             alike, output channel after output channel without gaps; the layers lie on several
             devices; one has 2³¹ weights or more.
     """
@@ -42,7 +43,7 @@ class Fold:
             check_layer(layer)
             _check_layout(layer)
         if len({layer.folded_bias.device for layer in layers}) > 1:
-            raise ValueError("all layers must be on one device")
+            raise KernelRefusal("all layers must be on one device")
         self._addresses = [_addresses(layer) for layer in layers]
         grouped: dict[tuple[torch.dtype, ...], list[FoldedLayer]] = defaultdict(list)
         for layer in layers:
@@ -53,10 +54,10 @@ class Fold:
         """Write each layer's `folded_weight` and `folded_bias`.
 
         Raises:
-            ValueError: a tensor was moved to other memory, by `.data = …` or `.to(…)`.
+            KernelRefusal: a tensor was moved to other memory, by `.data = …` or `.to(…)`.
         """
         if self._addresses != [_addresses(layer) for layer in self.layers]:
-            raise ValueError("a layer's memory was replaced: build the fold anew")
+            raise KernelRefusal("a layer's memory was replaced: build the fold anew")
         for launch in self._launches:
             launch()
 
@@ -175,13 +176,13 @@ def _blocks(layer: FoldedLayer) -> Iterable[tuple[int, int]]:
 
 def _check_layout(layer: FoldedLayer) -> None:
     if not 0 < layer.folded_weight.numel() < _LIMIT:
-        raise ValueError("a layer has no weights, or 2^31 or more")
+        raise KernelRefusal("a layer has no weights, or 2^31 or more")
     of_channels = [one for one in (*layer.sources()[1:], layer.folded_bias) if one is not None]
     if not all(one.is_contiguous() for one in of_channels):
-        raise ValueError("biases, parameters and statistics of a BatchNorm must be contiguous")
+        raise KernelRefusal("biases, parameters and statistics of a BatchNorm must be contiguous")
     weights = [one for one in (layer.weight, layer.folded_weight) if one is not None]
     if len({_strides(one) for one in weights}) > 1 or not _channel_after_channel(layer.folded_weight):
-        raise ValueError(
+        raise KernelRefusal(
             "a weight and its buffer must have the same strides, with one output channel after another"
             f" and no gaps, not {' and '.join(str(one.stride()) for one in weights)}"
         )

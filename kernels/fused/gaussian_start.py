@@ -25,7 +25,7 @@ def gaussian_start(images: Tensor, std: float, key: Tensor, *, clamp: bool = Fal
         (B, C, H, W), of the dtype and in the memory format of `images`.
 
     Raises:
-        ValueError: another memory format, another dtype, or 2³¹ elements or more.
+        KernelRefusal: another memory format, another dtype, or 2³¹ elements or more.
     """
     return noisy(_gaussian_start, images, std, key, clamp)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastpeer.kernels.fused.softmax import softmax
 from fastpeer.kernels.fused.tile import check_logits, tile_of, tiling
+from fastpeer.kernels.refusal import KernelRefusal
 
 
 def moving_attack_gradient(
@@ -18,7 +19,7 @@ def moving_attack_gradient(
     is not contiguous is copied first.
 
     Raises:
-        ValueError: a shape or dtype does not fit, or there are more than 1024 classes.
+        KernelRefusal: a shape or dtype does not fit, or there are more than 1024 classes.
     """
     _check(logits, target_logits)
     batch, classes = logits.shape
@@ -38,7 +39,7 @@ def _check(logits: Tensor, target_logits: Tensor) -> None:
         check_logits(one, what)
     if logits.shape != target_logits.shape or logits.device != target_logits.device:
         both = [f"{tuple(one.shape)} on {one.device}" for one in (logits, target_logits)]
-        raise ValueError(f"{what} needs logits of one shape on one device, not {both[0]} and {both[1]}")
+        raise KernelRefusal(f"{what} needs logits of one shape on one device, not {both[0]} and {both[1]}")
 
 
 @triton.jit(do_not_specialize=["batch"])

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastpeer.kernels.refusal import KernelRefusal
+
 _BLOCK = 1024
 _MOST = (1 << 31) - _BLOCK
 """Pixels that the last block of can still be numbered in 32 bits."""
@@ -29,7 +31,7 @@ def pgd_update(
     converted first, which is a launch more.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit.
+        KernelRefusal: a shape, dtype or device does not fit.
     """
     _check(adversarial, gradient, images, nan_count)
     adversarial, gradient, images = _alike(adversarial.detach(), gradient.detach(), images.detach())
@@ -84,7 +86,7 @@ def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Ten
 
 def _need(fulfilled: bool, what: str) -> None:
     if not fulfilled:
-        raise ValueError(f"the fused attack step needs {what}")
+        raise KernelRefusal(f"the fused attack step needs {what}")
 
 
 @triton.jit

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastpeer.kernels.fused.counter_bits import random_bits
+from fastpeer.kernels.refusal import KernelRefusal
 
 BLOCK = 1024
 _LIMIT = 2**31
@@ -27,7 +28,7 @@ def noisy(kernel: Any, images: Tensor, amplitude: float, key: Tensor, clamp: boo
         (B, C, H, W), of the dtype and in the memory format of `images`.
 
     Raises:
-        ValueError: another memory format, another dtype, or 2³¹ elements or more.
+        KernelRefusal: another memory format, another dtype, or 2³¹ elements or more.
     """
     channels_last = _is_channels_last(images)
     _check_key(images, key)
@@ -48,19 +49,19 @@ def noisy(kernel: Any, images: Tensor, amplitude: float, key: Tensor, clamp: boo
 
 def _is_channels_last(images: Tensor) -> bool:
     if not images.is_floating_point():
-        raise ValueError(f"images must be of a floating dtype, not {images.dtype}")
+        raise KernelRefusal(f"images must be of a floating dtype, not {images.dtype}")
     if images.numel() >= _LIMIT:
-        raise ValueError("images have 2^31 elements or more")
+        raise KernelRefusal("images have 2^31 elements or more")
     if images.is_contiguous():
         return False
     if images.dim() != 4 or not images.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(f"images must be contiguous or channels-last, not of strides {images.stride()}")
+        raise KernelRefusal(f"images must be contiguous or channels-last, not of strides {images.stride()}")
     return True
 
 
 def _check_key(images: Tensor, key: Tensor) -> None:
     if key.dtype != torch.int64 or key.dim() != 0 or key.device != images.device:
-        raise ValueError("key must be one int64 number, of shape (), on the device of the images")
+        raise KernelRefusal("key must be one int64 number, of shape (), on the device of the images")
 
 
 @triton.jit

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastpeer.kernels.refusal import KernelRefusal
+
 MAX_CLASSES = 1024
 _TILE = 256
 """Logits of a warp, and in one program, where a row is not longer: eight for each thread."""
@@ -21,11 +23,11 @@ def check_logits(logits: Tensor, what: str) -> None:
     """Check that a kernel, called `what` in the message, can take logits.
 
     Raises:
-        ValueError: they are not floating and of shape (B, C), or have more than 1024 classes.
+        KernelRefusal: they are not floating and of shape (B, C), or have more than 1024 classes.
     """
     shape = tuple(logits.shape)
     if not logits.is_floating_point() or len(shape) != 2 or not 1 <= shape[1] <= MAX_CLASSES:
-        raise ValueError(
+        raise KernelRefusal(
             f"{what} needs floating logits (B, C) with at most {MAX_CLASSES} classes, "
             f"not {logits.dtype} {shape}"
         )

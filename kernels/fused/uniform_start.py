@@ -20,7 +20,7 @@ def uniform_start(images: Tensor, epsilon: float, key: Tensor, *, clamp: bool = 
         (B, C, H, W), of the dtype and in the memory format of `images`.
 
     Raises:
-        ValueError: another memory format, another dtype, or 2³¹ elements or more.
+        KernelRefusal: another memory format, another dtype, or 2³¹ elements or more.
     """
     return noisy(_uniform_start, images, epsilon, key, clamp)
 

@@ -24,11 +24,11 @@ from fastpeer.config import (
 )
 from fastpeer.config.differences import other_settings
 from fastpeer.config.recipes import load_recipe, parse_recipe, recipe_of_method
-from fastpeer.config.suggestions import nearest
 from fastpeer.config.toml import dump_recipe, setting_names
 from fastpeer.errors import UserError
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.methods.table import Reduction
+from fastpeer.suggestions import nearest
 
 positive = st.floats(1e-6, 1e6)
 any_float = st.floats(0, 1e300)

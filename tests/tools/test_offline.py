@@ -162,7 +162,8 @@ def test_a_whole_bundle_runs_the_first_stage_in_a_copied_tree(tmp_path):
             shutil.copy(ROOT / file, tree / file)
     shutil.copytree(out, tree / ".offline")
     words = (
-        "benchmarks/gpu_suite.py",
+        "-m",
+        "benchmarks.suite",
         "first",
         "--device",
         "cpu",

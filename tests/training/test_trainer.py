@@ -23,6 +23,7 @@ from fastpeer.config import (
 from fastpeer.data import beton
 from fastpeer.data.dataset import open_dataset
 from fastpeer.errors import UserError
+from fastpeer.kernels.refusal import KernelRefusal
 from fastpeer.methods.cat import Loss as CatLoss
 from fastpeer.methods.iad import Loss as IadLoss
 from fastpeer.methods.mtard import Loss as MtardLoss
@@ -302,7 +303,7 @@ def test_memory_that_runs_out_is_said_with_the_batch_size(trainer_for, tmp_path,
 def test_what_a_kernel_refuses_is_said_with_the_way_around(trainer_for, tmp_path, monkeypatch):
     trainer = trainer_for(tmp_path / "run")
     monkeypatch.setattr(trainer.step, "options", replace(trainer.step.options, kernels=True))
-    refusal = ValueError("the fused loss needs logits (B, C) with B from 1 to 4096")
+    refusal = KernelRefusal("the fused loss needs logits (B, C) with B from 1 to 4096")
     monkeypatch.setattr(STEP, raising(refusal))
     with pytest.raises(UserError, match=r"B from 1 to 4096; --engine.kernels off does without Triton"):
         trainer.train()
