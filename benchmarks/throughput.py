@@ -22,7 +22,7 @@ from benchmarks.speed.timeline import add_kernels
 from benchmarks.speed.timeline import table_of as timeline_of
 from benchmarks.speed.work import step_work
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import fastpeer
+from benchmarks.steps.fast import fast_step
 from benchmarks.steps.released import ReleasedCode
 from benchmarks.steps.variants import Build, Ready, case_panels, compare, literal, literal_amp, released_code
 from fastpeer.config import EngineConfig, Precision
@@ -105,7 +105,7 @@ def variants(arguments: Arguments) -> dict[str, Build]:
     if arguments.reference is not None:
         builds["the authors' code, fp32"] = released_code(ReleasedCode(arguments.reference))
     for precision in arguments.precisions:
-        builds[f"fastpeer, {precision}"] = fastpeer(precision, arguments.engine)
+        builds[f"fastpeer, {precision}"] = fast_step(precision, arguments.engine)
     return builds
 
 

@@ -1,4 +1,5 @@
 """The few formulas a training step evaluates again and again, each as a function on tensors.
 
-What stands here now is plain PyTorch on any device: the oracle for any faster implementation.
+Each module here is a formula in plain PyTorch, for any device: the oracle of the Triton kernel that has the
+same name in `fused/`. `choice.py` puts either kind together.
 """

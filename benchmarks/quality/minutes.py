@@ -28,7 +28,7 @@ from benchmarks.harness.timing import seconds_of
 from benchmarks.quality.images import Images, load_images
 from benchmarks.quality.training import Short, train_literally
 from benchmarks.steps.cases import Case
-from benchmarks.steps.fast import fastpeer
+from benchmarks.steps.fast import fast_step
 from benchmarks.steps.variants import literal
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision
 from fastpeer.config.recipes import load_recipe
@@ -128,7 +128,7 @@ def measured_rate(arguments: Arguments, device: torch.device) -> float:
     """Return the images/s of a few steps on random images; what is compiled here, the training finds done."""
     config = arguments.settings
     case = Case(config.model.student, "cifar10", config.train.batch_size)
-    build = literal if arguments.literal else fastpeer(config.precision, EngineConfig())
+    build = literal if arguments.literal else fast_step(config.precision, EngineConfig())
     built = build(case, device)
     steps = 30 if device.type == "cuda" else 1
     built.run(3 if device.type == "cuda" else 1)

@@ -17,7 +17,7 @@ from benchmarks.harness.record import Report, record
 from benchmarks.harness.table import missing, rates_table, show, spread
 from benchmarks.harness.timing import Rounds, paired_ratios
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import every_part, fastpeer
+from benchmarks.steps.fast import every_part, fast_step
 from benchmarks.steps.variants import AUTOCAST, Build, case_panels, compare, literal, literal_amp
 from fastpeer.config import EngineConfig, Precision
 from fastpeer.errors import UserError
@@ -75,13 +75,13 @@ def ladder(arguments: Arguments) -> dict[str, Build]:
     rungs: dict[str, Build] = {
         "released step, fp32": literal,
         f"released step, {precision} AMP": literal_amp(precision),
-        f"fastpeer, {precision}, every part off": fastpeer(precision, every_part("off")),
+        f"fastpeer, {precision}, every part off": fast_step(precision, every_part("off")),
     }
     if precision not in AUTOCAST:
         del rungs[f"released step, {precision} AMP"]
     for number, part in enumerate(arguments.parts):
         engine = every_part("off", *arguments.parts[: number + 1])
-        rungs[f"+ {part}"] = fastpeer(precision, engine, needs=part)
+        rungs[f"+ {part}"] = fast_step(precision, engine, needs=part)
     return rungs
 
 
@@ -105,19 +105,19 @@ def pair(part: str, usable: list[str], precision: Precision) -> dict[str, Build]
     full = [one for one in usable if one != "streams"]
     if part == "streams":
         return {
-            "+ streams": fastpeer(precision, every_part("off", *full, "streams"), needs="streams"),
-            FULL: fastpeer(precision, every_part("off", *full)),
+            "+ streams": fast_step(precision, every_part("off", *full, "streams"), needs="streams"),
+            FULL: fast_step(precision, every_part("off", *full)),
         }
     rest = [one for one in full if one != part]
     if part != "fold" or "chain" not in full:
         return {
-            FULL: fastpeer(precision, every_part("off", *full)),
-            f"without {part}": fastpeer(precision, every_part("off", *rest)),
+            FULL: fast_step(precision, every_part("off", *full)),
+            f"without {part}": fast_step(precision, every_part("off", *rest)),
         }
     bare = [one for one in rest if one != "chain"]
     return {
-        "without chain": fastpeer(precision, every_part("off", *bare, "fold")),
-        "without fold, chain": fastpeer(precision, every_part("off", *bare)),
+        "without chain": fast_step(precision, every_part("off", *bare, "fold")),
+        "without fold, chain": fast_step(precision, every_part("off", *bare)),
     }
 
 

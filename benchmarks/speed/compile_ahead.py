@@ -18,7 +18,7 @@ from benchmarks.harness.record import Report, counted
 from benchmarks.harness.table import missing, show
 from benchmarks.harness.timing import seconds_of
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import fastpeer
+from benchmarks.steps.fast import fast_step
 from benchmarks.steps.variants import GIBIBYTE
 from fastpeer.config import EngineConfig, Precision
 from fastpeer.errors import one_line
@@ -60,7 +60,7 @@ def build(case: Case, arguments: Arguments, device: torch.device, report: Report
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    built = fastpeer(arguments.precision, arguments.engine)(case, device)
+    built = fast_step(arguments.precision, arguments.engine)(case, device)
     built.run(1)
     if cuda:
         torch.cuda.synchronize(device)

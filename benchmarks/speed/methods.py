@@ -15,7 +15,7 @@ from benchmarks.harness.program import start
 from benchmarks.harness.record import Record, Report
 from benchmarks.harness.table import missing, rates_table, show
 from benchmarks.steps.cases import Case, cases, measured_methods
-from benchmarks.steps.fast import fastpeer
+from benchmarks.steps.fast import fast_step
 from benchmarks.steps.variants import Build, compare, literal, literal_amp
 from fastpeer.config import EngineConfig, Precision
 
@@ -67,7 +67,7 @@ def variants(arguments: Arguments) -> dict[str, Build]:
     """Return what is compared, the base of all ratios first."""
     builds: dict[str, Build] = {FIRST: literal, AMP: literal_amp("bf16")}
     for precision in arguments.precisions:
-        builds[f"fastpeer, {precision}"] = fastpeer(precision, arguments.engine)
+        builds[f"fastpeer, {precision}"] = fast_step(precision, arguments.engine)
     return builds
 
 

@@ -20,7 +20,7 @@ from benchmarks.harness.record import Report, counted, record
 from benchmarks.harness.table import missing, show
 from benchmarks.harness.timing import alternate
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import fastpeer
+from benchmarks.steps.fast import fast_step
 from benchmarks.steps.variants import Build, Ready, build_all
 from fastpeer.config import EngineConfig, Precision
 
@@ -71,10 +71,10 @@ def main(arguments: Arguments) -> None:
 def builds(arguments: Arguments) -> dict[str, Build]:
     """Return the steps that are profiled."""
     precision, engine = arguments.precision, arguments.engine
-    found = {"as set": fastpeer(precision, engine)}
+    found = {"as set": fast_step(precision, engine)}
     if arguments.others:
-        found["without a CUDA graph"] = fastpeer(precision, replace(engine, graph="off"))
-        found["on two streams"] = fastpeer(precision, replace(engine, streams="on"), needs="streams")
+        found["without a CUDA graph"] = fast_step(precision, replace(engine, graph="off"))
+        found["on two streams"] = fast_step(precision, replace(engine, streams="on"), needs="streams")
     return found
 
 

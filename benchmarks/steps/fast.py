@@ -20,7 +20,7 @@ LONGEST_COMPILE = 150.0
 """Seconds that a function may take to compile here: lest one eats up what all are to be measured in."""
 
 
-def fastpeer(precision: Precision, engine: EngineConfig, needs: str = "") -> Build:
+def fast_step(precision: Precision, engine: EngineConfig, needs: str = "") -> Build:
     """Return fastpeer's step with the given parts.
 
     Args:

@@ -110,6 +110,7 @@ class Forwards:
         self.device = next(networks["student"].parameters()).device
         names = dict.fromkeys(forward.network for forward in forwards)
         unsplit = [name for name in names if not split_batchnorms(networks[name])]
+        self._double_backward = options.double_backward
         self.passes = group(forwards, differentiated, options.merge, unsplit)
         # Compiled as one region, peer and student share a schedule; on two streams they cannot.
         networks_passes = _by_network(self.passes) if options.streams else [self.passes]
@@ -162,7 +163,7 @@ class Forwards:
             return tuple(logits for one in passes for logits in self._logits(one, inputs))
 
         if passes[0].alone:
-            return cheap_double_backward()(run)
+            return cheap_double_backward()(run) if self._double_backward else run
         names = " and ".join(dict.fromkeys(one.network for one in passes))
         return run if compiler is None else compiler(run, f"training {names}")
 

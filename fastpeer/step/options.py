@@ -39,6 +39,7 @@ class Options:
     graph: bool = False
     kernels: bool = False
     streams: bool = False
+    double_backward: bool = False
     choices: tuple[tuple[str, Choice], ...] = ()
     """By part."""
 
@@ -66,10 +67,11 @@ class Options:
         """Why each part is used or not."""
         return {name: choice.reason for name, choice in self.choices}
 
-    def describe(self) -> list[str]:
+    def describe(self, differentiates_twice: bool = False) -> list[str]:
         """Say in a line or two what is used, by which measurement, and what is not."""
-        used = [(name, choice) for name, choice in self.choices if choice.used]
-        unused = [f"{name} ({choice.reason})" for name, choice in self.choices if not choice.used]
+        choices = [one for one in self.choices if one[0] != "double_backward" or differentiates_twice]
+        used = [(name, choice) for name, choice in choices if choice.used]
+        unused = [f"{name} ({choice.reason})" for name, choice in choices if not choice.used]
         lines = [f"engine: {', '.join(name for name, _ in used) or 'no fast part'}{_basis(used)}"]
         return [*lines, f"engine, not used: {'; '.join(unused)}"] if unused else lines
 

@@ -1,6 +1,7 @@
 """What networks say in eval mode: the targets of attacks, and the logits of frozen teachers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -36,15 +37,15 @@ class Predictions:
         for victim in self.victims.values():
             victim.refresh()
 
-    def begin(self) -> None:
-        """Begin a step: take up the weights that trained networks have now."""
-        self._known.clear()
+    @contextmanager
+    def of_one_step(self) -> Iterator[None]:
+        """Take up the weights that trained networks have now; let go of the logits at the end."""
         for victim in self._moving:
             victim.refresh()
-
-    def end(self) -> None:
-        """Let go of the step's logits."""
-        self._known.clear()
+        try:
+            yield
+        finally:
+            self._known.clear()
 
     def logits(self, forward: Forward, images: Tensor) -> Tensor:
         """Return the logits (B, C) of a forward's network on its images."""

@@ -111,7 +111,7 @@ class TrainingStep:
             f"engine: the {victim} is attacked in train mode, unfolded (--attack.batchnorm eval folds it)"
             for victim in live
         ]
-        described = [*self.options.describe(), *(lines if self.options.fold else [])]
+        described = [*self.options.describe(self.differentiates_twice), *(lines if self.options.fold else [])]
         if self.device.type == "cpu" and self.format.autocast is not None:
             described += emulated(self.format.autocast)
         return described
@@ -143,7 +143,6 @@ class TrainingStep:
     def release(self) -> None:
         """Give back what recorded steps and gradients hold; from here on, steps run uncaptured."""
         self._program = self.run
-        self.predictions.end()
         self.optimizer.zero_grad(set_to_none=True)
 
     def keep(self) -> Callable[[], None]:
@@ -156,33 +155,45 @@ class TrainingStep:
     def run(self, images: Tensor, labels: Tensor) -> StepResult:
         """Run the step as a program of tensors: all that a CUDA graph captures."""
         nan_gradients = torch.zeros(1, dtype=torch.int64, device=self.device)
-        inputs = {"clean": images, **self.adversarial(images, labels, nan_gradients)}
-        if self._twice:
-            inputs["clean"] = images.detach().requires_grad_()
-        logits = [*self.forwards.run(inputs), *self._frozen(inputs)]
-        moving = self.balance.update(logits)
         scale = self.scaler.scale(torch.ones((), device=self.device))
-        losses, gradients, correct = self.kernels.distill_loss(
-            logits, labels, self.table.terms, scale, self.table.sample_weights(logits, labels, moving)
-        )
-        distances = self._distances(logits, inputs, labels)
-        self._descend([*logits, *distances], [*gradients, *(scale.to(one.dtype) for one in distances)])
-        self._go_on(inputs)
+        with self.predictions.of_one_step():
+            inputs = {"clean": images, **self._perturb(images, labels, nan_gradients)}
+            losses, correct = self._learn(inputs, labels, scale)
+        with torch.no_grad():
+            # For BatchNorm's statistics alone.
+            self.afterwards.run(inputs)
         skipped = self.scaler.scale(torch.ones((), device=self.device)) < scale
-        values = torch.cat([losses, *(one.detach().view(1).to(losses.dtype) for one in distances)])
-        return StepResult(values, correct, nan_gradients, skipped.long().view(1))
+        return StepResult(losses, correct, nan_gradients, skipped.long().view(1))
 
     def adversarial(
         self, images: Tensor, labels: Tensor, nan_count: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Begin a step: return the images (B, 3, H, W) that each attack makes, by their name in the table."""
-        self.predictions.begin()
+        """Return the images (B, 3, H, W) that each attack makes, by its name in the table; nothing learns."""
+        with self.predictions.of_one_step():
+            return self._perturb(images, labels, nan_count)
+
+    def _perturb(self, images: Tensor, labels: Tensor, nan_count: Tensor | None) -> dict[str, Tensor]:
         return {
             name: adversary.perturb(
                 images, labels, step_key(self._noise[name], self._number), self.predictions.logits, nan_count
             )
             for name, adversary in self.adversaries.items()
         }
+
+    def _learn(self, inputs: dict[str, Tensor], labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Go forward, back, and one step down; return each term's value and each forward's correct ones."""
+        if self._twice:
+            inputs["clean"] = inputs["clean"].detach().requires_grad_()
+        logits = [*self.forwards.run(inputs), *self._frozen(inputs)]
+        moving = self.balance.update(logits)
+        # The gradients come with the values: what autograd has left to do begins at the logits.
+        losses, gradients, correct = self.kernels.distill_loss(
+            logits, labels, self.table.terms, scale, self.table.sample_weights(logits, labels, moving)
+        )
+        distances = self._distances(logits, inputs, labels)
+        self._descend([*logits, *distances], [*gradients, *(scale.to(one.dtype) for one in distances)])
+        values = torch.cat([losses, *(one.detach().view(1).to(losses.dtype) for one in distances)])
+        return values, correct
 
     def _frozen(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Return what the teachers say."""
@@ -211,13 +222,6 @@ class TrainingStep:
         torch.autograd.backward(roots, seeds, inputs=self._weights if self._twice else None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-
-    @torch.no_grad()
-    def _go_on(self, inputs: Mapping[str, Tensor]) -> None:
-        """Run what the table has after the update; let go of the step's logits."""
-        self.predictions.end()
-        if self.afterwards.order:
-            self.afterwards.run(inputs)
 
     def _adversaries(self) -> dict[str, Adversary]:
         return {

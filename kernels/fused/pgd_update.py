@@ -8,9 +8,9 @@ from torch import Tensor
 from fastpeer.kernels.refusal import KernelRefusal
 
 _BLOCK = 1024
-_MOST = (1 << 31) - _BLOCK
-"""Pixels that the last block of can still be numbered in 32 bits."""
 """Pixels of a program: eight for each thread, so that float32 moves in 16 bytes at a time."""
+_MOST = (1 << 31) - _BLOCK
+"""The most pixels of which those of the last block can still be numbered in 32 bits."""
 _ITERATES = (torch.float32, torch.float64)
 
 

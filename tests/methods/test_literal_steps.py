@@ -28,8 +28,8 @@ from fastpeer.step.step import TrainingStep
 
 STEPS = 3
 BATCH = 4
-OFF = EngineConfig(fold="off", chain="off", merge="off", compile="off")
-ON = EngineConfig(fold="on", chain="on", merge="on", compile="off")
+OFF = EngineConfig(fold="off", chain="off", merge="off", compile="off", double_backward="off")
+ON = EngineConfig(fold="on", chain="on", merge="on", compile="off", double_backward="on")
 
 
 @dataclass(frozen=True)

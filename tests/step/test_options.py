@@ -10,7 +10,8 @@ from fastpeer.step.measured import Device, Gain, Workload
 from fastpeer.step.options import Options, choose_options, options_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-PARTS = [field.name for field in fields(EngineConfig)]
+# But for what only KDIGA has.
+PARTS = [field.name for field in fields(EngineConfig) if field.name != "double_backward"]
 
 
 def options(device=CPU, precision="bf16", **switches):
