@@ -11,7 +11,6 @@ import pytest
 from cli_files import results, weights
 
 from fastpeer.evaluation import accuracy
-from fastpeer.evaluation import attacks as evaluation_attacks
 
 KINDS = ["last", "swa", "best", "best-swa"]
 
@@ -228,7 +227,7 @@ def test_damaged_results_are_found_before_the_attacks(
     def attack(*_: object, **__: object) -> None:
         pytest.fail("the attacks were run, and their results will be lost")
 
-    monkeypatch.setattr(evaluation_attacks, "Evaluator", attack)
+    monkeypatch.setattr(accuracy, "Evaluator", attack)
     (finished / "results.json").write_text(content, "utf-8")
     fastpeer("eval --attacks clean", finished).refused("results.json")
     assert (finished / "results.json").read_text("utf-8") == content
@@ -247,7 +246,7 @@ def test_what_was_found_before_an_interrupt_is_kept(
             raise KeyboardInterrupt
         return whole(*arguments, **named)
 
-    monkeypatch.setattr(evaluation_attacks, "Evaluator", interrupted)
+    monkeypatch.setattr(accuracy, "Evaluator", interrupted)
     outcome = fastpeer("eval --checkpoints last --attacks clean,pgd1", finished)
     assert outcome.code == 130
     outcome.refused()

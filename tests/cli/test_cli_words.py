@@ -61,7 +61,7 @@ def test_help_comes_at_once() -> None:
 )
 def test_torch_is_not_loaded_for_what_needs_none(words: list[str], code: int) -> None:
     program = (
-        "import sys; from fastpeer.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from fastpeer.cli.main import main; code = main(sys.argv[1:]);"
         " heavy = {'torch', 'ffcv', 'numba', 'scipy'} & set(sys.modules);"
         " assert not heavy, heavy; sys.exit(code)"
     )

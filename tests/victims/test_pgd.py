@@ -62,7 +62,7 @@ def test_no_steps_return_the_start(networks, batch):
 
 
 def test_weights_get_no_gradient(networks, batch):
-    label_pgd(victim(networks[0]), KERNELS, **ATTACK, steps=2, seed=0)(batch, 0)
+    label_pgd(victim(networks[0]), KERNELS, **ATTACK, steps=2, seed=0).perturb(batch, 0)
     assert all(weight.grad is None and weight.requires_grad for weight in networks[0].parameters())
 
 
@@ -98,7 +98,7 @@ def test_fgsm_is_one_step_of_epsilon_from_the_image(networks, batch):
     network, leaf = networks[0].eval(), batch.images.clone().requires_grad_()
     nn.functional.cross_entropy(network(leaf), batch.labels).backward()
     expected, _ = pgd_update(batch.images, leaf.grad, batch.images, 0.03, 0.03)
-    assert torch.equal(fgsm(victim(network), KERNELS, 0.03)(batch, 0), expected)
+    assert torch.equal(fgsm(victim(network), KERNELS, 0.03).perturb(batch, 0), expected)
 
 
 def test_predictions_are_made_in_eval_mode_for_every_image_of_every_batch(networks, batch):

@@ -200,9 +200,9 @@ def test_what_is_not_contiguous_is_copied(device):
 
 
 def test_results_repeat_to_the_last_bit_whatever_ran_before(device):
-    batch, terms = random_batch(0, 128, 10).to(device).to(torch.float32), EVERYTHING[:4]
+    batch, terms = random_batch(0, 48, 10).to(device).to(torch.float32), EVERYTHING[:4]
     first = evaluate(distill_loss, batch, terms)
-    for size in (1, 77, 128):
+    for size in (1, 29, 48):
         evaluate(distill_loss, random_batch(1, size, 10).to(device).to(torch.float32), terms)
         torch.testing.assert_close(evaluate(distill_loss, batch, terms), first, rtol=0, atol=0)
 
