@@ -17,7 +17,10 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 VITAL = ("import fastpeer.training.trainer", "device")
 PACKAGES = (
@@ -195,23 +198,8 @@ def captured() -> str:
 
     from fastpeer.step.graph import CudaRecorder
 
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3)
-    ).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
     rate = torch.tensor(0.1, device="cuda")
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.0, fused=True)
-    optimizer.param_groups[0]["lr"] = rate
-    images = torch.rand(8, 3, 16, 16, device="cuda").contiguous(memory_format=torch.channels_last)
-
-    def step() -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = network(images).float().square().mean()
-        loss.backward()
-        optimizer.step()
-        detached: torch.Tensor = loss.detach()
-        return detached
-
+    step = small_step(rate)
     recorder = CudaRecorder(torch.device("cuda"))
     recorder.warm_up(step)
     loss, replay = recorder.record(step)
@@ -226,6 +214,29 @@ def captured() -> str:
     if losses != sorted(losses, reverse=True) or still[0] != still[1]:
         raise AssertionError(f"losses {losses}, then at a rate of 0 {still}")
     return f"{losses[0]:.4f} to {losses[-1]:.4f}"
+
+
+def small_step(rate: "torch.Tensor") -> "Callable[[], torch.Tensor]":
+    """Return the training step of a small network, which returns its loss; `rate` is its learning rate."""
+    import torch
+
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3)
+    ).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.0, fused=True)
+    optimizer.param_groups[0]["lr"] = rate
+    images = torch.rand(8, 3, 16, 16, device="cuda").contiguous(memory_format=torch.channels_last)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = network(images).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        detached: torch.Tensor = loss.detach()
+        return detached
+
+    return step
 
 
 def compiled() -> str:

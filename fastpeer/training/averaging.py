@@ -1,10 +1,11 @@
 """Stochastic weight averaging (Izmailov et al. 2018), as PeerAiD's released code does it."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastpeer.data.stream import Batch
 from fastpeer.step.precision import NumberFormat
@@ -56,30 +57,30 @@ class AveragedStudent:
         Each batch enters with the weight that makes the result the mean over all samples so far.
         """
         norms = [norm for norm in batchnorms(self.network) if norm.running_mean is not None]
-        statistics = [
-            one for norm in norms for one in (norm.running_mean, norm.running_var) if one is not None
-        ]
-        if not statistics:
-            self.measured = True
-            return
+        if norms:
+            self.measured = False
+            self.network.train()
+            with momenta_restored(norms):
+                for norm in norms:
+                    norm.reset_running_stats()
+                    # After a batch, the running statistics are its own.
+                    norm.momentum = 1.0
+                self._measure(norms, batches)
+        self.measured = True
+
+    def _measure(self, norms: Sequence[_BatchNorm], batches: Iterable[Batch]) -> None:
+        pairs = [(norm.running_mean, norm.running_var) for norm in norms]
+        statistics = [one for pair in pairs for one in pair if one is not None]
         means = [torch.zeros_like(one) for one in statistics]
         seen = count = 0
-        self.measured = False
-        self.network.train()
-        with momenta_restored(norms):
-            for norm in norms:
-                norm.reset_running_stats()
-                # After a batch, the running statistics are its own.
-                norm.momentum = 1.0
-            for batch in batches:
-                seen, count = seen + len(batch.images), count + 1
-                self._run(batch.images)
-                torch._foreach_lerp_(means, statistics, len(batch.images) / seen)
+        for batch in batches:
+            seen, count = seen + len(batch.images), count + 1
+            self._run(batch.images)
+            torch._foreach_lerp_(means, statistics, len(batch.images) / seen)
         torch._foreach_copy_(statistics, means)
         for norm in norms:
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.fill_(count)
-        self.measured = True
 
     def _forward(self, images: Tensor) -> Tensor:
         with self._format.autocasting(images.device):
