@@ -50,7 +50,13 @@ def test_all_methods_are_measured():
     assert {*method_names(), "kdiga-ard"} == set(measured_methods())
 
 
-@pytest.mark.parametrize("name", measured_methods())
+EACH_MAKE = ("peeraid", "rslad", "ard", "adaad", "mtard", "cat", "kdiga-ard")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=() if one in EACH_MAKE else pytest.mark.soak) for one in measured_methods()],
+)
 def test_every_method_runs_a_step_in_each_form(name):
     case = Case("resnet8", "cifar10", 2, name)
     builds = methods.variants(methods.Arguments(precisions=("bf16", "fp32"), engine=NO_COMPILE))
@@ -61,7 +67,7 @@ def test_every_method_runs_a_step_in_each_form(name):
         assert built.obstacle() == ""
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "tiny"])
+@pytest.mark.parametrize("dataset", ["cifar10", pytest.param("cifar100", marks=pytest.mark.soak), "tiny"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_both_have_the_same_settings(name, dataset, monkeypatch):
     """Without attacks, whose noise differs, a step does the same."""

@@ -102,7 +102,7 @@ def test_handlers_are_put_back(fastpeer, tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGKILL])
 def test_a_real_process(fastpeer, workshop: Path, tmp_path: Path, number: signal.Signals) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     words = ["tiny.toml", "--train.epochs", "1000", "--log.every", "1"]

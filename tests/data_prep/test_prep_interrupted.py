@@ -49,7 +49,7 @@ def start(out: Path, limit: int = 0) -> subprocess.Popen[str]:
 
 
 @pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
+@pytest.mark.parametrize("send", [pytest.param(os.kill, marks=pytest.mark.soak), os.killpg])
 def test_ctrl_c(tmp_path: Path, send: Callable[[int, int], None]) -> None:
     process = start(tmp_path / "out")
     assert process.stdout is not None
@@ -76,7 +76,7 @@ def test_killed_parent_takes_the_writer_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize("leader", [False, True])
+@pytest.mark.parametrize("leader", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_killed_writer(tmp_path: Path, leader: bool) -> None:
     def kill(stage: str, done: int, total: int) -> None:
         for child in Path("/proc").glob("[0-9]*"):

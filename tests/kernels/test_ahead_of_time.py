@@ -20,7 +20,9 @@ KERNELS = {
     for file in sorted((Path(__file__).parent / "ahead_of_time").glob("*.py"))
 }
 LAUNCHES = {
-    f"{name}-{case}-{capability}": (launch, capability)
+    f"{name}-{case}-{capability}": pytest.param(
+        launch, capability, marks=pytest.mark.soak if capability == 100 else ()
+    )
     for name, kernel in KERNELS.items()
     for case, launch in kernel.CASES.items()
     for capability in getattr(kernel, "CAPABILITIES", (80, 90, 100))

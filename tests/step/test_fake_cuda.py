@@ -71,7 +71,7 @@ def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss
 @pytest.mark.usefixtures("_fake")
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", ["resnet8", "wideresnet10x2"])
+@pytest.mark.parametrize("name", ["resnet8", pytest.param("wideresnet10x2", marks=pytest.mark.soak)])
 def test_every_engine_and_precision_can_be_traced(name, precision, engine):
     result = step_on(name, engine, precision)
     assert {one.device.type for one in result} == {"cuda"}

@@ -61,7 +61,7 @@ def initial(model, folder):
     return {role: network.double() for role, network in networks.items()}
 
 
-@pytest.mark.parametrize("model", ["resnet8", "wideresnet10x1"])
+@pytest.mark.parametrize("model", ["resnet8", pytest.param("wideresnet10x1", marks=pytest.mark.soak)])
 def test_two_epochs_of_the_commands_equal_the_literal_ones(model, images, tmp_path):
     expected = initial(model, tmp_path)
     recipe = tmp_path / "recipe.toml"

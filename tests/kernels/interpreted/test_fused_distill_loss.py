@@ -44,7 +44,7 @@ def test_published_settings(device, setting, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.soak), 5])
 @pytest.mark.parametrize("classes", [2, 3, 10, 100, 200, 257, 1000])
 def test_every_kind_of_term_for_any_number_of_classes(device, classes, size, dtype):
     assert_as_exact_as_pytorch(random_batch(classes, size, classes).to(dtype).to(device), EVERYTHING)
