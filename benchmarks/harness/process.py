@@ -4,11 +4,14 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from fastpeer.errors import UserError
 
 GRACE = 5.0
 """Seconds between the polite and the other way of ending a process."""
@@ -32,6 +35,11 @@ class Ended:
     reason: str = ""
     output: str = ""
 
+    def refuse_unless_done(self) -> None:
+        """Raise UserError with the reason and the last line, unless the command is done."""
+        if self.state != "done":
+            raise UserError(" ".join([self.reason, *self.output.splitlines()[-1:]]))
+
 
 def run_limited(command: Sequence[str], folder: Path, seconds: float, log: Path) -> Ended:
     """Run a command in a folder for at most `seconds`; its output is appended to a log."""
@@ -42,6 +50,11 @@ def run_limited(command: Sequence[str], folder: Path, seconds: float, log: Path)
         state, reason = _waited(started(command, folder, file), seconds)
     output = log.read_bytes()[place:].decode("utf-8", "replace").strip()
     return Ended(state, time.perf_counter() - began, reason, output)
+
+
+def run_fastpeer(words: Sequence[str], seconds: float, log: Path) -> Ended:
+    """Run `fastpeer` with some words, in the current folder."""
+    return run_limited([sys.executable, "-m", "fastpeer", *words], Path.cwd(), seconds, log)
 
 
 def started(

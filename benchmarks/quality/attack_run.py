@@ -3,18 +3,16 @@
 python -m benchmarks.quality.attack_run runs/cifar10-resnet18 --attacks aa --examples 1000
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from benchmarks.harness.arguments import Common
-from benchmarks.harness.process import run_limited
+from benchmarks.harness.process import run_fastpeer
 from benchmarks.harness.program import start
 from benchmarks.harness.record import Report, counted
 from benchmarks.harness.table import show
-from fastpeer.errors import UserError
 from fastpeer.evaluation.results import read_results
 
 
@@ -38,10 +36,9 @@ def main(arguments: Arguments) -> None:
     words = ["eval", str(arguments.run), "--attacks", arguments.attacks, "--checkpoints", "last"]
     words += ["--examples", str(arguments.examples), "--device", arguments.chosen_device().type]
     log = arguments.run.with_name(f"{arguments.run.name}-attacked.log")
-    ended = run_limited([sys.executable, "-m", "fastpeer", *words], Path.cwd(), arguments.seconds, log)
+    ended = run_fastpeer(words, arguments.seconds, log)
     show(ended.output)
-    if ended.state != "done":
-        raise UserError(" ".join([ended.reason, *ended.output.splitlines()[-1:]]))
+    ended.refuse_unless_done()
     for result in read_results(arguments.run / "results.json"):
         if result.attack in arguments.attacks.split(","):
             labels = {"images": result.images, "seconds": result.seconds}

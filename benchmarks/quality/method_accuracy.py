@@ -5,14 +5,13 @@ python -m benchmarks.quality.method_accuracy --data data/cifar10 --out /tmp/meth
 Runs the commands that a user would type, and reads what they leave in the runs' folders.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from benchmarks.harness.arguments import Common
-from benchmarks.harness.process import run_limited
+from benchmarks.harness.process import run_fastpeer
 from benchmarks.harness.program import start
 from benchmarks.harness.record import Report, counted
 from benchmarks.harness.table import missing, show
@@ -169,8 +168,7 @@ def command(words: list[str], arguments: Arguments) -> None:
     Raises:
         UserError: it failed, with its last line.
     """
-    whole = [sys.executable, "-m", "fastpeer", *words]
-    ended = run_limited(whole, Path.cwd(), arguments.limit, arguments.out / "log.txt")
+    ended = run_fastpeer(words, arguments.limit, arguments.out / "log.txt")
     if ended.state != "done":
         raise UserError((ended.output.splitlines() or [ended.reason])[-1])
 

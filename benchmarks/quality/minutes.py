@@ -8,7 +8,6 @@ rate falls at the same fractions of them as in the recipe. The student is then a
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.harness.arguments import Common
-from benchmarks.harness.process import run_limited
+from benchmarks.harness.process import run_fastpeer
 from benchmarks.harness.program import start
 from benchmarks.harness.record import Report, counted
 from benchmarks.harness.table import show
@@ -33,7 +32,6 @@ from benchmarks.steps.variants import literal
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision
 from fastpeer.config.recipes import load_recipe
 from fastpeer.data.dataset import PreparedDataset, open_dataset
-from fastpeer.errors import UserError
 from fastpeer.evaluation.results import read_results
 from fastpeer.models.weights import save_weights
 
@@ -208,11 +206,9 @@ def command(words: list[str], arguments: Arguments, seconds: float) -> None:
     Raises:
         UserError: it failed.
     """
-    whole = [sys.executable, "-m", "fastpeer", *words]
-    ended = run_limited(whole, Path.cwd(), seconds, arguments.work / f"{arguments.run.name}.log")
+    ended = run_fastpeer(words, seconds, arguments.work / f"{arguments.run.name}.log")
     show(ended.output)
-    if ended.state != "done":
-        raise UserError(" ".join([ended.reason, *ended.output.splitlines()[-1:]]))
+    ended.refuse_unless_done()
 
 
 def add_curves(arguments: Arguments, report: Report) -> None:

@@ -4,7 +4,6 @@ python -m benchmarks.quality.prepare_images --images cifar10-jpeg.tar.xz --work 
 """
 
 import shutil
-import sys
 import tarfile
 import time
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.process import run_limited
+from benchmarks.harness.process import run_fastpeer
 from benchmarks.harness.program import start
 from benchmarks.harness.record import Report, counted, read_json, write_json
 from benchmarks.harness.table import show
@@ -94,9 +93,7 @@ def prepare(images: Path, data: Path, arguments: Arguments) -> None:
     """
     words = ["prep", "--dataset", "folder", "--source", str(images), "--out", str(data), "--force"]
     log = arguments.work / "prepare.log"
-    ended = run_limited([sys.executable, "-m", "fastpeer", *words], Path.cwd(), arguments.seconds, log)
-    if ended.state != "done":
-        raise UserError(" ".join([ended.reason, *ended.output.splitlines()[-1:]]))
+    run_fastpeer(words, arguments.seconds, log).refuse_unless_done()
 
 
 if __name__ == "__main__":

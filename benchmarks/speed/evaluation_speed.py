@@ -4,13 +4,11 @@ python -m benchmarks.speed.evaluation_speed --models resnet18 --batch-sizes 256
 Networks have random weights and the statistics of random images: an attack costs the same on any.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.harness.arguments import Timed
 from benchmarks.harness.flags import Flags
@@ -26,7 +24,6 @@ from fastpeer.config import EngineConfig
 from fastpeer.device import placed
 from fastpeer.evaluation.accuracy import Evaluator, evaluation_options
 from fastpeer.evaluation.attacks import label_pgd
-from fastpeer.step.graph import captured
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import choose_options, unheard
 from fastpeer.step.precision import number_format
@@ -82,7 +79,9 @@ def attack(steps: int, engine: EngineConfig | None, search: bool) -> Build:
         victim.refresh()
         pgd = label_pgd(victim, victim_factory.kernels, 8 / 255, 2 / 255, steps, seed=0)
         evaluator = Evaluator(
-            {"it": network}, pgd, nullcontext, recorder(device) if options.graph else as_it_is
+            {"it": network},
+            pgd,
+            record=lambda function: options.recorded(function, device, unheard, "the evaluation"),
         )
         batches = random_batches(case, device, torch.channels_last, count=2)
 
@@ -93,16 +92,6 @@ def attack(steps: int, engine: EngineConfig | None, search: bool) -> Build:
         return Built(run, notes=lambda: {"plan": options.describe()})
 
     return build
-
-
-def recorder(device: torch.device) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Return what captures a function."""
-    return lambda function: captured(function, device, unheard, "the evaluation")
-
-
-def as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the function."""
-    return function
 
 
 def table_of(case: Case, report: Report) -> Table:

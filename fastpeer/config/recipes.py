@@ -1,6 +1,5 @@
 """Recipes: a training's settings as TOML, shipped by name or written by hand."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
@@ -12,11 +11,6 @@ from fastpeer.config.toml import read_table, structure
 from fastpeer.errors import UserError, one_line
 from fastpeer.methods import default_loss
 from fastpeer.suggestions import nearest
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 DEFAULT_RECIPE = "tiny-resnet18"
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch
 from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, LabelAttack, build_attack
-from fastpeer.step.graph import captured
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import Options, choose_options, unheard
 from fastpeer.step.precision import number_format
@@ -89,9 +88,13 @@ def right_under_attack(
     """
     if name == AUTOATTACK:
         return _autoattack(network, batches, settings, progress)
-    evaluator = Evaluator(
-        {"it": network}, _attack(name, network, settings), record=_recorder(network, settings.options)
-    )
+    device = next(network.parameters()).device
+
+    def record(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        # What cannot be captured runs with the same result: nothing to say.
+        return settings.options.recorded(function, device, unheard, "the evaluation")
+
+    evaluator = Evaluator({"it": network}, _attack(name, network, settings), record=record)
     with _searching_for_algorithms():
         return evaluator.correct(_counted(batches, progress))["it"]
 
@@ -105,14 +108,6 @@ def _searching_for_algorithms() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def _recorder(
-    network: nn.Module, options: Options
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    device = next(network.parameters()).device
-    # What cannot be captured runs with the same result: nothing to say.
-    return lambda run: captured(run, device, unheard, "the evaluation") if options.graph else run
 
 
 def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
+from torch import Tensor
 
 from fastpeer.config import Config, EngineConfig, Switch
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
 from fastpeer.step.compile import Compiler
+from fastpeer.step.graph import captured
 from fastpeer.step.measured import Gain, Workload, describe_device, nearest_gain
 from fastpeer.step.precision import NumberFormat
 from fastpeer.victims.factory import VictimFactory
@@ -61,6 +63,12 @@ class Options:
             context=lambda: number_format.autocasting(device),
             say=say,
         )
+
+    def recorded(
+        self, function: Callable[..., Tensor], device: torch.device, say: Callable[[str], None], what: str
+    ) -> Callable[..., Tensor]:
+        """Capture, where graphs are used, a function of tensors; see `captured`."""
+        return captured(function, device, say, what) if self.graph else function
 
     @property
     def reasons(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from fastpeer.step.attacks import Adversary, overruled
 from fastpeer.step.balance import LossBalance
 from fastpeer.step.compile import Compiler
 from fastpeer.step.forwards import Differentiated, Forwards
-from fastpeer.step.graph import Captured, CudaRecorder, captured, keep_state
+from fastpeer.step.graph import Captured, CudaRecorder, keep_state
 from fastpeer.step.input_gradient import input_gradient_distance
 from fastpeer.step.loss import LossTable, learning_forwards, twice_differentiated
 from fastpeer.step.optimizer import sgd
@@ -130,7 +130,7 @@ class TrainingStep:
 
     def recorded(self, function: Callable[..., Tensor], what: str) -> Callable[..., Tensor]:
         """Capture, where the step is captured too, a function of tensors that changes nothing else."""
-        return captured(function, self.device, self._say, what) if self.options.graph else function
+        return self.options.recorded(function, self.device, self._say, what)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Take up the optimizer's `state_dict` from a checkpoint, before the first step."""

@@ -17,6 +17,7 @@ from benchmarks.quality.minutes import (
     falls,
     minutes_left,
 )
+from fastpeer.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ def test_curves_come_from_the_runs_log(tmp_path):
 
 def test_a_failing_command_is_said_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(minutes, "show", lambda *what: None)
-    with pytest.raises(minutes.UserError, match=r"exit status 2 fastpeer: no command tain"):
+    with pytest.raises(UserError, match=r"exit status 2 fastpeer: no command tain"):
         minutes.command(["tain"], Arguments(work=tmp_path), 60)
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -26,6 +27,11 @@ def peeraid(gamma2: float, lambda1: float, lambda2: float, lambda3: float, tau: 
     )
 
 
+LOGITS = [
+    (2, 5), pytest.param(3, 4096, marks=pytest.mark.soak), (10, 1), (10, 128), (100, 5), (200, 5), (257, 1),
+    (1000, 5),
+]  # fmt: skip
+"""Classes and batches of the attacks' gradients."""
 PEERAID = {
     "cifar10": Setting(10, peeraid(0.1, 0.0, 1.0, 1.0, 5.0)),
     "cifar100": Setting(100, peeraid(1.0, 0.0, 1.0, 1.0, 5.0)),

@@ -7,7 +7,7 @@ from fastpeer.kernels.attack_gradient import attack_gradient as oracle
 from fastpeer.kernels.fused.attack_gradient import attack_gradient
 from fastpeer.kernels.fused.tile import MAX_CLASSES
 from tests.kernels.accuracy import assert_at_most_twice, errors, stored
-from tests.kernels.tables import random_batch
+from tests.kernels.tables import LOGITS, random_batch
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -22,19 +22,7 @@ def assert_as_exact_as_pytorch(logits, target, scale=1.0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-@pytest.mark.parametrize(
-    ("classes", "size"),
-    [
-        (2, 5),
-        pytest.param(3, 4096, marks=pytest.mark.soak),
-        (10, 1),
-        (10, 128),
-        (100, 5),
-        (200, 5),
-        (257, 1),
-        (1000, 5),
-    ],
-)
+@pytest.mark.parametrize(("classes", "size"), LOGITS)
 def test_probabilities_and_labels(device, classes, size, dtype):
     (logits, other), labels, _ = random_batch(0, size, classes, forwards=2).to(device)
     logits, target = logits.to(dtype), torch.softmax(other, 1)

@@ -9,7 +9,7 @@ from fastpeer.kernels.fused.moving_attack_gradient import moving_attack_gradient
 from fastpeer.kernels.fused.tile import MAX_CLASSES
 from fastpeer.kernels.moving_attack_gradient import moving_attack_gradient as oracle
 from tests.kernels.accuracy import assert_at_most_twice, errors, stored
-from tests.kernels.tables import random_batch
+from tests.kernels.tables import LOGITS, random_batch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -30,19 +30,7 @@ def assert_as_exact_as_pytorch(logits, target_logits, scale=1.0):
 
 @pytest.mark.parametrize("target_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("classes", "size"),
-    [
-        (2, 5),
-        pytest.param(3, 4096, marks=pytest.mark.soak),
-        (10, 1),
-        (10, 128),
-        (100, 5),
-        (200, 5),
-        (257, 1),
-        (1000, 5),
-    ],
-)
+@pytest.mark.parametrize(("classes", "size"), LOGITS)
 def test_every_pair_of_dtypes(device, classes, size, dtype, target_dtype):
     student, teacher = pair(device, size, classes)
     assert_as_exact_as_pytorch(student.to(dtype), teacher.to(target_dtype))
