@@ -1,5 +1,7 @@
 """What tests in several folders need."""
 
+import inspect
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,36 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What fastpeer logs during a test, from INFO on."""
+    logger, handler = logging.getLogger("fastpeer"), _Messages()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.messages
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def nothing_logged(logged: list[str], request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test in which a part of the step could not be had: what it shows is then not of that part.
+
+    A test that asks for `logged` looks at it itself.
+    """
+    yield
+    assert logged == [] or "logged" in inspect.signature(request.function).parameters
 
 
 @pytest.fixture(scope="session")

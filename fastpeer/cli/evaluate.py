@@ -1,5 +1,6 @@
 """`fastpeer eval`: attack finished networks, and hold the accuracies against the paper's."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastpeer.cli.arguments import EvalArguments, parse
+from fastpeer.cli.log_lines import log_to
 from fastpeer.run_folder import newest_run
 
 if TYPE_CHECKING:
@@ -37,8 +39,10 @@ def eval_command(words: Sequence[str]) -> None:
         read_results(target.results_file)
     console = Console(quiet=arguments.quiet)
     results: dict[Target, list[Result]] = {}
-    for target in targets:
-        results[target] = list(_results(target, results, protocol, arguments, console))
+    # Of a network that cannot be folded, nothing: the accuracies are the same.
+    with log_to(console, logging.WARNING):
+        for target in targets:
+            results[target] = list(_results(target, results, protocol, arguments, console))
     print_results(results, Console())
 
 

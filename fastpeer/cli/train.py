@@ -1,5 +1,6 @@
 """`fastpeer train`: begin a run, or go on with one."""
 
+import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fastpeer.cli.arguments import TrainArguments, parse, take_value, without_section
+from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.summary import print_summary
 from fastpeer.config import Config, TeacherConfig, teacher_words
 from fastpeer.config.differences import differences
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from fastpeer.training.trainer import Trainer
 
 PROG = "fastpeer train"
+log = logging.getLogger(__name__)
 CHANGEABLE = (
     "train.epochs", "train.max_steps", "log.", "engine.", "data.residency", "teacher.weights",
     "natural_teacher.weights",
@@ -41,11 +44,18 @@ def train_command(words: Sequence[str]) -> None:
     name = _run_name(recipe, method)
     run = RunFolder(given.out or Path("runs") / name)
     console = Console(quiet=given.quiet)
-    base = _resumed_base(run, given, console) if given.resume else _base(recipe, method)
+    with log_to(console):
+        base = _resumed_base(run, given) if given.resume else _base(recipe, method)
+        arguments = _all_settings(words, given, base, method)
+        _train(_with_teachers(arguments), run, console)
+
+
+def _all_settings(
+    words: Sequence[str], given: TrainArguments, base: Config, method: str | None
+) -> TrainArguments:
     if given.resume and method not in (None, base.method):
         raise UserError(f"--resume: method was {base.method} in this run and cannot become {method}")
-    arguments = parse(TrainArguments, words, PROG, default=replace(TrainArguments(), config=base))
-    _train(_with_teachers(arguments), run, console)
+    return parse(TrainArguments, words, PROG, default=replace(TrainArguments(), config=base))
 
 
 def _without_settings(words: Sequence[str], method: str | None) -> TrainArguments:
@@ -96,7 +106,7 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
             trainer.resume()
             run.write_config(config)
         for line in _opening(trainer):
-            reporter.message(line)
+            log.info(line)
         _carry_out(trainer)
     print_summary(trainer.summary, trainer.selection, console)
 
@@ -118,14 +128,11 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
         run.refuse_unless_free(arguments.force)
         _refuse_own_files(arguments, run)
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
-
     # FFCV compiles for seconds before anything moves.
     with console.status("reading and checking the data"):
         dataset = open_dataset(_data_folder(arguments, run, config))
         initial = {"student": arguments.init_student, "peer": arguments.init_peer}
-        setup = set_up(config, dataset, device, initial, say)
+        setup = set_up(config, dataset, device, initial)
     if arguments.resume:
         _refuse_other_files(run, describe(setup))
     else:
@@ -159,7 +166,7 @@ def _carry_out(trainer: "Trainer") -> None:
         ) from None
 
 
-def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Config:
+def _resumed_base(run: RunFolder, given: TrainArguments) -> Config:
     """Return the run's own settings; those that may change come from the recipe, if one was named."""
     if given.force or given.init_student or given.init_peer:
         raise UserError(
@@ -169,11 +176,12 @@ def _resumed_base(run: RunFolder, given: TrainArguments, console: Console) -> Co
     if not given.recipe:
         return saved
     recipe = load_recipe(given.recipe)
-    train, log = recipe.train, recipe.log
-    kept = replace(saved, train=replace(saved.train, epochs=train.epochs, max_steps=train.max_steps), log=log)
+    epochs, max_steps = recipe.train.epochs, recipe.train.max_steps
+    train = replace(saved.train, epochs=epochs, max_steps=max_steps)
+    kept = replace(saved, train=train, log=recipe.log)
     ignored = sorted(differences(recipe, kept))
     if ignored:
-        console.print(f"note: the run keeps its own {', '.join(ignored)}, not the recipe's", soft_wrap=True)
+        log.info("note: the run keeps its own %s, not the recipe's", ", ".join(ignored))
     return kept
 
 

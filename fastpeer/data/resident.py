@@ -1,5 +1,6 @@
 """Images that were decoded once and lie on the device that computes."""
 
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from fastpeer.data.stream import Batch, Source
 from fastpeer.errors import UserError
 from fastpeer.kernels.crop_and_flip import crop_and_flip
 
+log = logging.getLogger(__name__)
 Gather = Callable[[Tensor, Tensor, int | None, torch.dtype], Tensor]
 """`fastpeer.kernels.crop_and_flip.crop_and_flip`, or a faster version of it."""
 
@@ -58,7 +60,6 @@ def open_source(
     device: torch.device,
     residency: Residency,
     gather: Gather = crop_and_flip,
-    say: Callable[[str], None] = print,
 ) -> Source:
     """Return a split's images from where they are to lie; on the device, they are all decoded first.
 
@@ -68,23 +69,23 @@ def open_source(
         device: where the batches are wanted.
         residency: auto is the device where that is a GPU with room for four times as much.
         gather: see `ResidentSource`.
-        say: takes a line if the images cannot be kept on the device.
 
     Raises:
         UserError: no room on the device that was insisted on.
     """
     if not loader.one_size:
         if residency == "device":
-            say(f"{loader.path}: JPEGs are decoded anew for each batch, so they stay on the host")
+            log.warning("%s: JPEGs are decoded anew for each batch, so they stay on the host", loader.path)
         return HostSource(loader, device)
     needed = len(loader.labels) * size[0] * size[1] * 3
-    if residency == "host" or (residency == "auto" and not _has_room(device, needed, say)):
+    if residency == "host" or (residency == "auto" and not _has_room(device, needed)):
         return HostSource(loader, device)
     try:
         return _decoded(loader, size, device, gather)
     except RuntimeError as error:
         _refuse_unless_memory(error, needed, residency)
-    say(f"the device had no room for the {_gigabytes(needed)} of {loader.path}: they stay on the host")
+    room = _gigabytes(needed)
+    log.warning("the device had no room for the %s of %s: they stay on the host", room, loader.path)
     return HostSource(loader, device)
 
 
@@ -100,13 +101,14 @@ def _decoded(
     return ResidentSource(images, torch.from_numpy(labels).to(device), labels, loader.batch_size, gather)
 
 
-def _has_room(device: torch.device, needed: int, say: Callable[[str], None]) -> bool:
+def _has_room(device: torch.device, needed: int) -> bool:
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
     if FREE_PART * needed <= free:
         return True
-    say(f"images of {_gigabytes(needed)} stay on the host: the device has {_gigabytes(free)} free")
+    found = _gigabytes(needed), _gigabytes(free)
+    log.warning("images of %s stay on the host: the device has %s free", *found)
     return False
 
 

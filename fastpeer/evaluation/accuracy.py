@@ -11,7 +11,7 @@ from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch
 from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, LabelAttack, build_attack
 from fastpeer.step.measured import Workload
-from fastpeer.step.options import Options, choose_options, unheard
+from fastpeer.step.options import Options, choose_options
 from fastpeer.step.precision import number_format
 from fastpeer.victims.interface import Context, Victim
 from fastpeer.victims.pgd import evaluating
@@ -91,8 +91,7 @@ def right_under_attack(
     device = next(network.parameters()).device
 
     def record(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        # What cannot be captured runs with the same result: nothing to say.
-        return settings.options.recorded(function, device, unheard, "the evaluation")
+        return settings.options.recorded(function, device, "the evaluation")
 
     evaluator = Evaluator({"it": network}, _attack(name, network, settings), record=record)
     with _searching_for_algorithms():
@@ -111,10 +110,8 @@ def _searching_for_algorithms() -> Iterator[None]:
 
 
 def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:
-    # A network that cannot be folded is attacked with the same result: nothing to say.
-    factory = settings.options.victim_factory(
-        number_format("fp32"), next(network.parameters()).device, unheard
-    )
+    device = next(network.parameters()).device
+    factory = settings.options.victim_factory(number_format("fp32"), device)
 
     def victim() -> Victim:
         found = factory.victim(network, "network")

@@ -1,5 +1,6 @@
 """torch.compile for batches of one size, with a way back where it fails."""
 
+import logging
 import signal
 import threading
 import time
@@ -19,6 +20,9 @@ LONGEST = 600.0
 """Seconds that one function may take to compile."""
 
 
+log = logging.getLogger(__name__)
+
+
 class CompilingTakesTooLong(Exception):
     """The time is up."""
 
@@ -30,7 +34,6 @@ class Compiler:
     it is a little slower than a full one, and no more.
 
     Args:
-        say: takes a line if a function cannot be compiled.
         batch: images of a full batch; 0: compile for every size.
         longest: seconds that one function may take to compile.
 
@@ -38,8 +41,7 @@ class Compiler:
         seconds: what the first call of each function took, nearly all of it compiling, by its name.
     """
 
-    def __init__(self, say: Callable[[str], None], batch: int = 0, longest: float = LONGEST) -> None:
-        self.say = say
+    def __init__(self, batch: int = 0, longest: float = LONGEST) -> None:
         self.batch = batch
         self.longest = longest
         self.seconds: dict[str, float] = {}
@@ -100,7 +102,7 @@ class _Compiled(Generic[Arguments, Result]):
                 raise
             except Exception as error:  # Whatever dynamo, Inductor or the C++ compiler run into.
                 self.works = False
-                self.compiler.say(f"engine.compile: {self.what} runs uncompiled ({brief(error)})")
+                log.warning("engine.compile: %s runs uncompiled (%s)", self.what, brief(error))
         return self.eager(*args, **kwargs)
 
     def _first(self, key: object, args: Any, kwargs: Any) -> Result:

@@ -1,5 +1,6 @@
 """A function of tensors, recorded as a CUDA graph for each shape that it meets, and replayed from then on."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fastpeer.device import new_stream
 from fastpeer.errors import brief
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 WARM_UP = 3
 """Runs before a capture: cuDNN, Inductor and Triton choose and compile their kernels in them."""
@@ -77,8 +79,7 @@ class Captured(Generic[Result]):
         function: reads nothing back to the host, and finds whatever it changes in the same memory each time.
         recorder: does the recording.
         keep: called before the warm-up; returns what brings everything back that the function changes.
-        say: takes a line if the function cannot be captured; it is called as it is from then on.
-        what: the function's name in that line.
+        what: the function's name in the log, if it cannot be captured; it is called as it is from then on.
         patience: calls of each shape that run as they are, before one is recorded.
     """
 
@@ -87,14 +88,12 @@ class Captured(Generic[Result]):
         function: Callable[..., Result],
         recorder: Recorder,
         keep: Callable[[], Callable[[], None]],
-        say: Callable[[str], None],
         what: str = "the step",
         patience: int = 0,
     ) -> None:
         self.function = function
         self.recorder = recorder
         self.keep = keep
-        self.say = say
         self.what = what
         self.patience = patience
         self._seen: Counter[object] = Counter()
@@ -130,18 +129,17 @@ class Captured(Generic[Result]):
             # What was recorded for other shapes is not used any more, but holds its memory.
             self._recorded.clear()
             # Where a capture fails, the error it began with is the context of the one it ends with.
-            self.say(f"engine.graph: {self.what} runs uncaptured ({brief(error.__context__ or error)})")
+            reason = brief(error.__context__ or error)
+            log.warning("engine.graph: %s runs uncaptured (%s)", self.what, reason)
 
 
-def captured(
-    function: Callable[..., Tensor], device: torch.device, say: Callable[[str], None], what: str
-) -> Callable[..., Tensor]:
+def captured(function: Callable[..., Tensor], device: torch.device, what: str) -> Callable[..., Tensor]:
     """Capture a function of tensors that may run any number of times with the same result.
 
     A recording costs as much as five runs: a shape that comes once or twice, such as an evaluation's last
     batch, is not worth it.
     """
-    return Captured(function, CudaRecorder(device), _nothing_to_undo, say, what, patience=2)
+    return Captured(function, CudaRecorder(device), _nothing_to_undo, what, patience=2)
 
 
 def _nothing_to_undo() -> Callable[[], None]:

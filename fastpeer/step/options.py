@@ -44,15 +44,16 @@ class Options:
     double_backward: bool = False
     choices: tuple[tuple[str, Choice], ...] = ()
     """By part."""
+    refused: tuple[str, ...] = ()
+    """A line for each part that was asked for (on) and cannot be had."""
 
     def formulas(self) -> Kernels:
         """Return the kernels: Triton's or PyTorch's."""
         return triton_kernels() if self.kernels else torch_kernels()
 
     def victim_factory(
-        self, number_format: NumberFormat, device: torch.device, say: Callable[[str], None],
-        compiler: Compiler | None = None,
-    ) -> VictimFactory:  # fmt: skip
+        self, number_format: NumberFormat, device: torch.device, compiler: Compiler | None = None
+    ) -> VictimFactory:
         """Return how networks are attacked under these options; compiled where there is a compiler."""
         return VictimFactory(
             dtype=number_format.autocast or number_format.weights,
@@ -61,14 +62,13 @@ class Options:
             compiler=compiler,
             kernels=self.formulas(),
             context=lambda: number_format.autocasting(device),
-            say=say,
         )
 
     def recorded(
-        self, function: Callable[..., Tensor], device: torch.device, say: Callable[[str], None], what: str
+        self, function: Callable[..., Tensor], device: torch.device, what: str
     ) -> Callable[..., Tensor]:
         """Capture, where graphs are used, a function of tensors; see `captured`."""
-        return captured(function, device, say, what) if self.graph else function
+        return captured(function, device, what) if self.graph else function
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -93,39 +93,31 @@ def _basis(used: list[tuple[str, Choice]]) -> str:
     return f" ({'; '.join(notes)})" if notes else ""
 
 
-def unheard(line: str) -> None:
-    """Drop a line that has nobody to read it."""
-
-
-def options_of(
-    config: Config, device: torch.device, size: int = 0, say: Callable[[str], None] = unheard
-) -> Options:
+def options_of(config: Config, device: torch.device, size: int = 0) -> Options:
     """Decide on every part of a run's step; `size` is the side of its images, 0 if it is not known."""
     batch = config.train.batch_size
     workload = Workload(network=config.model.student, size=size, batch=batch, precision=config.precision)
-    return choose_options(config.engine, device, workload, say)
+    return choose_options(config.engine, device, workload)
 
 
-def choose_options(
-    engine: EngineConfig, device: torch.device, workload: Workload, say: Callable[[str], None] = unheard
-) -> Options:
+def choose_options(engine: EngineConfig, device: torch.device, workload: Workload) -> Options:
     """Decide on every part.
 
     Args:
         engine: the settings; auto takes what was measured to be faster on the nearest device.
         device: what is computed on.
         workload: what is computed.
-        say: takes a line for each part that was asked for and cannot be had.
     """
     choices: dict[str, Choice] = {}
+    refused = []
     for field in fields(engine):
         switch: Switch = getattr(engine, field.name)
         obstacle = _obstacle(field.name, device, workload.precision, choices)
         choices[field.name] = _choose(field.name, switch, obstacle, device, workload)
         if switch == "on" and obstacle:
-            say(f"engine.{field.name}: not used, {obstacle}")
+            refused.append(f"engine.{field.name}: not used, {obstacle}")
     used = {name: choice.used for name, choice in choices.items()}
-    return Options(**used, choices=tuple(choices.items()))
+    return Options(**used, choices=tuple(choices.items()), refused=tuple(refused))
 
 
 def _choose(name: str, switch: Switch, obstacle: str, device: torch.device, workload: Workload) -> Choice:

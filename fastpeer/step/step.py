@@ -4,6 +4,7 @@ A step has static shapes, reads nothing back to the host and never branches on a
 captured whole in a CUDA graph.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from fastpeer.step.optimizer import sgd
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import emulated, number_format
 from fastpeer.step.predictions import Predictions
+
+log = logging.getLogger(__name__)
 
 
 class StepResult(NamedTuple):
@@ -52,7 +55,6 @@ class TrainingStep:
         method: the table.
         networks: student and whatever else the method speaks of, peers and teachers; on the device, in the
             format's dtype, teachers in eval mode. Their tensors are changed in place, never replaced.
-        say: takes a line about parts of the engine that cannot be had.
         size: side of the images, by which auto finds what was measured; 0: not known.
     """
 
@@ -61,23 +63,23 @@ class TrainingStep:
         config: Config,
         method: Method,
         networks: Mapping[str, nn.Module],
-        say: Callable[[str], None] = print,
         size: int = 0,
     ) -> None:
         self.config = config
         self.networks = networks
         self.format = number_format(config.precision)
         self.device = next(networks["student"].parameters()).device
-        self.options = options_of(config, self.device, size, say)
+        self.options = options_of(config, self.device, size)
+        for line in self.options.refused:
+            log.warning(line)
         self.kernels = self.options.formulas()
-        self.compiler = Compiler(say, config.train.batch_size) if self.options.compile else None
-        self.victim_factory = self.options.victim_factory(self.format, self.device, say, self.compiler)
+        self.compiler = Compiler(config.train.batch_size) if self.options.compile else None
+        self.victim_factory = self.options.victim_factory(self.format, self.device, self.compiler)
         self.optimizer = sgd([networks[name] for name in method.trained], config.optim)
         # Where the images are differentiated too, the way back is to stop at these.
         self._weights = [one for group in self.optimizer.param_groups for one in group["params"]]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format.autocast == torch.float16)
         self._number = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._say = say
         self.use(method)
 
     def use(self, method: Method) -> None:
@@ -96,7 +98,7 @@ class TrainingStep:
         self.afterwards = self._forwards(method.afterwards, Differentiated(()))
         self._program: Callable[[Tensor, Tensor], StepResult] = self.run
         if self.options.graph:
-            self._program = Captured(self.run, CudaRecorder(self.device), self.keep, self._say)
+            self._program = Captured(self.run, CudaRecorder(self.device), self.keep)
 
     @property
     def differentiates_twice(self) -> bool:
@@ -130,7 +132,7 @@ class TrainingStep:
 
     def recorded(self, function: Callable[..., Tensor], what: str) -> Callable[..., Tensor]:
         """Capture, where the step is captured too, a function of tensors that changes nothing else."""
-        return self.options.recorded(function, self.device, self._say, what)
+        return self.options.recorded(function, self.device, what)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Take up the optimizer's `state_dict` from a checkpoint, before the first step."""

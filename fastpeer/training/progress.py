@@ -1,5 +1,6 @@
-"""What a person sees of a run: bars on a terminal, lines in a file, or nothing."""
+"""What a person sees of a run: bars on a terminal, lines in the log elsewhere, or nothing."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+log = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -28,15 +31,9 @@ class Reporter:
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Take note of an epoch's evaluation."""
 
-    def message(self, text: str) -> None:
-        """Something that a person should know."""
 
-
-class PlainReporter(Reporter):
-    """Lines: one for each interval of the log and each evaluated epoch."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
+class LineReporter(Reporter):
+    """Logs a line for each interval and each evaluated epoch."""
 
     @contextmanager
     def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
@@ -45,25 +42,23 @@ class PlainReporter(Reporter):
         yield
 
     def interval(self, record: Mapping[str, Any]) -> None:
-        """Print losses, speed and the time left, at the rate so far."""
+        """Log losses, speed and the time left, at the rate so far."""
         step = record["step"]
         rate = (time.monotonic() - self._began) / (step - self._first)
         left = timedelta(seconds=round(rate * (self._total - step)))
-        self.message(
-            f"epoch {record['epoch']} step {step}/{self._total} left {left}  {interval_text(record)}"
-        )
+        where = record["epoch"], step, self._total
+        log.info("epoch %d step %d/%d left %s  %s", *where, left, interval_text(record))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Print accuracies."""
-        self.message(epoch_text(record))
-
-    def message(self, text: str) -> None:
-        """Print a line as it is."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Log accuracies."""
+        log.info(epoch_text(record))
 
 
-class BarReporter(PlainReporter):
+class BarReporter(LineReporter):
     """Two bars, the epoch's and the run's, below a line for each evaluated epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
 
     @contextmanager
     def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
@@ -83,10 +78,6 @@ class BarReporter(PlainReporter):
     def interval(self, record: Mapping[str, Any]) -> None:
         """Show losses and speed above the bars."""
         self._bars.status = interval_text(record)
-
-    def message(self, text: str) -> None:
-        """Print a line, broken between words."""
-        self.console.print(text, markup=False, highlight=False)
 
 
 class _Bars(Progress):
@@ -131,4 +122,4 @@ def choose_reporter(quiet: bool, console: Console) -> Reporter:
     """Bars on a terminal, lines elsewhere, nothing when quiet."""
     if quiet:
         return Reporter()
-    return BarReporter(console) if console.is_terminal else PlainReporter(console)
+    return BarReporter(console) if console.is_terminal else LineReporter()

@@ -1,7 +1,7 @@
 """Builds what a training needs from its settings: images, networks, device."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,6 @@ def set_up(
     dataset: PreparedDataset,
     device: torch.device,
     initial: Mapping[str, Path | None],
-    say: Callable[[str], None] = print,
 ) -> TrainingSetup:
     """Open the data and build the networks.
 
@@ -68,7 +67,6 @@ def set_up(
         dataset: what to train on.
         device: where to compute.
         initial: files with initial weights, by network; the others start at random from the seed.
-        say: takes a line if the images cannot be kept on the device.
 
     Raises:
         UserError: data or weights do not fit.
@@ -82,12 +80,12 @@ def set_up(
     dataset = dataset.seen_at(config.data.size)
     # What may be wrong with them shows before the images are opened, which takes longer.
     teachers = find_teachers(config, method)
-    training, selection = _streams(config, dataset, device, numbers, say)
+    training, selection = _streams(config, dataset, device, numbers)
     classes = len(dataset.classes)
     networks = build_networks(config, method, classes, device, initial, dataset.size)
     taught = {one.role: (one, place_teacher(one, config, classes, dataset.size, device)) for one in teachers}
     for teacher, network in taught.values():
-        check_accuracy(teacher, network, selection, classes, say)
+        check_accuracy(teacher, network, selection, classes)
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
     return TrainingSetup(method, networks, taught, training, selection, numbers, device, dataset, files)
 
@@ -97,13 +95,11 @@ def _streams(
     dataset: PreparedDataset,
     device: torch.device,
     numbers: NumberFormat,
-    say: Callable[[str], None],
 ) -> tuple[TrainingStream, EvaluationStream]:
     read = partial(open_split, dataset, crop_scale=config.data.crop_scale)
     opened = partial(
         open_source, size=dataset.size, device=device, residency=config.data.residency,
-        # Of the step's own options, which says there what cannot be had.
-        gather=options_of(config, device, max(dataset.size)).formulas().crop_and_flip, say=say,
+        gather=options_of(config, device, max(dataset.size)).formulas().crop_and_flip,
     )  # fmt: skip
     source = opened(read("train", config.train.batch_size))
     used, held_out = np.arange(len(source.labels)), None

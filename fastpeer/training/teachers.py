@@ -1,6 +1,7 @@
 """Networks that are trained already: where their weights lie, and whether they do what is said of them."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fastpeer.models import build_model
 from fastpeer.models.weights import load_weights, recorded_normalization
 from fastpeer.run_folder import RunFolder, network_name, run_around
 
+log = logging.getLogger(__name__)
 IMAGES = 1000
 """On so many a teacher's accuracy is looked at."""
 FAR_BELOW = 5.0
@@ -115,17 +117,14 @@ def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.M
     return network.eval().requires_grad_(False)
 
 
-def check_accuracy(
-    teacher: Teacher, network: nn.Module, stream: EvaluationStream, classes: int, say: Callable[[str], None]
-) -> float:
-    """Classify some clean images, and say how well that goes.
+def check_accuracy(teacher: Teacher, network: nn.Module, stream: EvaluationStream, classes: int) -> float:
+    """Classify some clean images, and log how well that goes: a warning, where it is far below its record.
 
     Args:
         teacher: what `network` was built from.
         network: in the dtype of the stream's images, on their device.
         stream: images that it was not trained on; up to 1000, evenly spread, are taken.
         classes: of the data set.
-        say: takes a line with the accuracy, or a warning where it lies far below the recorded one.
 
     Returns:
         Accuracy in %.
@@ -145,7 +144,7 @@ def check_accuracy(
             f"{found}, guessing {100 / classes:.1f} %: are its network and its normalisation right"
             f" ({teacher.flag}.network, {teacher.flag}.mean, {teacher.flag}.std)?"
         )
-    say(found + _beside_its_record(teacher, accuracy, high))
+    _log_beside_its_record(teacher, found, accuracy, high)
     return accuracy
 
 
@@ -205,15 +204,16 @@ def _accuracy(correct: int, images: int) -> tuple[float, float, float]:
     return 100 * correct / images, 100 * bounds.low, 100 * bounds.high
 
 
-def _beside_its_record(teacher: Teacher, accuracy: float, high: float) -> str:
+def _log_beside_its_record(teacher: Teacher, found: str, accuracy: float, high: float) -> None:
     if teacher.clean is None:
-        return ""
-    if teacher.clean > max(high, accuracy + FAR_BELOW):
-        return (
-            f", but its run recorded {teacher.clean:.1f} %: is this the data set it was trained on, and are"
-            f" {teacher.flag}.mean and {teacher.flag}.std right?"
-        )
-    return f" (its run recorded {teacher.clean:.1f} %)"
+        log.info(found)
+    elif teacher.clean <= max(high, accuracy + FAR_BELOW):
+        log.info("%s (its run recorded %.1f %%)", found, teacher.clean)
+    else:
+        log.warning(
+            "%s, but its run recorded %.1f %%: is this the data set it was trained on, and are %s.mean and"
+            " %s.std right?", found, teacher.clean, teacher.flag, teacher.flag,
+        )  # fmt: skip
 
 
 def _by(size: tuple[int, int] | None) -> str:

@@ -1,5 +1,6 @@
 """Epochs of steps, with averaging, selection, checkpoints and a log."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -24,6 +25,8 @@ from fastpeer.training.schedule import learning_rate
 from fastpeer.training.selection import Selection
 from fastpeer.training.setup import TrainingSetup
 from fastpeer.training.signals import Stopped, StopRequest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,9 +58,7 @@ class Trainer:
         self.reporter = reporter
         self.stop = stop
         self.position = Position()
-        self.step = TrainingStep(
-            config, setup.method.at(0), setup.all_networks, reporter.message, max(setup.dataset.size)
-        )
+        self.step = TrainingStep(config, setup.method.at(0), setup.all_networks, max(setup.dataset.size))
         self.selection = Selection(
             config, setup.selection, self.step.victim_factory, setup.method.seeks_robustness, stop.check,
             self.step.recorded,
@@ -84,7 +85,7 @@ class Trainer:
                 # So that a run can be resumed from whatever it began with.
                 self._save_last()
             if self._finished():
-                self.reporter.message("finished already; more --train.epochs would let it go on")
+                log.info("finished already; more --train.epochs would let it go on")
             try:
                 self._run_epochs()
             except Stopped:
@@ -153,7 +154,7 @@ class Trainer:
         if self.position.in_epoch == self._steps_per_epoch:
             self._close_epoch()
         else:
-            self.reporter.message(f"stopped at step {self.position.step}, within an epoch: train.max_steps")
+            log.info("stopped at step %d, within an epoch: train.max_steps", self.position.step)
         self._save_last()
 
     def _run_steps(self) -> None:
@@ -186,7 +187,7 @@ class Trainer:
 
     def _report_compiling(self) -> None:
         if self.step.compiler is not None and (line := self.step.compiler.news()):
-            self.reporter.message(line)
+            log.info(line)
 
     def _reason(self, error: Exception) -> str:
         """Say what of a step's error the user can fix; nothing, if it is another one."""
@@ -217,11 +218,11 @@ class Trainer:
     def _report_faults(self, record: Mapping[str, Any]) -> None:
         """Say what low precision swallowed: it would look like a weak attack or a slow start."""
         if "nan_gradients" in record:
-            count = record["nan_gradients"]
-            self.reporter.message(f"step {record['step']}: {count} pixels of the attack met a NaN gradient")
+            found = record["step"], record["nan_gradients"]
+            log.warning("step %d: %d pixels of the attack met a NaN gradient", *found)
         if "skipped_steps" in record:
-            count = record["skipped_steps"]
-            self.reporter.message(f"step {record['step']}: {count} steps left out, fp16 gradients overflowed")
+            found = record["step"], record["skipped_steps"]
+            log.warning("step %d: %d steps left out, fp16 gradients overflowed", *found)
 
     def _refuse_non_finite(self, losses: Mapping[str, float]) -> None:
         bad = [name for name, value in losses.items() if not math.isfinite(value)]

@@ -1,5 +1,6 @@
 """Convolution with bias, residual and ReLU, and its input gradient, by the libraries there are."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 
 from fastpeer.errors import brief
 from fastpeer.victims.folding import FoldedConv2d
+
+log = logging.getLogger(__name__)
 
 
 class Convolutions(Protocol):
@@ -63,12 +66,10 @@ class CudnnConvolutions(PlainConvolutions):
 
     Args:
         bias_sum_relu: that kernel (`fastpeer.kernels.bias_sum_relu` or its Triton version).
-        say: takes a line if cuDNN refuses; its plain convolution and the kernel run from then on.
     """
 
-    def __init__(self, bias_sum_relu: Callable[..., Any], say: Callable[[str], None]) -> None:
+    def __init__(self, bias_sum_relu: Callable[..., Any]) -> None:
         self._bias_sum_relu = bias_sum_relu
-        self._say = say
         self._works = True
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
@@ -81,7 +82,7 @@ class CudnnConvolutions(PlainConvolutions):
                 raise
             except RuntimeError as error:
                 self._works = False
-                self._say(f"engine.chain: convolutions run without fused epilogues ({brief(error)})")
+                log.warning("engine.chain: convolutions run without fused epilogues (%s)", brief(error))
         out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         finished: Tensor = self._bias_sum_relu(out, conv.bias, residual, relu)
         return finished

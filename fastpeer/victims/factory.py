@@ -1,5 +1,6 @@
 """Chooses how a network is attacked: folded or live, as a chain or through autograd, compiled or not."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from fastpeer.victims.moving import MovingVictim, seen_by
 from fastpeer.victims.onednn import OnednnConvolutions, onednn_takes
 
 Eager = LiveVictim | ChainVictim
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,6 @@ class VictimFactory:
         compiler: compiles their runs; None: nothing is compiled.
         kernels: formulas between the network's runs.
         context: makes the context that a network is run in by autograd, such as autocast.
-        say: takes a line about what could not be had.
     """
 
     dtype: torch.dtype
@@ -37,7 +38,6 @@ class VictimFactory:
     compiler: Compile | None
     kernels: Kernels
     context: Context
-    say: Callable[[str], None]
     _victims: dict[nn.Module, "Eager | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -73,7 +73,7 @@ class VictimFactory:
         try:
             return FoldedNetwork(network, self.dtype, self.kernels.fold)
         except NotFoldable as reason:
-            self.say(f"engine.fold: the {name} is run unfolded: {reason}")
+            log.info("engine.fold: the %s is run unfolded: %s", name, reason)
             return None
 
     def _chain(self, folded: FoldedNetwork, name: str) -> ChainVictim | None:
@@ -81,9 +81,9 @@ class VictimFactory:
             return None
         device = next(folded.module.buffers()).device
         try:
-            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.kernels, self.say))
+            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.kernels))
         except NotAChain as reason:
-            self.say(f"engine.chain: the {name} is run through autograd: {reason}")
+            log.info("engine.chain: the %s is run through autograd: %s", name, reason)
             return None
         return ChainVictim(folded, chain, self.kernels, self._scale)
 
@@ -93,12 +93,10 @@ class VictimFactory:
         return 1024.0 if self.dtype == torch.float16 else 1.0
 
 
-def choose_convolutions(
-    device: torch.device, dtype: torch.dtype, kernels: Kernels, say: Callable[[str], None]
-) -> Convolutions:
+def choose_convolutions(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Convolutions:
     """Return what runs a chain best where it is not compiled."""
     if device.type == "cuda" and dtype != torch.float64:
-        return CudnnConvolutions(kernels.bias_sum_relu, say)
+        return CudnnConvolutions(kernels.bias_sum_relu)
     if device.type == "cpu" and onednn_takes(dtype):
         return OnednnConvolutions()
     return PlainConvolutions()

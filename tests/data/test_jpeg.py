@@ -144,11 +144,12 @@ def test_labels_and_metadata_stay_as_they_were(loader):
 
 
 @pytest.mark.parametrize(("residency", "lines"), [("auto", 0), ("host", 0), ("device", 1)])
-def test_images_stay_on_the_host_and_it_is_said_where_the_device_was_asked_for(loader, residency, lines):
-    said = []
-    source = open_source(loader, (SIDE, SIDE), CPU, residency, say=said.append)
+def test_images_stay_on_the_host_and_it_is_said_where_the_device_was_asked_for(
+    loader, residency, lines, logged
+):
+    source = open_source(loader, (SIDE, SIDE), CPU, residency)
     assert isinstance(source, HostSource)
-    assert len(said) == lines
+    assert len(logged) == lines
 
 
 def test_size_is_needed_for_jpegs_and_must_fit_others(dataset, small_dataset):

@@ -74,18 +74,16 @@ class FakeGpu:
     type = "cuda"
 
 
-def test_auto_keeps_images_on_the_host_of_a_cpu_without_a_word(loader):
-    said = []
-    assert isinstance(open_source(loader, SIZE, CPU, "auto", say=said.append), HostSource)
-    assert said == []
+def test_auto_keeps_images_on_the_host_of_a_cpu_without_a_word(loader, logged):
+    assert isinstance(open_source(loader, SIZE, CPU, "auto"), HostSource)
+    assert logged == []
 
 
 @pytest.mark.parametrize(("free", "enough"), [(4 * NEEDED, True), (4 * NEEDED - 1, False)])
-def test_auto_takes_up_to_a_quarter_of_a_gpus_free_memory(monkeypatch, free, enough):
-    said = []
+def test_auto_takes_up_to_a_quarter_of_a_gpus_free_memory(monkeypatch, free, enough, logged):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
-    assert resident._has_room(FakeGpu(), NEEDED, said.append) == enough
-    assert len(said) == (0 if enough else 1)
+    assert resident._has_room(FakeGpu(), NEEDED) == enough
+    assert len(logged) == (0 if enough else 1)
 
 
 @pytest.fixture(
@@ -110,11 +108,10 @@ def test_device_without_room_is_refused_in_one_line(full, loader):
     assert "\n" not in str(refusal.value)
 
 
-def test_auto_falls_back_to_the_host_and_says_so_once(full, loader, monkeypatch):
-    said = []
+def test_auto_falls_back_to_the_host_and_says_so_once(full, loader, monkeypatch, logged):
     monkeypatch.setattr(resident, "_has_room", lambda *_: True)
-    assert isinstance(open_source(loader, SIZE, CPU, "auto", say=said.append), HostSource)
-    (line,) = said
+    assert isinstance(open_source(loader, SIZE, CPU, "auto"), HostSource)
+    (line,) = logged
     assert "stay on the host" in line
 
 

@@ -13,6 +13,8 @@ from fastpeer.methods.table import Attack, CrossEntropy, Forward, Method
 from fastpeer.models import build_model
 from fastpeer.step.step import TrainingStep
 
+pytestmark = pytest.mark.usefixtures("nothing_logged")
+
 OFF = EngineConfig(fold="off", chain="off", merge="off", compile="off")
 ON = EngineConfig(fold="on", chain="on", merge="on", compile="off")
 
@@ -26,7 +28,7 @@ def networks(*roles):
 
 
 def trained_once(config, method, pair):
-    step = TrainingStep(config, method, pair, pytest.fail)
+    step = TrainingStep(config, method, pair)
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     step(Batch(images, torch.arange(4)), 0)
     return pair

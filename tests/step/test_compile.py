@@ -8,6 +8,8 @@ import torch
 
 from fastpeer.step.compile import Compiler
 
+pytestmark = pytest.mark.usefixtures("nothing_logged")
+
 FULL, TAIL = torch.ones(4, 2), torch.ones(3, 2)
 
 
@@ -28,7 +30,7 @@ def compiled_calls(monkeypatch):
 
 
 def test_only_full_batches_run_compiled(compiled_calls):
-    compiler = Compiler(pytest.fail, batch=4)
+    compiler = Compiler(batch=4)
     run = compiler(lambda x: x + 1, "the sum", eager=lambda x: x + 1.0)
     for batch in (FULL, TAIL, FULL, TAIL):
         assert torch.equal(run(batch), batch + 1)
@@ -37,14 +39,14 @@ def test_only_full_batches_run_compiled(compiled_calls):
 
 
 def test_a_batch_may_be_several_tensors_by_name(compiled_calls):
-    run = Compiler(pytest.fail, batch=4)(lambda inputs: sum(inputs.values()), "the sum")
+    run = Compiler(batch=4)(lambda inputs: sum(inputs.values()), "the sum")
     for batch in (FULL, TAIL):
         assert torch.equal(run({"clean": batch, "adversarial": batch}), 2 * batch)
     assert len(compiled_calls) == 1
 
 
 def test_without_a_full_batch_every_size_is_compiled(compiled_calls):
-    run = Compiler(pytest.fail)(lambda x: x + 1, "the sum")
+    run = Compiler()(lambda x: x + 1, "the sum")
     for batch in (FULL, TAIL):
         run(batch)
     assert len(compiled_calls) == 2
@@ -58,36 +60,35 @@ def failing(error):
 
 
 @pytest.mark.usefixtures("compiled_calls")
-def test_what_cannot_be_compiled_runs_as_it_is_after_one_line():
-    said = []
-    run = Compiler(said.append)(failing(RuntimeError("no\nsuch kernel")), "the sum", eager=lambda x: x + 1)
+def test_what_cannot_be_compiled_runs_as_it_is_after_one_line(logged):
+    run = Compiler()(failing(RuntimeError("no\nsuch kernel")), "the sum", eager=lambda x: x + 1)
     for _ in range(2):
         assert torch.equal(run(FULL), FULL + 1)
-    assert said == ["engine.compile: the sum runs uncompiled (no such kernel)"]
+    assert logged == ["engine.compile: the sum runs uncompiled (no such kernel)"]
 
 
 @pytest.mark.usefixtures("compiled_calls")
 def test_a_full_memory_is_the_callers():
-    run = Compiler(pytest.fail)(failing(torch.OutOfMemoryError()), "the sum", eager=lambda x: x + 1)
+    run = Compiler()(failing(torch.OutOfMemoryError()), "the sum", eager=lambda x: x + 1)
     with pytest.raises(torch.OutOfMemoryError):
         run(FULL)
 
 
 @pytest.mark.usefixtures("compiled_calls")
-def test_what_takes_too_long_to_compile_is_given_up():
+def test_what_takes_too_long_to_compile_is_given_up(logged):
     def slow(x):
         time.sleep(20)
 
-    said, began = [], time.monotonic()
-    run = Compiler(said.append, longest=0.1)(slow, "the sum", eager=lambda x: x + 1)
+    began = time.monotonic()
+    run = Compiler(longest=0.1)(slow, "the sum", eager=lambda x: x + 1)
     for _ in range(2):
         assert torch.equal(run(FULL), FULL + 1)
     assert time.monotonic() - began < 10
-    assert said == ["engine.compile: the sum runs uncompiled (compiling took longer than 0.1 s)"]
+    assert logged == ["engine.compile: the sum runs uncompiled (compiling took longer than 0.1 s)"]
 
 
 def test_what_is_really_compiled_says_how_long_it_took():
-    compiler = Compiler(pytest.fail, batch=4)
+    compiler = Compiler(batch=4)
     run = compiler(lambda x: x * 2 + 1, "the line")
     for batch in (FULL, TAIL, FULL):
         assert torch.equal(run(batch), batch * 2 + 1)

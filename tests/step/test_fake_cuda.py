@@ -13,6 +13,8 @@ from fastpeer.step.precision import keep_pixels_exact
 from fastpeer.step.step import TrainingStep
 from tests.step.fake_cuda import NoWaiting, build, fake_cuda, to_fake_cuda
 
+pytestmark = pytest.mark.usefixtures("nothing_logged")
+
 CLASSES = 10
 BATCH = 4
 MODELS = [
@@ -56,7 +58,7 @@ def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss
             networks[role].eval().requires_grad_(False)
     if spoil:
         networks["student"].register_forward_hook(spoil)
-    step = TrainingStep(config, table, networks, pytest.fail)
+    step = TrainingStep(config, table, networks)
     images = torch.empty(BATCH, 3, 32, 32, device="cuda", memory_format=torch.channels_last)
     batch = Batch(images, torch.empty(BATCH, dtype=torch.int64, device="cuda"))
     with NoWaiting():

@@ -18,6 +18,8 @@ from fastpeer.step.step import TrainingStep
 from fastpeer.training.averaging import AveragedStudent
 from fastpeer.victims.autograd import LiveVictim
 
+pytestmark = pytest.mark.usefixtures("nothing_logged")
+
 
 class Rerunner:
     """Does what a graph does: fills the recorded results anew, from the recorded inputs."""
@@ -66,7 +68,7 @@ def nothing():
 
 def test_each_shape_is_recorded_once_and_replayed_on_what_comes():
     recorder = Rerunner()
-    captured = Captured(lambda x: (2 * x,), recorder, nothing, pytest.fail)
+    captured = Captured(lambda x: (2 * x,), recorder, nothing)
     for size in (4, 4, 3, 4, 3):
         x = torch.rand(size)
         assert torch.equal(next(iter(captured(x))), 2 * x)
@@ -75,7 +77,7 @@ def test_each_shape_is_recorded_once_and_replayed_on_what_comes():
 
 def test_shapes_that_come_seldom_are_not_recorded():
     recorder = Rerunner()
-    captured = Captured(lambda x: (2 * x,), recorder, nothing, pytest.fail, patience=2)
+    captured = Captured(lambda x: (2 * x,), recorder, nothing, patience=2)
     for size in (4, 4, 3, 4, 3, 4):
         x = torch.rand(size)
         assert torch.equal(next(iter(captured(x))), 2 * x)
@@ -89,7 +91,7 @@ def test_warm_up_leaves_no_trace():
         kept = total.clone()
         return lambda: total.copy_(kept)
 
-    captured = Captured(lambda x: (total.add_(x),), Rerunner(), keep, pytest.fail)
+    captured = Captured(lambda x: (total.add_(x),), Rerunner(), keep)
     for _ in range(3):
         captured(torch.ones(1))
     assert total.item() == 3
@@ -101,44 +103,44 @@ class Refuser(Rerunner):
         raise RuntimeError("operation not permitted when stream is capturing\nand much more")
 
 
-def test_what_cannot_be_captured_runs_uncaptured_with_one_warning():
-    total, said = torch.zeros(1), []
+def test_what_cannot_be_captured_runs_uncaptured_with_one_warning(logged):
+    total = torch.zeros(1)
 
     def keep():
         kept = total.clone()
         return lambda: total.copy_(kept)
 
-    captured = Captured(lambda x: (total.add_(x),), Refuser(), keep, said.append)
+    captured = Captured(lambda x: (total.add_(x),), Refuser(), keep)
     for _ in range(3):
         captured(torch.ones(1))
         captured(torch.ones(2)[:1].clone())
     assert total.item() == 6
-    assert len(said) == 1
-    assert said[0].startswith("engine.graph: the step runs uncaptured (operation not permitted")
+    assert len(logged) == 1
+    assert logged[0].startswith("engine.graph: the step runs uncaptured (operation not permitted")
 
 
-def test_without_the_memory_to_record_what_was_recorded_is_given_back():
+def test_without_the_memory_to_record_what_was_recorded_is_given_back(logged):
     class Full(Rerunner):
         def warm_up(self, function):
             if self.warmed_up:
                 raise torch.OutOfMemoryError("out of memory")
             super().warm_up(function)
 
-    said = []
-    captured = Captured(lambda x: (2 * x,), Full(), nothing, said.append)
+    captured = Captured(lambda x: (2 * x,), Full(), nothing)
     for size in (4, 3, 4):
         x = torch.rand(size)
         assert torch.equal(next(iter(captured(x))), 2 * x)
-    assert said == ["engine.graph: the step runs uncaptured (out of memory)"]
+    assert logged == ["engine.graph: the step runs uncaptured (out of memory)"]
     assert not captured._recorded
 
 
-def test_memory_that_runs_out_without_recording_is_the_callers():
+def test_memory_that_runs_out_without_recording_is_the_callers(logged):
     def fail(x):
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        Captured(fail, Rerunner(), nothing, lambda line: None)(torch.ones(1))
+        Captured(fail, Rerunner(), nothing)(torch.ones(1))
+    assert len(logged) == 1
 
 
 def batches():
@@ -158,13 +160,13 @@ def make(method):
         networks[role] = build_model("resnet8", 5)
         if role in table.frozen:
             networks[role].eval().requires_grad_(False)
-    return networks, TrainingStep(config, table, networks, pytest.fail)
+    return networks, TrainingStep(config, table, networks)
 
 
 def run(method, capture):
     networks, step = make(method)
     if capture:
-        step._program = Captured(step.run, Rerunner(), step.keep, pytest.fail)
+        step._program = Captured(step.run, Rerunner(), step.keep)
     results = []
     for number, batch in enumerate(batches()):
         step.set_learning_rate(0.1 / (1 + number))
@@ -216,7 +218,7 @@ def test_an_averaged_students_captured_pass_measures_the_same_statistics():
     plain = AveragedStudent(student, numbers)
     recorder = Rerunner()
     recorded = AveragedStudent(
-        student, numbers, lambda function, what: Captured(function, recorder, nothing, pytest.fail, what)
+        student, numbers, lambda function, what: Captured(function, recorder, nothing, what)
     )
     for average in (plain, recorded):
         for _ in range(2):
@@ -243,7 +245,7 @@ def test_a_captured_evaluation_judges_as_an_uncaptured_one():
     named = dict(networks.named_children())
     recorder = Rerunner()
     expected = Evaluator(named, attack).correct(batches())
-    evaluator = Evaluator(named, attack, record=lambda run: Captured(run, recorder, nothing, pytest.fail))
+    evaluator = Evaluator(named, attack, record=lambda run: Captured(run, recorder, nothing))
     for _ in range(2):
         found = evaluator.correct(batches())
         assert all(torch.equal(found[name], expected[name]) for name in named)

@@ -15,9 +15,9 @@ PARTS = [field.name for field in fields(EngineConfig) if field.name != "double_b
 
 
 def options(device=CPU, precision="bf16", **switches):
-    said = []
     workload = Workload(network="resnet18", size=32, batch=128, precision=precision)
-    return choose_options(EngineConfig(**switches), device, workload, said.append), said
+    made = choose_options(EngineConfig(**switches), device, workload)
+    return made, list(made.refused)
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def used(made):
 
 
 def test_auto_takes_what_a_cpu_gains_by_and_says_nothing():
-    made, said = options()
+    made, refused = options()
     assert used(made) == {"fold", "chain", "merge"}
-    assert not said
+    assert not refused
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def _nothing_measured(monkeypatch):
 
 @pytest.mark.usefixtures("_triton_and_compiler", "_nothing_measured")
 def test_auto_takes_all_but_streams_where_nothing_was_measured_and_calls_it_a_guess():
-    made, said = options(CUDA)
+    made, refused = options(CUDA)
     assert used(made) == set(PARTS) - {"streams"}
-    assert not said
+    assert not refused
     assert made.describe() == [
         "engine: fold, chain, merge, compile, graph, kernels (fold, chain, merge, compile, graph, kernels"
         " a guess)",
@@ -65,9 +65,9 @@ def gain(part, ratio, device=H200, workload=WORK):
 def test_auto_goes_by_what_was_measured(monkeypatch):
     gains = gain("fold", 1.2), gain("chain", 0.98), gain("streams", 1.03), gain("merge", 1.0)
     monkeypatch.setattr("fastpeer.step.measured.shipped_gains", lambda: gains)
-    made, said = options(CUDA)
+    made, refused = options(CUDA)
     assert used(made) == set(PARTS) - {"chain"}
-    assert not said
+    assert not refused
     assert made.describe() == [
         "engine: fold, merge, compile, graph, kernels, streams (measured on NVIDIA H200 with resnet18, 32×32,"
         " batch 128, bf16; compile, graph, kernels a guess)",
@@ -100,17 +100,17 @@ def test_a_runs_own_network_and_batch_are_looked_up(monkeypatch):
 @pytest.mark.parametrize("part", PARTS)
 def test_off_is_off(part):
     for device in (CPU, CUDA):
-        made, said = options(device, **{part: "off"})
+        made, refused = options(device, **{part: "off"})
         assert part not in used(made)
-        assert not said
+        assert not refused
 
 
 @pytest.mark.usefixtures("_triton_and_compiler")
 @pytest.mark.parametrize("part", PARTS)
 def test_on_is_on_where_it_can_be_had(part):
-    made, said = options(CUDA, **{part: "on"})
+    made, refused = options(CUDA, **{part: "on"})
     assert part in used(made)
-    assert not said
+    assert not refused
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_on_is_on_where_it_can_be_had(part):
         ({"fold": "off", "chain": "on"}, "engine.chain: not used, needs engine.fold"),
     ],
 )
-def test_on_where_it_cannot_be_had_is_said_in_one_line(switches, reason):
-    made, said = options(**switches)
-    assert said == [reason]
+def test_on_where_it_cannot_be_had_is_told_in_one_line(switches, reason):
+    made, refused = options(**switches)
+    assert refused == [reason]
     assert next(name for name, value in switches.items() if value == "on") not in used(made)
 
 
@@ -151,6 +151,6 @@ def test_every_part_is_described_with_its_reason():
 
 def test_without_triton_cuda_does_without_compiling_and_kernels(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    made, said = options(CUDA)
+    made, refused = options(CUDA)
     assert used(made) == {"fold", "chain", "merge", "graph"}
-    assert not said
+    assert not refused

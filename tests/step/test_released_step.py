@@ -16,6 +16,8 @@ from fastpeer.models import build_model
 from fastpeer.step.step import TrainingStep
 from tests.literal.peeraid import LiteralSettings, training_step
 
+pytestmark = pytest.mark.usefixtures("nothing_logged")
+
 BATCH = 4
 CASES = {
     "cifar10": (LiteralSettings.cifar10(), 10),
@@ -80,7 +82,7 @@ def literal_run(pair, literal, data, std=0.0):
 
 def engine_run(pair, config, data, std=0.0):
     config = replace(config, attack=AttackConfig(start_std=std))
-    step = TrainingStep(config, config.table, pair, pytest.fail)
+    step = TrainingStep(config, config.table, pair)
     for number, (images, labels) in enumerate(data):
         step(Batch(images.to(memory_format=torch.channels_last), labels), number)
     return step

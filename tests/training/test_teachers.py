@@ -152,28 +152,29 @@ def checked(right, images, clean=None):
     """Check a teacher that classifies the first `right` of each ten images as they are labelled."""
     labels = np.arange(images) // 10 % 10
     predictions = np.where(np.arange(images) % 10 < right, labels, (labels + 1) % 10)
-    source, said = Some(labels, predictions), []
+    source = Some(labels, predictions)
     teacher = Teacher("teacher", "resnet8", (), (), WEIGHTS, "", clean=clean)
     stream = EvaluationStream(source, np.arange(images), torch.float32)
-    return check_accuracy(teacher, Reads(), stream, 10, said.append), said, source
+    return check_accuracy(teacher, Reads(), stream, 10), source
 
 
-def test_accuracy_is_measured_on_spread_images_and_said_in_one_line():
-    accuracy, said, source = checked(8, 3000, clean=84.0)
+def test_accuracy_is_measured_on_spread_images_and_said_in_one_line(logged):
+    accuracy, source = checked(8, 3000, clean=84.0)
     assert len(source.asked) == 1000
     assert source.asked[-1] == 2997
     assert accuracy == pytest.approx(80, abs=10)
-    assert len(said) == 1
-    assert said[0].startswith(f"the teacher {WEIGHTS} classifies ")
-    assert said[0].endswith("% of 1000 clean images right (its run recorded 84.0 %)")
+    assert len(logged) == 1
+    assert logged[0].startswith(f"the teacher {WEIGHTS} classifies ")
+    assert logged[0].endswith("% of 1000 clean images right (its run recorded 84.0 %)")
 
 
-def test_far_below_its_record_is_a_warning_with_both_numbers():
-    accuracy, said, _ = checked(8, 1000, clean=90.0)
+def test_far_below_its_record_is_a_warning_with_both_numbers(logged):
+    accuracy, _ = checked(8, 1000, clean=90.0)
     assert accuracy == 80
-    assert "80.0 % of 1000 clean images right, but its run recorded 90.0 %: is this the data set" in said[0]
+    assert "80.0 % of 1000 clean images right, but its run recorded 90.0 %: is this the data set" in logged[0]
     # So few images say little.
-    assert "(its run recorded 90.0 %)" in checked(8, 30, clean=90.0)[1][0]
+    checked(8, 30, clean=90.0)
+    assert "(its run recorded 90.0 %)" in logged[1]
 
 
 def test_no_better_than_guessing_is_refused_with_both_numbers():

@@ -186,31 +186,29 @@ class Cumulative(Plain):
         self.norm = nn.BatchNorm2d(4, track_running_stats=False)
 
 
-def test_a_network_without_rules_is_folded_but_runs_through_autograd(images, target):
+def test_a_network_without_rules_is_folded_but_runs_through_autograd(images, target, logged):
     network = moved(Plain(nn.Identity()).double())
     made = folded(network)
     with pytest.raises(NotAChain, match="sigmoid"):
         Chain(made.module, PlainConvolutions())
-    said = []
-    victim = prepare(said).victim(network, "student")
+    victim = prepare().victim(network, "student")
     victim.refresh()
     assert isinstance(victim, FoldedVictim)
-    assert len(said) == 1
-    assert "sigmoid" in said[0]
+    assert len(logged) == 1
+    assert "sigmoid" in logged[0]
     expected = LiveVictim(network, KERNELS).input_gradient(images, target)
     torch.testing.assert_close(victim.input_gradient(images, target), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [Branching, Shared, Cumulative])
-def test_a_network_that_cannot_be_folded_is_attacked_as_it_is(kind, images, target):
+def test_a_network_that_cannot_be_folded_is_attacked_as_it_is(kind, images, target, logged):
     network = kind(nn.Identity()).double().eval()
     with pytest.raises(NotFoldable):
         FoldedNetwork(network, torch.float64, Fold)
-    said = []
-    victim = prepare(said).victim(network, "student")
+    victim = prepare().victim(network, "student")
     assert type(victim) is LiveVictim
-    assert len(said) == 1
-    assert said[0].startswith("engine.fold: the student is run unfolded:")
+    assert len(logged) == 1
+    assert logged[0].startswith("engine.fold: the student is run unfolded:")
     expected = LiveVictim(network, KERNELS).input_gradient(images, target)
     assert torch.equal(victim.input_gradient(images, target), expected)
 
@@ -223,18 +221,18 @@ def test_labels_stand_for_one_hot_targets(images):
 
 
 @pytest.mark.parametrize(("fold", "chain"), [(False, False), (True, False), (True, True)])
-def test_compiled_gradients_agree(fold, chain, images, target):
-    network, said = model("resnet8"), []
+def test_compiled_gradients_agree(fold, chain, images, target, logged):
+    network = model("resnet8")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    victim = prepare(said, fold=fold, chain=chain, compile=True).victim(network, "student")
+    victim = prepare(fold=fold, chain=chain, compile=True).victim(network, "student")
     victim.refresh()
     live = LiveVictim(network, KERNELS)
     for goal in (target, torch.arange(4)):
         expected = live.input_gradient(images, goal)
         torch.testing.assert_close(victim.input_gradient(images, goal), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(victim.logits(images), network(images), rtol=0, atol=1e-12)
-    assert not said
+    assert not logged
     evaluate_in_autocast(network, victim, images)
     # Labels run what was compiled for probabilities, and an evaluation what was compiled for the training.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
@@ -249,26 +247,26 @@ def evaluate_in_autocast(network, victim, images):
     assert all(weight.grad is None for weight in network.parameters())
 
 
-def prepare(said, fold=True, chain=True, compile=False, dtype=torch.float64):
-    compiler = Compiler(said.append) if compile else None
-    return VictimFactory(dtype, fold, chain, compiler, KERNELS, nullcontext, said.append)
+def prepare(fold=True, chain=True, compile=False, dtype=torch.float64):
+    compiler = Compiler() if compile else None
+    return VictimFactory(dtype, fold, chain, compiler, KERNELS, nullcontext)
 
 
-def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, target):
-    network, said = model("resnet8"), []
-    victim = chained(network, convolutions=CudnnConvolutions(bias_sum_relu, said.append))
+def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, target, logged):
+    network = model("resnet8")
+    victim = chained(network, convolutions=CudnnConvolutions(bias_sum_relu))
     expected = chained(network).input_gradient(images, target)
     # There is no cuDNN on a CPU, so that it refuses at once.
     for _ in range(2):
         found = victim.input_gradient(images, target)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    assert len(said) == 1
-    assert said[0].startswith("engine.chain: convolutions run without fused epilogues")
+    assert len(logged) == 1
+    assert logged[0].startswith("engine.chain: convolutions run without fused epilogues")
 
 
 def test_a_processor_without_bf16_convolves_by_plain_operators(monkeypatch):
     def chosen(dtype):
-        return type(choose_convolutions(torch.device("cpu"), dtype, KERNELS, pytest.fail))
+        return type(choose_convolutions(torch.device("cpu"), dtype, KERNELS))
 
     for supported in (True, False):
         monkeypatch.setattr(

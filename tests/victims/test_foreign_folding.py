@@ -71,9 +71,8 @@ def test_networks_of_timm_run_folded_in_low_precision(name):
     exact = LiveVictim(network.eval(), KERNELS).logits(images(64))
     network.float()
     keep_pixels_exact(network)
-    said = []
     autocast = VictimFactory(
-        torch.bfloat16, True, True, None, KERNELS, lambda: torch.autocast("cpu", torch.bfloat16), said.append
+        torch.bfloat16, True, True, None, KERNELS, lambda: torch.autocast("cpu", torch.bfloat16)
     )
     victim = autocast.victim(network, "student")
     victim.refresh()
@@ -85,14 +84,12 @@ def test_networks_of_timm_run_folded_in_low_precision(name):
 
 
 @pytest.mark.parametrize("name", ["test_vit", "vgg11_bn"])
-def test_networks_of_timm_that_cannot_be_traced_are_attacked_as_they_are(name):
-    network, said = timm_network(name).eval(), []
-    victim = VictimFactory(torch.float64, True, True, None, KERNELS, nullcontext, said.append).victim(
-        network, "student"
-    )
+def test_networks_of_timm_that_cannot_be_traced_are_attacked_as_they_are(name, logged):
+    network = timm_network(name).eval()
+    victim = VictimFactory(torch.float64, True, True, None, KERNELS, nullcontext).victim(network, "student")
     assert type(victim) is LiveVictim
-    assert len(said) == 1
-    assert said[0].startswith("engine.fold: the student is run unfolded: torch.fx cannot trace it")
+    assert len(logged) == 1
+    assert logged[0].startswith("engine.fold: the student is run unfolded: torch.fx cannot trace it")
 
 
 class Activated(nn.BatchNorm2d):

@@ -60,13 +60,13 @@ def typical_distance(found, exact):
     return ((found.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).median().item()
 
 
-def test_a_normalised_network_can_be_compiled():
-    network, said = normalized(), []
-    victim = VictimFactory(
-        torch.float64, True, True, Compiler(said.append), KERNELS, nullcontext, said.append
-    ).victim(network, "student")
+def test_a_normalised_network_can_be_compiled(logged):
+    network = normalized()
+    victim = VictimFactory(torch.float64, True, True, Compiler(), KERNELS, nullcontext).victim(
+        network, "student"
+    )
     victim.refresh()
     expected = LiveVictim(network, KERNELS).input_gradient(images(), torch.arange(2))
     found = victim.input_gradient(images(), torch.arange(2))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    assert not said
+    assert not logged
