@@ -140,9 +140,7 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
             str(path), batch_size, num_workers=threads, os_cache=True, drop_last=False, pipelines=pipelines
         )
     except ImportError as error:
-        raise UserError(
-            f"FFCV cannot be imported ({one_line(error)}): see the README's section on installing"
-        ) from None
+        raise UserError(f"FFCV cannot be imported ({one_line(error)}): make .venv/ready builds it") from None
     except Exception as error:  # FFCV raises whatever its parsing of a foreign file runs into.
         raise UserError(f"{path}: FFCV cannot read it ({one_line(error)}); run fastpeer prep again") from None
     finally:
