@@ -1,7 +1,7 @@
 """Runs the writer in a process group of its own, and ends the whole group when anything goes wrong.
 
-FFCV waits for ever once one of its workers has died. So a process apart (`write_process.py`) does the
-writing; its reports come through a pipe as lines of JSON, and this side can end it at any time.
+FFCV waits for ever once one of its workers has died. So a process apart (`process.py`) does the writing;
+its reports come through a pipe as lines of JSON, and this side can end it at any time.
 """
 
 from __future__ import annotations
@@ -16,44 +16,18 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from fastpeer.data_prep.destination import undisturbed
-from fastpeer.data_prep.options import JPEG_QUALITY, Progress
+from fastpeer.data_prep.options import Progress
+from fastpeer.data_prep.writer.messages import Job
 from fastpeer.errors import UserError
 
-MODULE = "fastpeer.data_prep.write_process"
+MODULE = "fastpeer.data_prep.writer.process"
 READ_SIZE = 1 << 16
 STDERR_KEPT = 4000
 PATIENCE_S = 10
 POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the writer process has to do.
-
-    Attributes:
-        dataset: one of `options.DATASETS`.
-        source: absolute path, or None for a bundled data set.
-        kind: what `dataset.json` says of the source where its own kind would not tell ("download").
-        size: side in pixels or None.
-        workers: decoding processes; 0 for one for each core.
-        jpeg, max_side, quality: as in `PrepOptions`.
-        folder: an empty folder to write into.
-    """
-
-    dataset: str
-    source: Path | None
-    kind: str | None
-    size: int | None
-    workers: int
-    folder: Path = Path()
-    jpeg: bool = False
-    max_side: int | None = None
-    quality: int = JPEG_QUALITY
 
 
 def run_writer(job: Job, progress: Progress) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fastpeer.data_prep.folder import find_root, read_official
-from fastpeer.data_prep.image import Pixels, Target
-from fastpeer.data_prep.source import ArraySplit, Source
-from fastpeer.data_prep.tree import FileTree
+from fastpeer.data_prep.archive import FileTree
+from fastpeer.data_prep.images import PixelForm, Pixels
+from fastpeer.data_prep.sources.folder import find_root, read_official
+from fastpeer.data_prep.sources.source import ArraySplit, Source
 from fastpeer.errors import UserError, one_line
 
 SIDE = 32
@@ -95,14 +95,14 @@ def _read_pickles(tree: FileTree, root: str, size: int | None, layout: Layout) -
         if root + name not in tree.sizes:
             raise UserError(f"{tree.label} lacks {root}{name}: fetch the archive again")
     classes = _class_names(tree, root + layout.meta, layout)
-    target = Target(size or SIDE, size or SIDE, resize=True)
+    form = PixelForm(size or SIDE, size or SIDE, resize=True)
 
     def split(names: Sequence[str]) -> ArraySplit:
         batches = [_batch(tree, root + name, layout, len(classes)) for name in names]
         labels = [label for _, _, batch_labels in batches for label in batch_labels]
-        return ArraySplit([(name, images) for name, images, _ in batches], labels, target)
+        return ArraySplit([(name, images) for name, images, _ in batches], labels, form)
 
-    return Source(classes, split(layout.train), split(layout.test), target)
+    return Source(classes, split(layout.train), split(layout.test))
 
 
 def _class_names(tree: FileTree, name: str, layout: Layout) -> list[str]:
@@ -125,7 +125,7 @@ def _batch(tree: FileTree, name: str, layout: Layout, classes: int) -> tuple[str
     for index, label in enumerate(labels):
         if not isinstance(label, int) or not 0 <= label < classes:
             raise UserError(
-                f"{shown} gives image {index} the label {label!r}, not 0 to {classes - 1}: do not use it"
+                f"{shown}: label of image {index} must be 0 to {classes - 1}, got {label!r}: do not use it"
             )
     return shown, data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels
 

@@ -10,7 +10,7 @@ import signal
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from ffcv.fields import IntField, RGBImageField
@@ -19,14 +19,11 @@ from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter, tqdm, worker_job_indexed_dataset
 from numpy.typing import NDArray
 
-from fastpeer.data_prep.image import Pixels
-from fastpeer.data_prep.jpeg import Jpeg, JpegForm
-from fastpeer.data_prep.source import Split
-from fastpeer.data_prep.space import split_page_size
+from fastpeer.data_prep.images import Jpeg, JpegForm, Pixels
+from fastpeer.data_prep.sources.source import Split
+from fastpeer.data_prep.writer.messages import Reports
+from fastpeer.data_prep.writer.space import split_page_size
 from fastpeer.errors import UserError
-
-if TYPE_CHECKING:
-    from fastpeer.data_prep.write_process import Reports
 
 Checksums: TypeAlias = NDArray[np.uint32]
 """CRC-32 of what is stored of each image, N: its pixels, or its JPEG."""
@@ -37,15 +34,15 @@ CHUNK = 100
 def watch_workers(reports: Reports) -> None:
     """From now on, take the death of a worker for an error, since FFCV would wait for it for ever."""
 
-    def look(number: int, frame: object) -> None:
+    def report_failures(number: int, frame: object) -> None:
         for status in _ended_children():
             if status != 0:
-                reports.fail(UserError(_death(status)))
+                reports.fail(UserError(_failure(status)))
 
     # FFCV's workers have to inherit this process's memory, which holds the source.
     multiprocessing.set_start_method("fork", force=True)
     tqdm.monitor_interval = 0  # no thread that a fork could catch holding a lock
-    signal.signal(signal.SIGCHLD, look)
+    signal.signal(signal.SIGCHLD, report_failures)
 
 
 def write_split(path: Path, split: Split, workers: int, stage: str, reports: Reports) -> Checksums:
@@ -134,7 +131,7 @@ def _guarded_job(*arguments: Any) -> None:
 
 
 def _image_field(split: Split) -> RGBImageField:
-    if not isinstance(split.target, JpegForm):
+    if not isinstance(split.form, JpegForm):
         return RGBImageField(write_mode="raw")
     field = RGBImageField(write_mode="jpg")
     # No subclass: a file says by the exact class of a field how it is read.
@@ -174,7 +171,7 @@ def _ended_children() -> Iterator[int]:
         return
 
 
-def _death(status: int) -> str:
+def _failure(status: int) -> str:
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         return f"a writer process was ended by {name}, perhaps for lack of memory: give it fewer --workers"
