@@ -53,7 +53,7 @@ class PrepOptions:
 
     @property
     def out_folder(self) -> Path:
-        """The folder to write, as the user gave it or the default."""
+        """The folder to write: `out` or else `data/DATASET`."""
         return self.out or Path("data") / self.dataset
 
     @property

@@ -32,7 +32,7 @@ def prepare(
         remotes: addresses and checksums of the archives that can be downloaded.
 
     Raises:
-        UserError: the source, the destination or an option is at fault; says which and what to do.
+        UserError: the source, the destination or an option is at fault; one line tells what to do.
     """
     started = time.monotonic()
     report = progress or _no_progress

@@ -107,7 +107,7 @@ def _read_pickles(tree: FileTree, root: str, size: int | None, layout: Layout) -
 
 def _class_names(tree: FileTree, name: str, layout: Layout) -> list[str]:
     shown = f"{tree.label}/{name}"
-    names = _unpickle(tree.take(name), shown).get(layout.classes_key)
+    names = _unpickle(tree.pop(name), shown).get(layout.classes_key)
     if not isinstance(names, list) or not all(isinstance(entry, bytes | str) for entry in names):
         raise UserError(f"{shown} has no {layout.classes_key.decode()}: fetch the archive again")
     return [entry.decode("utf-8", "replace") if isinstance(entry, bytes) else entry for entry in names]
@@ -116,7 +116,7 @@ def _class_names(tree: FileTree, name: str, layout: Layout) -> list[str]:
 def _batch(tree: FileTree, name: str, layout: Layout, classes: int) -> tuple[str, Pixels, list[int]]:
     """Return a batch's shown name, its images (N × 32 × 32 × 3) and labels, all checked."""
     shown = f"{tree.label}/{name}"
-    content = _unpickle(tree.take(name), shown)
+    content = _unpickle(tree.pop(name), shown)
     data, labels = content.get(b"data"), content.get(layout.label_key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * SIDE * SIDE,):
         raise UserError(f"{shown} holds no uint8 array of N x {3 * SIDE * SIDE}: fetch the archive again")
@@ -143,20 +143,20 @@ def _unpickle(data: bytes, shown: str) -> dict[bytes, Any]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits plain values and arrays only, since a pickle can otherwise run any program."""
+    """Loads plain values and arrays only, since a pickle can otherwise run any program."""
 
     def __init__(self, data: bytes, shown: str) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")
         self._shown = shown
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few functions that rebuild an array."""
+        """Return a function that rebuilds an array; UserError for any other name."""
         if (module, name) == ("_codecs", "encode"):
             return _encode
         if module.split(".")[0] == "numpy" and name in _ARRAY_PARTS:
             return _ARRAY_PARTS[name]
         raise UserError(
-            f"{self._shown} asks for {module}.{name}, which no data set needs: do not use this file"
+            f"{self._shown} would run {module}.{name}, which is no part of a data set: do not use this file"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fastpeer.data_prep.archive import FileTree
 from fastpeer.data_prep.sources.folder import find_root, list_classes, read_image_folder
 from fastpeer.data_prep.sources.source import LabelledFiles, Source, source_of_files
@@ -61,10 +63,25 @@ def _test_files(tree: FileTree, root: str, classes: list[str]) -> LabelledFiles:
 
 def _annotated(tree: FileTree, root: str, classes: list[str]) -> LabelledFiles:
     """Return the images of `val/images/` that are there, in the order of the annotations."""
-    index = {name: label for label, name in enumerate(classes)}
     waiting = set(tree.below(f"{root}val/images/"))
     names: list[str] = []
     labels: list[int] = []
+    for file, label in _annotations(tree, root, classes):
+        name = f"{root}val/images/{file}"
+        if name in waiting:
+            waiting.remove(name)
+            names.append(name)
+            labels.append(label)
+    if waiting:
+        raise UserError(
+            f"{tree.label}/{min(waiting)} has no line in {ANNOTATIONS}: add it or remove the image"
+        )
+    return names, labels
+
+
+def _annotations(tree: FileTree, root: str, classes: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield each line's file name and label."""
+    index = {name: label for label, name in enumerate(classes)}
     for number, line in enumerate(_lines(tree, f"{root}{ANNOTATIONS}"), start=1):
         file, _, rest = line.partition("\t")
         class_name = rest.split("\t")[0]
@@ -72,16 +89,7 @@ def _annotated(tree: FileTree, root: str, classes: list[str]) -> LabelledFiles:
             raise UserError(
                 f"{tree.label}/{root}{ANNOTATIONS} line {number} names no known class: fetch it again"
             )
-        name = f"{root}val/images/{file}"
-        if name in waiting:
-            waiting.remove(name)
-            names.append(name)
-            labels.append(index[class_name])
-    if waiting:
-        raise UserError(
-            f"{tree.label}/{min(waiting)} has no line in {ANNOTATIONS}: add it or remove the image"
-        )
-    return names, labels
+        yield file, index[class_name]
 
 
 def _refuse_unlisted(tree: FileTree, folder: str, classes: list[str]) -> None:

@@ -32,7 +32,7 @@ CHUNK = 100
 
 
 def watch_workers(reports: Reports) -> None:
-    """From now on, take the death of a worker for an error, since FFCV would wait for it for ever."""
+    """From now on, report the death of a worker as an error: FFCV would wait for it for ever."""
 
     def report_failures(number: int, frame: object) -> None:
         for status in _ended_children():
@@ -47,10 +47,9 @@ def watch_workers(reports: Reports) -> None:
 
 def write_split(path: Path, split: Split, workers: int, stage: str, reports: Reports) -> Checksums:
     """Write one split, samples in order, and return the CRC-32 of each image as it is stored."""
-    count = len(split.labels)
+    count, page = len(split.labels), split_page_size(split)
     checksums = np.frombuffer(mmap.mmap(-1, 4 * count), np.uint32)  # shared with the workers
     chunks = _chunks(count)
-    page = split_page_size(split)
     writer = DatasetWriter(
         str(path),
         {"image": _image_field(split), "label": IntField()},
@@ -58,7 +57,7 @@ def write_split(path: Path, split: Split, workers: int, stage: str, reports: Rep
         num_workers=min(workers, len(chunks)),
     )
     guarded = _GuardedSplit(split, checksums, page, stage, reports)
-    # FFCV's public `from_indexed_dataset` does the same, but lets a worker die unheard.
+    # FFCV's public `from_indexed_dataset` does the same, but does not notice when a worker dies.
     writer._write_common(count, chunks, _guarded_job, (guarded,))
     return checksums
 
@@ -77,7 +76,7 @@ def check_split(
     for index, (image, label) in enumerate(_stored_samples(path)):
         if label != split.labels[index] or zlib.crc32(image) != checksums[index]:
             raise UserError(
-                f"{split.name_of(index)} was not stored as it is: is the disk full or faulty? Try again"
+                f"{split.name_of(index)} was not stored as it was read: is the disk full or faulty? Try again"
             )
         digest.update(image)
         digest.update(np.int64(label).astype("<i8").tobytes())
@@ -134,13 +133,13 @@ def _image_field(split: Split) -> RGBImageField:
     if not isinstance(split.form, JpegForm):
         return RGBImageField(write_mode="raw")
     field = RGBImageField(write_mode="jpg")
-    # No subclass: a file says by the exact class of a field how it is read.
+    # No subclass: a file tells by the exact class of a field how it is read.
     field.encode = _store_jpeg
     return field
 
 
 def _store_jpeg(destination: Any, image: Jpeg, malloc: Any) -> None:
-    """Do what FFCV's field does once it has compressed an image."""
+    """Store an image that is compressed already, as FFCV's field does with those it compresses."""
     destination["mode"] = IMAGE_MODES["jpg"]
     destination["height"], destination["width"] = image.height, image.width
     destination["data_ptr"], storage = malloc(len(image.data))

@@ -29,13 +29,13 @@ from fastpeer.errors import UserError
 # A shell starts what runs in its background deaf to SIGINT, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def say(stage, done, total):
+def log(stage, done, total):
     print(stage, flush=True)
 
 if int(sys.argv[2]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
-    prepare(PrepOptions(dataset="digits", out=Path(sys.argv[1]), size=256), say)
+    prepare(PrepOptions(dataset="digits", out=Path(sys.argv[1]), size=256), log)
 except UserError as error:
     print(error, flush=True)
     sys.exit(2)
