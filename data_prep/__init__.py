@@ -1,8 +1,9 @@
 """Turns a source of images into FFCV files: `prepare(PrepOptions(dataset="digits", out=Path("digits")))`.
 
-Read `prepare.py` for the whole course; `source.py` says what a data set has to offer, and
-`digits.py`, `cifar.py`, `tiny.py` and `folder.py` each read one kind. Importing this package is cheap:
-NumPy, Pillow and FFCV come in only once they are needed.
+Read `prepare.py` for the whole course. `sources/` reads the data sets, one module for each; `archive.py`
+opens the folder, zip or tar they lie in, `images.py` decodes their images; `writer/` writes and checks the
+files in a process of its own. Importing this package is cheap: NumPy, Pillow and FFCV come in only once they
+are needed.
 """
 
 from __future__ import annotations

@@ -36,12 +36,17 @@ class Destination:
             return
         if not self.out.is_dir():
             raise UserError(f"{self.shown} is a file: choose another folder as --out")
+        if names := self._names():
+            self._check_replaceable(names)
+
+    def _names(self) -> set[str]:
         try:
-            names = set(os.listdir(self.out))
+            return set(os.listdir(self.out))
         except OSError as error:
             raise UserError(f"cannot read {self.shown} ({error.strerror}): choose another --out") from error
-        if not names:
-            return
+
+    def _check_replaceable(self, names: set[str]) -> None:
+        # Replacing removes the whole folder: nothing of the user's may lie in it.
         if not is_prepared(self.out):
             raise UserError(f"{self.shown} holds other files: choose a new or an empty folder as --out")
         if odd := sorted(names - PREPARED_FILES):
@@ -53,7 +58,8 @@ class Destination:
 
     @contextmanager
     def partial(self) -> Iterator[Path]:
-        """Give a new folder beside `out` to write into; it is gone when the block is left."""
+        """Yield a new folder beside `out` to write into; it is gone when the block is left."""
+        # Beside it, to be on the same disk, where a rename is all that remains to be done.
         folder = self._beside("partial")
         try:
             self._make(folder)

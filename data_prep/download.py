@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -105,16 +106,9 @@ class ResumingDownloader:
 
     def _attempt(self, url: str) -> bool:
         """Ask for the missing bytes once; True when the file is complete."""
-        import requests
-
         have = self._have()
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        try:
-            response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S)
-        except requests.RequestException as error:
-            raise UserError(f"cannot reach {url}: download it elsewhere and pass --source FILE") from error
-        with response:
-            if response.status_code == requests.codes.requested_range_not_satisfiable:
+        with _request(url, have) as response:
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return self._beyond_end(response, have)
             if not response.ok:
                 raise UserError(
@@ -147,7 +141,18 @@ class ResumingDownloader:
         return not total or have == total
 
 
+def _request(url: str, start: int) -> Response:
+    """Ask for the file from byte `start` on, as it is: compressed anew, bytes could not be counted."""
+    import requests
+
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S)
+    except requests.RequestException as error:
+        raise UserError(f"cannot reach {url}: download it elsewhere and pass --source FILE") from error
+
+
 def _continues(response: Response, have: int) -> bool:
     """Tell whether the answer begins at byte `have`, and not again at 0."""
-    partial = response.status_code == 206
+    partial = response.status_code == HTTPStatus.PARTIAL_CONTENT
     return partial and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from tyro.conf import Suppress
 
 from fastpeer.errors import UserError
 
-DATASETS = ("digits", "cifar10", "cifar100", "tiny", "folder")
+DatasetName = Literal["digits", "cifar10", "cifar100", "tiny", "folder"]
+DATASETS: tuple[str, ...] = get_args(DatasetName)
 JPEG_DATASETS = ("folder", "tiny")
 JPEG_QUALITY = 90
 MAX_SIDE = 4096
@@ -18,51 +22,62 @@ Progress = Callable[[str, int, int], None]
 "train" and "test", as in "write train"."""
 
 
-@dataclass(frozen=True)
+# The flags of `fastpeer prep`: their help is the text below each field, in this order.
+@dataclass(frozen=True, kw_only=True)
 class PrepOptions:
-    """One run of the preparation.
+    """Turn a data set into .beton files that training reads."""
 
-    Args:
-        dataset: one of `DATASETS`.
-        out: the folder to make, with `train.beton`, `test.beton` and `dataset.json`.
-        source: an official archive, its unpacked folder, or a folder or archive of
-            `train/<class>/` and `test/<class>/` images; None downloads the official archive.
-        size: side in pixels: the shorter side is resized to it, then the centre is cropped.
-            None keeps the images as they are (digits: 32), which must then be of one size.
-        force: replace a prepared data set in `out`.
-        workers: processes that decode; 0 takes one for each core.
-        download_dir: where downloaded archives are kept; None takes the user's cache folder.
-        jpeg: keep the files of an image folder in their own sizes, as JPEG.
-        max_side: with jpeg, the longer side of larger images is scaled down to it; None: no limit.
-        quality: with jpeg, of what has to be encoded, 1 to 100; None: 90.
-    """
-
-    dataset: str
-    out: Path
+    dataset: DatasetName
+    """digits needs no source; cifar10, cifar100 and tiny are downloaded where none is given."""
     source: Path | None = None
+    """An official archive, its extracted folder, or a folder train/CLASS/..., test/CLASS/..."""
+    out: Path | None = None
+    """Folder to write; default: data/DATASET."""
     size: int | None = None
-    force: bool = False
-    workers: int = 0
-    download_dir: Path | None = None
+    """Height and width of the images; needed where the source holds several sizes, except with --jpeg."""
     jpeg: bool = False
+    """Keep images (of folder and tiny) in their own sizes, as JPEG: they are decoded, cut at random and
+    resized anew for each batch. Baseline JPEGs are taken as they are, others are encoded."""
     max_side: int | None = None
+    """With --jpeg: images whose longer side is longer are scaled down to it."""
     quality: int | None = None
+    """With --jpeg: quality, 1 to 100, of what has to be encoded (default 90)."""
+    workers: int = 0
+    """Processes that decode; 0: one per core."""
+    force: bool = False
+    """Replace a data set that already stands there."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    download_dir: Annotated[Path | None, Suppress] = None
+    """Folder that keeps downloaded archives; default: the user's cache folder. Not a flag."""
+
+    @property
+    def out_folder(self) -> Path:
+        """The folder to write: `out` or else `data/DATASET`."""
+        return self.out or Path("data") / self.dataset
+
+    @property
+    def jpeg_quality(self) -> int:
+        """Quality of the images that have to be encoded, 1 to 100."""
+        return JPEG_QUALITY if self.quality is None else self.quality
 
     def check(self) -> None:
         """Raise UserError for a value that no run could use."""
         if self.dataset not in DATASETS:
             raise UserError(f"unknown data set {self.dataset!r}: choose one of {', '.join(DATASETS)}")
-        if self.size is not None and not 1 <= self.size <= MAX_SIDE:
-            raise UserError(f"--size {self.size} is out of range: give 1 to {MAX_SIDE} pixels")
+        _check_range("--size", self.size, MAX_SIDE, " pixels")
         if self.workers < 0:
             raise UserError(f"--workers {self.workers} is negative: give 0 for one process for each core")
+        self._check_source()
+        self._check_jpeg()
+
+    def _check_source(self) -> None:
         if self.dataset == "digits" and self.source is not None:
             raise UserError("the digits come with scikit-learn: leave --source out")
         if self.dataset == "folder" and self.source is None:
             raise UserError(
                 "--dataset folder needs --source: the folder or archive that holds train/ and test/"
             )
-        self._check_jpeg()
 
     def _check_jpeg(self) -> None:
         if not self.jpeg:
@@ -73,10 +88,13 @@ class PrepOptions:
             raise UserError(f"--jpeg keeps image files: it is for --dataset {' and '.join(JPEG_DATASETS)}")
         if self.size is not None:
             raise UserError("--size makes images of one size, which --jpeg does not: leave one of them out")
-        if self.max_side is not None and not 1 <= self.max_side <= MAX_SIDE:
-            raise UserError(f"--max-side {self.max_side} is out of range: give 1 to {MAX_SIDE} pixels")
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UserError(f"--quality {self.quality} is out of range: give 1 to 100")
+        _check_range("--max-side", self.max_side, MAX_SIDE, " pixels")
+        _check_range("--quality", self.quality, 100)
+
+
+def _check_range(flag: str, value: int | None, highest: int, unit: str = "") -> None:
+    if value is not None and not 1 <= value <= highest:
+        raise UserError(f"{flag} {value} is out of range: give 1 to {highest}{unit}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +105,7 @@ class PrepSummary:
         out: its folder.
         classes: number of classes.
         counts: images in each split, as {"train": 50000, "test": 10000}.
-        size: height and width of every image; None where they are of many sizes.
+        size: height and width of every image in pixels; None where they are of many sizes.
         bytes: size of the two FFCV files together.
         seconds: wall time of the run.
     """

@@ -13,8 +13,8 @@ from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import open_dataset
 from fastpeer.data.resident import ResidentSource, open_source
 from fastpeer.data.stream import Batch, Source, TrainingStream
-from fastpeer.data_prep.digits import read_digits
-from fastpeer.data_prep.source import ArraySplit
+from fastpeer.data_prep.sources.digits import read_digits
+from fastpeer.data_prep.sources.source import ArraySplit
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What may stand behind `fastpeer prep`, `train` and `eval` on the command line."""
+"""What may stand behind `fastpeer train` and `eval` on the command line, and how such words are read."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import tyro
 from tyro.conf import Positional, arg
@@ -17,35 +17,7 @@ from fastpeer.config.recipes import DEFAULT_RECIPE
 from fastpeer.errors import UserError, one_line
 from fastpeer.suggestions import nearest
 
-DatasetName = Literal["digits", "cifar10", "cifar100", "tiny", "folder"]
 Arguments = TypeVar("Arguments")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepArguments:
-    """Turn a data set into .beton files that training reads."""
-
-    dataset: DatasetName
-    """digits needs no source; cifar10, cifar100 and tiny are downloaded where none is given."""
-    source: Path | None = None
-    """An official archive, its extracted folder, or a folder train/CLASS/..., test/CLASS/..."""
-    out: Path | None = None
-    """Folder to write; default: data/DATASET."""
-    size: int | None = None
-    """Height and width of the images; needed where the source holds several sizes, except with --jpeg."""
-    jpeg: bool = False
-    """Keep images (of folder and tiny) in their own sizes, as JPEG: they are decoded, cut at random and
-    resized anew for each batch. Baseline JPEGs are taken as they are, others are encoded."""
-    max_side: int | None = None
-    """With --jpeg: images whose longer side is longer are scaled down to it."""
-    quality: int | None = None
-    """With --jpeg: quality, 1 to 100, of what has to be encoded (default 90)."""
-    workers: int = 0
-    """Processes that decode; 0: one per core."""
-    force: bool = False
-    """Replace a data set that already stands there."""
-    quiet: bool = False
-    """Print nothing but errors."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,43 +1,33 @@
 """`fastpeer prep`: turn a data set into .beton files."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fastpeer.cli.arguments import PrepArguments, parse
-from fastpeer.data_prep import PrepOptions, prepare
+from fastpeer.cli.arguments import parse
+from fastpeer.data_prep import PrepOptions, PrepSummary, prepare
 
 
 def prep_command(words: Sequence[str]) -> None:
-    """Prepare a data set as the words behind `fastpeer prep` say.
+    """Prepare a data set as the words behind `fastpeer prep` tell.
 
     Raises:
         UserError: whatever the user can fix.
     """
-    arguments = parse(PrepArguments, words, "fastpeer prep")
-    options = PrepOptions(
-        dataset=arguments.dataset,
-        source=arguments.source,
-        out=arguments.out or Path("data") / arguments.dataset,
-        size=arguments.size,
-        force=arguments.force,
-        workers=arguments.workers,
-        jpeg=arguments.jpeg,
-        max_side=arguments.max_side,
-        quality=arguments.quality,
-    )
-    console = Console(quiet=arguments.quiet)
+    options = parse(PrepOptions, words, "fastpeer prep")
+    console = Console(quiet=options.quiet)
     with _Bars(console) as bars:
         summary = prepare(options, bars.show)
+    console.print(_closing_line(summary), highlight=False, soft_wrap=True)
+
+
+def _closing_line(summary: PrepSummary) -> str:
     counts = ", ".join(f"{count} {split}" for split, count in summary.counts.items())
     size = f"{summary.size[0]}x{summary.size[1]}" if summary.size else "many sizes, as JPEG,"
-    console.print(
+    return (
         f"{summary.out}: {counts} images of {size} in {summary.classes} classes,"
-        f" {summary.bytes / 1e6:.0f} MB, {summary.seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
+        f" {summary.bytes / 1e6:.0f} MB, {summary.seconds:.1f} s"
     )
 
 
@@ -48,10 +38,10 @@ class _Bars(Progress):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         # Bars are for a terminal: a file gets the closing line alone.
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._stages: dict[str, int] = {}
+        self._stages: dict[str, TaskID] = {}
 
     def show(self, stage: str, done: int, total: int) -> None:
         """Move a stage's bar."""
         if stage not in self._stages:
             self._stages[stage] = self.add_task(stage)
-        self.update(self._stages[stage], completed=done, total=total)  # type: ignore[arg-type]
+        self.update(self._stages[stage], completed=done, total=total)

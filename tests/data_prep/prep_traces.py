@@ -31,6 +31,6 @@ def writer_processes(mark: str) -> list[str]:
             command, folder = (process / "cmdline").read_text(), str((process / "cwd").readlink())
         except OSError:
             continue
-        if "write_process" in command and mark in folder:
+        if "data_prep.writer.process" in command and mark in folder:
             found.append(command)
     return found

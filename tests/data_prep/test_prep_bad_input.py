@@ -30,9 +30,9 @@ from prep_files import (
 )
 
 from fastpeer.data_prep import PrepOptions, prepare
-from fastpeer.data_prep.image import decode
-from fastpeer.data_prep.source import open_source
-from fastpeer.data_prep.tree import open_tree, safe_parts
+from fastpeer.data_prep.archive import open_tree, safe_parts
+from fastpeer.data_prep.images import decode
+from fastpeer.data_prep.sources import open_source
 from fastpeer.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -246,7 +246,7 @@ def test_fifo_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_tar_larger_than_the_memory_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastpeer.data_prep.tree.MAX_IN_MEMORY", 1000)
+    monkeypatch.setattr("fastpeer.data_prep.archive.MAX_IN_MEMORY", 1000)
     with refused("a.tar", "unpack it"):
         open_tree(write_tar(tmp_path / "a.tar", {"a": bytes(600), "b": bytes(600)}, "w"))
 

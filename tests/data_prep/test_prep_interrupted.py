@@ -16,7 +16,8 @@ from prep_files import encode, image_files, pixels, write_files, write_zip
 from prep_traces import shared_memory, writer_processes
 
 from fastpeer.data_prep import PrepOptions, prepare
-from fastpeer.data_prep.write import Job, run_writer
+from fastpeer.data_prep.writer.launch import run_writer
+from fastpeer.data_prep.writer.messages import Job
 from fastpeer.errors import UserError
 
 SCRIPT = """
@@ -28,13 +29,13 @@ from fastpeer.errors import UserError
 # A shell starts what runs in its background deaf to SIGINT, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def say(stage, done, total):
+def log(stage, done, total):
     print(stage, flush=True)
 
 if int(sys.argv[2]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
-    prepare(PrepOptions(dataset="digits", out=Path(sys.argv[1]), size=256), say)
+    prepare(PrepOptions(dataset="digits", out=Path(sys.argv[1]), size=256), log)
 except UserError as error:
     print(error, flush=True)
     sys.exit(2)
@@ -140,7 +141,8 @@ def test_broken_image_in_the_middle(tmp_path: Path) -> None:
 
 
 def test_unforeseen_error_is_told_with_its_traceback(tmp_path: Path) -> None:
-    job = Job("no such reader", write_files(tmp_path / "photos", {"a": b""}), None, None, 1, tmp_path)
+    source = write_files(tmp_path / "photos", {"a": b""})
+    job = Job(PrepOptions(dataset="no such reader", source=source, workers=1), tmp_path)
     with pytest.raises(RuntimeError, match=r"(?s)the writer ended.*Traceback.*KeyError: 'no such reader'"):
         run_writer(job, lambda *step: None)
     assert writer_processes(str(tmp_path)) == []
@@ -153,4 +155,4 @@ def _is_writer(process: Path, mark: str, leader: bool) -> bool:
         leads = os.getpgid(int(process.name)) == int(process.name)
     except OSError:
         return False
-    return "write_process" in command and mark in folder and leads == leader
+    return "data_prep.writer.process" in command and mark in folder and leads == leader

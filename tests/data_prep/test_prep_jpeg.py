@@ -14,9 +14,8 @@ from PIL import Image
 from prep_files import encode, pixels, tiny_files, write_files
 
 from fastpeer.data_prep import PrepOptions, prepare
-from fastpeer.data_prep.image import decode
-from fastpeer.data_prep.jpeg import JpegForm, as_jpeg
-from fastpeer.data_prep.space import jpeg_file_bytes, jpeg_page_size
+from fastpeer.data_prep.images import JpegForm, decode
+from fastpeer.data_prep.writer.space import jpeg_file_bytes, jpeg_page_size
 from fastpeer.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -77,7 +76,7 @@ def _rotated() -> Image.Exif:
 @pytest.mark.parametrize("name", many_kinds())
 def test_baseline_files_are_taken_as_they_are_and_others_encoded(name: str) -> None:
     data = many_kinds()[name]
-    jpeg = as_jpeg(data, name, FORM)
+    jpeg = FORM.stored(data, name)
     assert (jpeg.data == data) == (name in KEPT)
     assert (jpeg.height, jpeg.width) == (60, 75)
     with Image.open(io.BytesIO(jpeg.data)) as image:
@@ -89,24 +88,24 @@ def test_baseline_files_are_taken_as_they_are_and_others_encoded(name: str) -> N
 
 @pytest.mark.parametrize(("limit", "size"), [(None, (75, 60)), (75, (75, 60)), (74, (74, 59)), (10, (10, 8))])
 def test_longer_side_is_scaled_down_to_the_limit_never_up(limit: int | None, size: tuple[int, int]) -> None:
-    jpeg = as_jpeg(saved(SMOOTH), "x.jpg", JpegForm(90, limit))
+    jpeg = JpegForm(90, limit).stored(saved(SMOOTH), "x.jpg")
     assert (jpeg.width, jpeg.height) == size == decode(jpeg.data, "x.jpg").size
 
 
 def test_quality_is_that_asked_for() -> None:
-    coarse, fine = (as_jpeg(saved(SMOOTH, "PNG"), "x.png", JpegForm(some, None)) for some in (10, 95))
+    coarse, fine = (JpegForm(some, None).stored(saved(SMOOTH, "PNG"), "x.png") for some in (10, 95))
     assert len(coarse.data) < len(fine.data)
-    assert fine == as_jpeg(saved(SMOOTH, "PNG"), "x.png", JpegForm(95, None))
+    assert fine == JpegForm(95, None).stored(saved(SMOOTH, "PNG"), "x.png")
 
 
 def test_narrow_images_keep_a_pixel() -> None:
-    jpeg = as_jpeg(saved(Image.new("RGB", (900, 2))), "x.jpg", JpegForm(90, 100))
+    jpeg = JpegForm(90, 100).stored(saved(Image.new("RGB", (900, 2))), "x.jpg")
     assert (jpeg.width, jpeg.height) == (100, 1)
 
 
 def test_image_that_is_too_large_for_a_jpeg_is_refused() -> None:
     with pytest.raises(UserError, match=r"^x\.png has 70000x1 pixels, .*: pass --max-side$"):
-        as_jpeg(saved(Image.new("RGB", (70000, 1)), "PNG"), "x.png", FORM)
+        FORM.stored(saved(Image.new("RGB", (70000, 1)), "PNG"), "x.png")
 
 
 @pytest.fixture(scope="module")

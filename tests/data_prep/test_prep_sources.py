@@ -26,9 +26,10 @@ from prep_files import (
     write_tar,
 )
 
-from fastpeer.data_prep.cifar import CIFAR100_NAMES
-from fastpeer.data_prep.image import resize_and_crop
-from fastpeer.data_prep.source import Source, Split, open_source
+from fastpeer.data_prep.images import resize_and_crop
+from fastpeer.data_prep.sources import open_source
+from fastpeer.data_prep.sources.cifar import CIFAR100_NAMES
+from fastpeer.data_prep.sources.source import Source, Split
 
 FORMS = ["data", "data.zip", "data.tar", "data.tar.gz", "data.tar.xz"]
 
@@ -66,7 +67,7 @@ def test_cifar_pickles_of_every_age(tmp_path: Path, protocol: int) -> None:
 
 def test_cifar_resized(tmp_path: Path) -> None:
     source = read("cifar10", write_files(tmp_path, cifar10_files()), size=48)
-    assert (source.target.height, source.target.width) == (48, 48)
+    assert (source.form.height, source.form.width) == (48, 48)
     assert sizes(source.test) == {(48, 48, 3)}
 
 

@@ -18,8 +18,8 @@ from prep_files import pixels
 
 import fastpeer
 from fastpeer.data_prep import PrepOptions, PrepSummary, prepare
-from fastpeer.data_prep.image import Target
-from fastpeer.data_prep.space import file_bytes, page_size
+from fastpeer.data_prep.images import PixelForm
+from fastpeer.data_prep.writer.space import file_bytes, page_size
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -101,9 +101,9 @@ def test_worker_count_does_not_matter_and_force_replaces(
         PrepOptions(dataset="folder", source=photos, out=out, workers=2, force=True),
         lambda stage, done, total: stages.update({stage: (done, total)}),
     )
-    one, two = (json.loads((folder / "dataset.json").read_text()) for folder in (prepared, out))
+    before, after = (json.loads((folder / "dataset.json").read_text()) for folder in (prepared, out))
     for split in ("train", "test"):
-        assert one["splits"][split]["content_sha256"] == two["splits"][split]["content_sha256"]
+        assert before["splits"][split]["content_sha256"] == after["splits"][split]["content_sha256"]
     assert stages["write train"] == (128, 128)
     assert summary == PrepSummary(
         out=out,
@@ -121,11 +121,11 @@ def test_worker_count_does_not_matter_and_force_replaces(
 
 @given(count=st.integers(1, 5000), side=st.integers(1, 300), workers=st.integers(1, 64))
 def test_space_is_enough_for_the_pixels(count: int, side: int, workers: int) -> None:
-    target = Target(side, side, resize=True)
-    assert file_bytes(count, target, workers) > count * side * side * 3
-    assert page_size(target) >= side * side * 3
+    form = PixelForm(side, side, resize=True)
+    assert file_bytes(count, form, workers) > count * side * side * 3
+    assert page_size(form) >= side * side * 3
 
 
 def test_space_is_not_exceeded(prepared: Path) -> None:
     size = (prepared / "train.beton").stat().st_size
-    assert size <= file_bytes(128, Target(8, 8, resize=False), 1) < 2 * size
+    assert size <= file_bytes(128, PixelForm(8, 8, resize=False), 1) < 2 * size

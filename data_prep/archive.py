@@ -18,9 +18,9 @@ from typing import cast
 from fastpeer.errors import UserError, one_line
 
 MAX_DEPTH = 6
-MAX_IN_MEMORY = 4 << 30
+MAX_IN_MEMORY = 4 << 30  # bytes
 IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-DAMAGE = (
+DAMAGE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
@@ -28,7 +28,7 @@ DAMAGE = (
     EOFError,
     OSError,
     ValueError,
-    RuntimeError,  # zipfile's word for an encrypted member
+    RuntimeError,  # raised by zipfile for an encrypted member
 )
 
 
@@ -54,8 +54,8 @@ class FileTree(ABC):
     def read(self, name: str) -> bytes:
         """Return a file's content; processes forked from this one may call it at the same time."""
 
-    def take(self, name: str) -> bytes:
-        """Return a file's content that nobody will ask for again."""
+    def pop(self, name: str) -> bytes:
+        """Return a file's content, which is not read again and need not stay in memory."""
         return self.read(name)
 
     def digest(self) -> str:
@@ -117,14 +117,14 @@ class FolderTree(FileTree):
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
-                    self._see(entry, f"{folder}{entry.name}", depth)
+                    self._register(entry, f"{folder}{entry.name}", depth)
         except OSError as error:
             place = one_line(error.filename or folder)
             raise UserError(
                 f"cannot read {place} ({error.strerror}): fix or remove it and run again"
             ) from error
 
-    def _see(self, entry: os.DirEntry[str], name: str, depth: int) -> None:
+    def _register(self, entry: os.DirEntry[str], name: str, depth: int) -> None:
         if is_ignored((entry.name,)):
             return
         if entry.is_dir():
@@ -144,23 +144,22 @@ class ZipTree(FileTree):
         self._members: dict[str, zipfile.ZipInfo] = {}
         try:
             self._zip = zipfile.ZipFile(io.BufferedReader(_PositionalFile(path)))
-        except DAMAGE as error:
+        except DAMAGE_ERRORS as error:
             raise damaged(path.name, error) from error
+        # The descriptor stays open: forked workers read members through it.
         for member in self._zip.infolist():
-            self._see(member)
+            self._register(member)
 
     def read(self, name: str) -> bytes:
         """Unpack one member."""
         try:
             return self._zip.read(self._members[name])
-        except DAMAGE as error:
+        except DAMAGE_ERRORS as error:
             raise damaged(f"{name} in {self.label}", error) from error
 
-    def _see(self, member: zipfile.ZipInfo) -> None:
+    def _register(self, member: zipfile.ZipInfo) -> None:
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise UserError(
-                f"{member.filename} in {self.label} is a link, which no data set needs: do not use it"
-            )
+            raise UserError(f"{member.filename} in {self.label} is a link, no plain file: do not use it")
         if member.is_dir():
             self.add_folder(member.filename)
         elif self.add(member.filename, member.file_size):
@@ -177,20 +176,20 @@ class TarTree(FileTree):
         try:
             with tarfile.open(path, "r:*") as tar:
                 for member in tar:
-                    self._see(tar, member)
+                    self._register(tar, member)
                 _require_end(tar)
-        except DAMAGE as error:
+        except DAMAGE_ERRORS as error:
             raise damaged(path.name, error) from error
 
     def read(self, name: str) -> bytes:
-        """Look the member up."""
+        """Return the member from memory."""
         return self._contents[name]
 
-    def take(self, name: str) -> bytes:
-        """Give the member away, so that it does not stay in memory beside what is made of it."""
+    def pop(self, name: str) -> bytes:
+        """Remove the member from memory, where it would lie beside what is made of it."""
         return self._contents.pop(name)
 
-    def _see(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def _register(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         if member.isdir():
             self.add_folder(member.name)
         elif not member.isreg():
@@ -259,7 +258,7 @@ def open_tree(path: Path) -> FileTree:
 
 
 def damaged(name: str, error: Exception) -> UserError:
-    """Say that an archive or one of its members cannot be read."""
+    """Return the error for an archive or a member that cannot be read."""
     reason = one_line(error) or type(error).__name__
     return UserError(f"{name} is cut off, damaged, or no zip or tar archive ({reason}): fetch it again")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fastpeer.data_prep.folder import find_root, read_official
-from fastpeer.data_prep.image import Pixels, Target
-from fastpeer.data_prep.source import ArraySplit, Source
-from fastpeer.data_prep.tree import FileTree
+from fastpeer.data_prep.archive import FileTree
+from fastpeer.data_prep.images import PixelForm, Pixels
+from fastpeer.data_prep.sources.folder import find_root, read_official
+from fastpeer.data_prep.sources.source import ArraySplit, Source
 from fastpeer.errors import UserError, one_line
 
 SIDE = 32
@@ -95,19 +95,19 @@ def _read_pickles(tree: FileTree, root: str, size: int | None, layout: Layout) -
         if root + name not in tree.sizes:
             raise UserError(f"{tree.label} lacks {root}{name}: fetch the archive again")
     classes = _class_names(tree, root + layout.meta, layout)
-    target = Target(size or SIDE, size or SIDE, resize=True)
+    form = PixelForm(size or SIDE, size or SIDE, resize=True)
 
     def split(names: Sequence[str]) -> ArraySplit:
         batches = [_batch(tree, root + name, layout, len(classes)) for name in names]
         labels = [label for _, _, batch_labels in batches for label in batch_labels]
-        return ArraySplit([(name, images) for name, images, _ in batches], labels, target)
+        return ArraySplit([(name, images) for name, images, _ in batches], labels, form)
 
-    return Source(classes, split(layout.train), split(layout.test), target)
+    return Source(classes, split(layout.train), split(layout.test))
 
 
 def _class_names(tree: FileTree, name: str, layout: Layout) -> list[str]:
     shown = f"{tree.label}/{name}"
-    names = _unpickle(tree.take(name), shown).get(layout.classes_key)
+    names = _unpickle(tree.pop(name), shown).get(layout.classes_key)
     if not isinstance(names, list) or not all(isinstance(entry, bytes | str) for entry in names):
         raise UserError(f"{shown} has no {layout.classes_key.decode()}: fetch the archive again")
     return [entry.decode("utf-8", "replace") if isinstance(entry, bytes) else entry for entry in names]
@@ -116,7 +116,7 @@ def _class_names(tree: FileTree, name: str, layout: Layout) -> list[str]:
 def _batch(tree: FileTree, name: str, layout: Layout, classes: int) -> tuple[str, Pixels, list[int]]:
     """Return a batch's shown name, its images (N × 32 × 32 × 3) and labels, all checked."""
     shown = f"{tree.label}/{name}"
-    content = _unpickle(tree.take(name), shown)
+    content = _unpickle(tree.pop(name), shown)
     data, labels = content.get(b"data"), content.get(layout.label_key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * SIDE * SIDE,):
         raise UserError(f"{shown} holds no uint8 array of N x {3 * SIDE * SIDE}: fetch the archive again")
@@ -125,7 +125,7 @@ def _batch(tree: FileTree, name: str, layout: Layout, classes: int) -> tuple[str
     for index, label in enumerate(labels):
         if not isinstance(label, int) or not 0 <= label < classes:
             raise UserError(
-                f"{shown} gives image {index} the label {label!r}, not 0 to {classes - 1}: do not use it"
+                f"{shown}: label of image {index} must be 0 to {classes - 1}, got {label!r}: do not use it"
             )
     return shown, data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels
 
@@ -143,20 +143,20 @@ def _unpickle(data: bytes, shown: str) -> dict[bytes, Any]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits plain values and arrays only, since a pickle can otherwise run any program."""
+    """Loads plain values and arrays only, since a pickle can otherwise run any program."""
 
     def __init__(self, data: bytes, shown: str) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")
         self._shown = shown
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few functions that rebuild an array."""
+        """Return a function that rebuilds an array; UserError for any other name."""
         if (module, name) == ("_codecs", "encode"):
             return _encode
         if module.split(".")[0] == "numpy" and name in _ARRAY_PARTS:
             return _ARRAY_PARTS[name]
         raise UserError(
-            f"{self._shown} asks for {module}.{name}, which no data set needs: do not use this file"
+            f"{self._shown} would run {module}.{name}, which is no part of a data set: do not use this file"
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fastpeer.data_prep.folder import find_root, list_classes, read_image_folder
-from fastpeer.data_prep.image import target_of
-from fastpeer.data_prep.source import EncodedSplit, Source
-from fastpeer.data_prep.tree import FileTree
+from collections.abc import Iterator
+
+from fastpeer.data_prep.archive import FileTree
+from fastpeer.data_prep.sources.folder import find_root, list_classes, read_image_folder
+from fastpeer.data_prep.sources.source import LabelledFiles, Source, source_of_files
 from fastpeer.errors import UserError
 
 CLASS_LIST = "wnids.txt"
@@ -34,19 +35,12 @@ def _read_official(tree: FileTree, root: str, size: int | None) -> Source:
     classes = _lines(tree, f"{root}{CLASS_LIST}")
     if not classes or len(set(classes)) != len(classes):
         raise UserError(f"{tree.label}/{root}{CLASS_LIST} is empty or names a class twice: fetch it again")
-    train_names, train_labels = _train_files(tree, f"{root}train/", classes)
-    test_names, test_labels = _test_files(tree, root, classes)
-    target = target_of(tree, train_names[0], size)
-    return Source(
-        classes,
-        EncodedSplit(tree, train_names, train_labels, target),
-        EncodedSplit(tree, test_names, test_labels, target),
-        target,
-        _readable_names(tree, root, classes),
-    )
+    train = _train_files(tree, f"{root}train/", classes)
+    test = _test_files(tree, root, classes)
+    return source_of_files(tree, classes, train, test, size, _readable_names(tree, root, classes))
 
 
-def _train_files(tree: FileTree, folder: str, classes: list[str]) -> tuple[list[str], list[int]]:
+def _train_files(tree: FileTree, folder: str, classes: list[str]) -> LabelledFiles:
     _refuse_unlisted(tree, folder, classes)
     names, labels = _without_boxes(*list_classes(tree, folder, classes))
     if lacking := set(range(len(classes))) - set(labels):
@@ -56,7 +50,7 @@ def _train_files(tree: FileTree, folder: str, classes: list[str]) -> tuple[list[
     return names, labels
 
 
-def _test_files(tree: FileTree, root: str, classes: list[str]) -> tuple[list[str], list[int]]:
+def _test_files(tree: FileTree, root: str, classes: list[str]) -> LabelledFiles:
     if f"{root}{ANNOTATIONS}" in tree.sizes:
         names, labels = _annotated(tree, root, classes)
     else:
@@ -67,12 +61,27 @@ def _test_files(tree: FileTree, root: str, classes: list[str]) -> tuple[list[str
     return names, labels
 
 
-def _annotated(tree: FileTree, root: str, classes: list[str]) -> tuple[list[str], list[int]]:
+def _annotated(tree: FileTree, root: str, classes: list[str]) -> LabelledFiles:
     """Return the images of `val/images/` that are there, in the order of the annotations."""
-    index = {name: label for label, name in enumerate(classes)}
     waiting = set(tree.below(f"{root}val/images/"))
     names: list[str] = []
     labels: list[int] = []
+    for file, label in _annotations(tree, root, classes):
+        name = f"{root}val/images/{file}"
+        if name in waiting:
+            waiting.remove(name)
+            names.append(name)
+            labels.append(label)
+    if waiting:
+        raise UserError(
+            f"{tree.label}/{min(waiting)} has no line in {ANNOTATIONS}: add it or remove the image"
+        )
+    return names, labels
+
+
+def _annotations(tree: FileTree, root: str, classes: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield each line's file name and label."""
+    index = {name: label for label, name in enumerate(classes)}
     for number, line in enumerate(_lines(tree, f"{root}{ANNOTATIONS}"), start=1):
         file, _, rest = line.partition("\t")
         class_name = rest.split("\t")[0]
@@ -80,16 +89,7 @@ def _annotated(tree: FileTree, root: str, classes: list[str]) -> tuple[list[str]
             raise UserError(
                 f"{tree.label}/{root}{ANNOTATIONS} line {number} names no known class: fetch it again"
             )
-        name = f"{root}val/images/{file}"
-        if name in waiting:
-            waiting.remove(name)
-            names.append(name)
-            labels.append(index[class_name])
-    if waiting:
-        raise UserError(
-            f"{tree.label}/{min(waiting)} has no line in {ANNOTATIONS}: add it or remove the image"
-        )
-    return names, labels
+        yield file, index[class_name]
 
 
 def _refuse_unlisted(tree: FileTree, folder: str, classes: list[str]) -> None:
@@ -99,7 +99,7 @@ def _refuse_unlisted(tree: FileTree, folder: str, classes: list[str]) -> None:
         )
 
 
-def _without_boxes(names: list[str], labels: list[int]) -> tuple[list[str], list[int]]:
+def _without_boxes(names: list[str], labels: list[int]) -> LabelledFiles:
     """Leave out the bounding boxes that lie beside the images."""
     kept = [(name, label) for name, label in zip(names, labels, strict=True) if not name.endswith(".txt")]
     return [name for name, _ in kept], [label for _, label in kept]

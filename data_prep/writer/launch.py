@@ -1,7 +1,7 @@
 """Runs the writer in a process group of its own, and ends the whole group when anything goes wrong.
 
-FFCV waits for ever once one of its workers has died. So a process apart (`write_process.py`) does the
-writing; its reports come through a pipe as lines of JSON, and this side can end it at any time.
+FFCV waits for ever once one of its workers has died. So a process apart (`process.py`) does the writing;
+its reports come through a pipe as lines of JSON, and this side can end it at any time.
 """
 
 from __future__ import annotations
@@ -16,44 +16,18 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from fastpeer.data_prep.destination import undisturbed
-from fastpeer.data_prep.options import JPEG_QUALITY, Progress
+from fastpeer.data_prep.options import Progress
+from fastpeer.data_prep.writer.messages import Job
 from fastpeer.errors import UserError
 
-MODULE = "fastpeer.data_prep.write_process"
+MODULE = "fastpeer.data_prep.writer.process"
 READ_SIZE = 1 << 16
-STDERR_KEPT = 4000
-PATIENCE_S = 10
+STDERR_KEPT = 4000  # bytes
+TERMINATION_TIMEOUT_S = 10
 POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the writer process has to do.
-
-    Attributes:
-        dataset: one of `options.DATASETS`.
-        source: absolute path, or None for a bundled data set.
-        kind: what `dataset.json` says of the source where its own kind would not tell ("download").
-        size: side in pixels or None.
-        workers: decoding processes; 0 for one for each core.
-        jpeg, max_side, quality: as in `PrepOptions`.
-        folder: an empty folder to write into.
-    """
-
-    dataset: str
-    source: Path | None
-    kind: str | None
-    size: int | None
-    workers: int
-    folder: Path = Path()
-    jpeg: bool = False
-    max_side: int | None = None
-    quality: int = JPEG_QUALITY
 
 
 def run_writer(job: Job, progress: Progress) -> dict[str, Any]:
@@ -61,7 +35,7 @@ def run_writer(job: Job, progress: Progress) -> dict[str, Any]:
 
     Raises:
         UserError: the writer found the source, the disk or the memory at fault.
-        RuntimeError: the writer process ended unexpectedly; carries what it had to say.
+        RuntimeError: the writer process ended unexpectedly; carries its last messages.
     """
     process = _start(job)
     listener = _Listener(process, progress)
@@ -76,7 +50,7 @@ def run_writer(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:
-    """Start the writer; its folder is empty, so that nothing there can stand in for a module."""
+    """Start the writer in the job's folder: it is empty, so that no file there is imported as a module."""
     process = subprocess.Popen(
         [sys.executable, "-m", MODULE],
         stdin=subprocess.PIPE,
@@ -95,7 +69,7 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
 
 
 class _Listener:
-    """Reads both pipes until every process that holds them is gone."""
+    """Reads reports and messages of errors from two pipes, which every process of the writer holds."""
 
     def __init__(self, process: subprocess.Popen[bytes], progress: Progress) -> None:
         self.process = process
@@ -118,13 +92,17 @@ class _Listener:
                 if not ready and _has_ended(self.process):
                     return
                 for key, _ in ready:
-                    data = os.read(key.fd, READ_SIZE)
-                    if not data:
+                    if not self._read(key):
                         selector.unregister(key.fileobj)
-                    elif key.fileobj is self._reports:
-                        self._take_reports(data)
-                    else:
-                        self.stderr = (self.stderr + data)[-STDERR_KEPT:]
+
+    def _read(self, key: selectors.SelectorKey) -> bool:
+        """Take what has arrived in a pipe; False when it is closed."""
+        data = os.read(key.fd, READ_SIZE)
+        if key.fileobj is self._reports:
+            self._take_reports(data)
+        else:
+            self.stderr = (self.stderr + data)[-STDERR_KEPT:]
+        return bool(data)
 
     def _take_reports(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -145,8 +123,8 @@ def _failure(listener: _Listener, code: int) -> Exception:
         return UserError(listener.error)
     if code == -signal.SIGKILL:
         return UserError("the writer was killed, most likely for lack of memory: give it fewer --workers")
-    said = listener.stderr.decode("utf-8", "replace").strip()
-    return RuntimeError(f"the writer ended with exit status {code}: {said or 'it said nothing'}")
+    messages = listener.stderr.decode("utf-8", "replace").strip()
+    return RuntimeError(f"the writer ended with exit status {code}: {messages or 'no message'}")
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
@@ -176,7 +154,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 def _drain(streams: list[IO[bytes]]) -> bool:
     """Read until all writers have closed the pipes; False if they have not in time."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TERMINATION_TIMEOUT_S
     with selectors.DefaultSelector() as selector:
         for stream in streams:
             selector.register(stream, selectors.EVENT_READ)
@@ -191,6 +169,6 @@ def _drain(streams: list[IO[bytes]]) -> bool:
 
 
 def _stream(pipe: IO[bytes] | None) -> IO[bytes]:
-    """Return a pipe that was asked for, and so is there."""
+    """Return a pipe that Popen was told to open."""
     assert pipe is not None
     return pipe

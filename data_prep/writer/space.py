@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastpeer.data_prep.image import Target
-from fastpeer.data_prep.jpeg import JpegSplit
-from fastpeer.data_prep.source import Source, Split
+from fastpeer.data_prep.images import PixelForm
+from fastpeer.data_prep.sources.source import FileSplit, Source, Split
 from fastpeer.errors import UserError
 
 MIN_PAGE_BYTES = 1 << 21  # FFCV's own bound
@@ -19,51 +18,43 @@ METADATA_BYTES = 32
 ALLOCATION_BYTES = 24
 
 
-def page_size(target: Target) -> int:
+def page_size(form: PixelForm) -> int:
     """Return the bytes of a page: FFCV's smallest, or the power of two that holds a few images."""
-    return _page_of(target.height * target.width * 3)
+    return _page_for(_pixel_bytes(form))
 
 
-def file_bytes(count: int, target: Target, workers: int) -> int:
+def file_bytes(count: int, form: PixelForm, workers: int) -> int:
     """Return the most bytes that a split of `count` images can take: each worker leaves a page unfilled."""
-    page = page_size(target)
-    per_page = page // (target.height * target.width * 3)
-    header = math.ceil((HEADER_BYTES + count * METADATA_BYTES) / page) * page
-    return header + (math.ceil(count / per_page) + workers) * page + count * ALLOCATION_BYTES
+    page = page_size(form)
+    full_pages = math.ceil(count / (page // _pixel_bytes(form)))
+    return _whole_file(count, full_pages + workers, page)
 
 
 def jpeg_page_size(sizes: Sequence[int]) -> int:
     """Return the bytes of a page of JPEGs, given those of the source's files; few kinds grow as JPEG."""
-    return _page_of(max(sizes))
+    return _page_for(max(sizes))
 
 
 def jpeg_file_bytes(sizes: Sequence[int], workers: int) -> int:
-    """Return about the most bytes that a split takes whose files stay as they are."""
+    """Return about the most bytes that a split takes whose files, of `sizes` bytes, stay as they are."""
     page = jpeg_page_size(sizes)
-    header = math.ceil((HEADER_BYTES + len(sizes) * METADATA_BYTES) / page) * page
     # A page is left where the next image does not fit.
-    pages = math.ceil(sum(sizes) / (page - max(sizes))) + workers
-    return header + pages * page + len(sizes) * ALLOCATION_BYTES
-
-
-def _page_of(largest: int) -> int:
-    return max(MIN_PAGE_BYTES, 1 << math.ceil(math.log2(IMAGES_PER_PAGE * largest)))
+    full_pages = math.ceil(sum(sizes) / (page - max(sizes)))
+    return _whole_file(len(sizes), full_pages + workers, page)
 
 
 def split_page_size(split: Split) -> int:
     """Return the bytes of a page of a split's file."""
-    if isinstance(split, JpegSplit):
-        return jpeg_page_size(split.sizes)
-    assert isinstance(split.target, Target)
-    return page_size(split.target)
+    if isinstance(split.form, PixelForm):
+        return page_size(split.form)
+    return jpeg_page_size(_file_sizes(split))
 
 
 def split_bytes(split: Split, workers: int) -> int:
     """Return the most bytes that a split's file can take."""
-    if isinstance(split, JpegSplit):
-        return jpeg_file_bytes(split.sizes, workers)
-    assert isinstance(split.target, Target)
-    return file_bytes(len(split.labels), split.target, workers)
+    if isinstance(split.form, PixelForm):
+        return file_bytes(len(split.labels), split.form, workers)
+    return jpeg_file_bytes(_file_sizes(split), workers)
 
 
 def require_space(folder: Path, source: Source, workers: int) -> None:
@@ -75,3 +66,22 @@ def require_space(folder: Path, source: Source, workers: int) -> None:
             f"the disk is too full: the data set needs up to {needed / 1e6:,.0f} MB and "
             f"{free / 1e6:,.0f} MB are free: free some room or choose another --out"
         )
+
+
+def _pixel_bytes(form: PixelForm) -> int:
+    return form.height * form.width * 3
+
+
+def _page_for(largest: int) -> int:
+    return max(MIN_PAGE_BYTES, 1 << math.ceil(math.log2(IMAGES_PER_PAGE * largest)))
+
+
+def _whole_file(count: int, pages: int, page: int) -> int:
+    """Return the bytes of header, pages of images, and the table of where each image lies."""
+    header = math.ceil((HEADER_BYTES + count * METADATA_BYTES) / page) * page
+    return header + pages * page + count * ALLOCATION_BYTES
+
+
+def _file_sizes(split: Split) -> list[int]:
+    assert isinstance(split, FileSplit)  # only files are kept as JPEG
+    return split.file_sizes

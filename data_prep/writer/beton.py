@@ -10,7 +10,7 @@ import signal
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from ffcv.fields import IntField, RGBImageField
@@ -19,14 +19,11 @@ from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter, tqdm, worker_job_indexed_dataset
 from numpy.typing import NDArray
 
-from fastpeer.data_prep.image import Pixels
-from fastpeer.data_prep.jpeg import Jpeg, JpegForm
-from fastpeer.data_prep.source import Split
-from fastpeer.data_prep.space import split_page_size
+from fastpeer.data_prep.images import Jpeg, JpegForm, Pixels
+from fastpeer.data_prep.sources.source import Split
+from fastpeer.data_prep.writer.messages import Reports
+from fastpeer.data_prep.writer.space import split_page_size
 from fastpeer.errors import UserError
-
-if TYPE_CHECKING:
-    from fastpeer.data_prep.write_process import Reports
 
 Checksums: TypeAlias = NDArray[np.uint32]
 """CRC-32 of what is stored of each image, N: its pixels, or its JPEG."""
@@ -35,25 +32,24 @@ CHUNK = 100
 
 
 def watch_workers(reports: Reports) -> None:
-    """From now on, take the death of a worker for an error, since FFCV would wait for it for ever."""
+    """From now on, report the death of a worker as an error: FFCV would wait for it for ever."""
 
-    def look(number: int, frame: object) -> None:
+    def report_failures(number: int, frame: object) -> None:
         for status in _ended_children():
             if status != 0:
-                reports.fail(UserError(_death(status)))
+                reports.fail(UserError(_failure(status)))
 
     # FFCV's workers have to inherit this process's memory, which holds the source.
     multiprocessing.set_start_method("fork", force=True)
     tqdm.monitor_interval = 0  # no thread that a fork could catch holding a lock
-    signal.signal(signal.SIGCHLD, look)
+    signal.signal(signal.SIGCHLD, report_failures)
 
 
 def write_split(path: Path, split: Split, workers: int, stage: str, reports: Reports) -> Checksums:
     """Write one split, samples in order, and return the CRC-32 of each image as it is stored."""
-    count = len(split.labels)
+    count, page = len(split.labels), split_page_size(split)
     checksums = np.frombuffer(mmap.mmap(-1, 4 * count), np.uint32)  # shared with the workers
     chunks = _chunks(count)
-    page = split_page_size(split)
     writer = DatasetWriter(
         str(path),
         {"image": _image_field(split), "label": IntField()},
@@ -61,7 +57,7 @@ def write_split(path: Path, split: Split, workers: int, stage: str, reports: Rep
         num_workers=min(workers, len(chunks)),
     )
     guarded = _GuardedSplit(split, checksums, page, stage, reports)
-    # FFCV's public `from_indexed_dataset` does the same, but lets a worker die unheard.
+    # FFCV's public `from_indexed_dataset` does the same, but does not notice when a worker dies.
     writer._write_common(count, chunks, _guarded_job, (guarded,))
     return checksums
 
@@ -80,7 +76,7 @@ def check_split(
     for index, (image, label) in enumerate(_stored_samples(path)):
         if label != split.labels[index] or zlib.crc32(image) != checksums[index]:
             raise UserError(
-                f"{split.name_of(index)} was not stored as it is: is the disk full or faulty? Try again"
+                f"{split.name_of(index)} was not stored as it was read: is the disk full or faulty? Try again"
             )
         digest.update(image)
         digest.update(np.int64(label).astype("<i8").tobytes())
@@ -134,16 +130,16 @@ def _guarded_job(*arguments: Any) -> None:
 
 
 def _image_field(split: Split) -> RGBImageField:
-    if not isinstance(split.target, JpegForm):
+    if not isinstance(split.form, JpegForm):
         return RGBImageField(write_mode="raw")
     field = RGBImageField(write_mode="jpg")
-    # No subclass: a file says by the exact class of a field how it is read.
+    # No subclass: a file tells by the exact class of a field how it is read.
     field.encode = _store_jpeg
     return field
 
 
 def _store_jpeg(destination: Any, image: Jpeg, malloc: Any) -> None:
-    """Do what FFCV's field does once it has compressed an image."""
+    """Store an image that is compressed already, as FFCV's field does with those it compresses."""
     destination["mode"] = IMAGE_MODES["jpg"]
     destination["height"], destination["width"] = image.height, image.width
     destination["data_ptr"], storage = malloc(len(image.data))
@@ -174,7 +170,7 @@ def _ended_children() -> Iterator[int]:
         return
 
 
-def _death(status: int) -> str:
+def _failure(status: int) -> str:
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         return f"a writer process was ended by {name}, perhaps for lack of memory: give it fewer --workers"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastpeer.data_prep.image import target_of
-from fastpeer.data_prep.source import EncodedSplit, Source
-from fastpeer.data_prep.tree import FileTree
+from fastpeer.data_prep.archive import FileTree
+from fastpeer.data_prep.sources.source import LabelledFiles, Source, source_of_files
 from fastpeer.errors import UserError
 
 TEST_NAMES = ("test", "val")
@@ -47,15 +46,8 @@ def read_image_folder(
         raise UserError(
             f"{tree.label}/{test}{odd[0]} is a class that train/ lacks: add it there or remove it"
         )
-    train_names, train_labels = list_classes(tree, f"{root}train/", ordered)
-    test_names, test_labels = list_classes(tree, test, ordered)
-    target = target_of(tree, train_names[0], size)
-    return Source(
-        ordered,
-        EncodedSplit(tree, train_names, train_labels, target),
-        EncodedSplit(tree, test_names, test_labels, target),
-        target,
-    )
+    train_files = list_classes(tree, f"{root}train/", ordered)
+    return source_of_files(tree, ordered, train_files, list_classes(tree, test, ordered), size)
 
 
 def find_root(tree: FileTree) -> str | None:
@@ -67,18 +59,13 @@ def find_root(tree: FileTree) -> str | None:
     return None
 
 
-def list_classes(tree: FileTree, folder: str, classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Return all files of `folder`, by class and then by name, and their labels.
+def list_classes(tree: FileTree, folder: str, classes: Sequence[str]) -> LabelledFiles:
+    """Return all files of `folder` that belong to `classes`, by class and then by name.
 
     Raises:
         UserError: a class folder is empty, or a file lies in no class folder.
     """
-    by_class: dict[str, list[str]] = {name: [] for name in tree.children(folder)}
-    for name in tree.below(folder):
-        class_name, _, rest = name[len(folder) :].partition("/")
-        if not rest:
-            raise UserError(f"{tree.label}/{name} lies in no class folder: move it into one or remove it")
-        by_class[class_name].append(name)
+    by_class = _files_by_class(tree, folder)
     names: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
@@ -90,6 +77,16 @@ def list_classes(tree: FileTree, folder: str, classes: Sequence[str]) -> tuple[l
         names += files or []
         labels += [label] * len(files or [])
     return names, labels
+
+
+def _files_by_class(tree: FileTree, folder: str) -> dict[str, list[str]]:
+    by_class: dict[str, list[str]] = {name: [] for name in tree.children(folder)}
+    for name in tree.below(folder):
+        class_name, _, rest = name[len(folder) :].partition("/")
+        if not rest:
+            raise UserError(f"{tree.label}/{name} lies in no class folder: move it into one or remove it")
+        by_class[class_name].append(name)
+    return by_class
 
 
 def _test_folder(tree: FileTree, root: str) -> str:
