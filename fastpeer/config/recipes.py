@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpeer.config import Config, PaperConfig
+from fastpeer.config.shipped import RecipeName, ShippedRecipes
 from fastpeer.config.toml import read_table, structure
 from fastpeer.errors import UserError, one_line
 from fastpeer.methods import default_loss
@@ -30,13 +30,13 @@ class ListedRecipe(NamedTuple):
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(_Shipped().files)
+    return ShippedRecipes().names
 
 
 def list_recipes() -> list[ListedRecipe]:
     """Return the shipped recipes by name, without making a `Config` of each."""
-    shipped = _Shipped()
-    return [_listed(name, shipped.table(name)) for name in sorted(shipped.files)]
+    shipped = ShippedRecipes()
+    return [_listed(name, shipped.table(name)) for name in shipped.names]
 
 
 def load_recipe(recipe: str) -> Config:
@@ -45,20 +45,16 @@ def load_recipe(recipe: str) -> Config:
     Raises:
         UserError: no such recipe, not TOML, an unknown key or a value that does not fit.
     """
-    shipped = _Shipped()
-    if recipe in shipped.files:
+    shipped = ShippedRecipes()
+    if recipe in shipped.names:
         return structure(shipped.table(recipe), recipe)
     path = Path(recipe)
-    near = nearest(recipe, shipped.files)
+    if path.is_file():
+        return parse_recipe(_file_text(path), recipe)
+    near = nearest(recipe, shipped.names)
     if path.is_dir():
         raise UserError(f"{recipe} is a folder: a recipe is a TOML file or {near}")
-    if not path.is_file():
-        raise UserError(f"no recipe {recipe}: there is no such file; the nearest of those shipped is {near}")
-    try:
-        # Some editors begin a file with a byte-order mark.
-        return parse_recipe(path.read_text("utf-8-sig"), recipe)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe}: cannot be read as text ({one_line(error)})") from None
+    raise UserError(f"no recipe {recipe}: there is no such file; the nearest of those shipped is {near}")
 
 
 def recipe_of_method(recipe: str, method: str) -> Config:
@@ -70,21 +66,20 @@ def recipe_of_method(recipe: str, method: str) -> Config:
     config = load_recipe(recipe)
     if method == config.method:
         return config
-    names = recipe_names()
-    siblings = _siblings(recipe, config.method, method) if recipe in names else ()
-    found = next((sibling for sibling in siblings if sibling in names), None)
+    shipped = ShippedRecipes()
+    parts = shipped.split(recipe)
+    siblings = _siblings(parts._replace(method=method)) if parts is not None else ()
+    found = next((sibling for sibling in siblings if sibling in shipped.names), None)
     if found is not None:
         return load_recipe(found)
     return replace(config, method=method, loss=default_loss(method), paper=None)
 
 
-def _siblings(recipe: str, method: str, other: str) -> Iterator[str]:
-    """Name what a shipped recipe may be called for another method, the most alike first."""
-    family = "-".join(recipe.split("-")[:2])
-    own, new = (f"-{name}" if name != Config.method else "" for name in (method, other))
-    rest = recipe.removeprefix(family).removeprefix(own)
-    for ending in (rest, rest.replace("-peer", "-teacher"), rest.replace("-teacher", "-peer"), ""):
-        yield f"{family}{new}{ending}"
+def _siblings(name: RecipeName) -> Iterator[str]:
+    """Name what a recipe like this may be called, the most alike first."""
+    variant = name.variant
+    for other in (variant, variant.replace("peer", "teacher"), variant.replace("teacher", "peer"), ""):
+        yield str(name._replace(variant=other))
 
 
 def parse_recipe(text: str, name: str) -> Config:
@@ -93,53 +88,15 @@ def parse_recipe(text: str, name: str) -> Config:
     Raises:
         UserError: not TOML, an unknown key or a value that does not fit.
     """
-    return structure(_inherited(read_table(text, name), name, _Shipped()), name)
+    return structure(ShippedRecipes().complete(read_table(text, name), name), name)
 
 
-class _Shipped:
-    """The shipped recipes, in a folder for each data set; each file is read once at most."""
-
-    def __init__(self) -> None:
-        folders = [one for one in resources.files("fastpeer.recipes").iterdir() if one.is_dir()]
-        files = (file for folder in folders for file in folder.iterdir())
-        self.files = {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
-        self._tables: dict[str, dict[str, Any]] = {}
-
-    def table(self, name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Return a recipe's settings, with those of the recipe that it is like."""
-        if name not in self._tables:
-            own = read_table(self.files[name].read_text("utf-8"), name)
-            self._tables[name] = _inherited(own, name, self, children)
-        return self._tables[name]
-
-
-def _inherited(
-    table: dict[str, Any], name: str, shipped: _Shipped, children: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Follow `like = RECIPE`: what a table leaves out is as in that shipped recipe.
-
-    The paper's figures are its own, and so is the loss where the method is another.
-    """
-    if "like" not in table:
-        return table
-    like, lineage = table["like"], (*children, name)
-    if not isinstance(like, str) or like not in shipped.files or like in lineage:
-        near = nearest(str(like), [known for known in shipped.files if known not in lineage])
-        raise UserError(f"{name}: like needs a shipped recipe, such as {near}, not {like!r}")
-    parent = shipped.table(like, lineage)
-    method = parent.get("method", Config.method)
-    dropped = ("paper",) if table.get("method", method) == method else ("paper", "loss")
-    kept = {key: value for key, value in parent.items() if key not in dropped}
-    return _merged(kept, {key: value for key, value in table.items() if key != "like"})
-
-
-def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """Return the child's settings, and the parent's where the child has none."""
-    merged = {**parent, **child}
-    for name in parent.keys() & child.keys():
-        if isinstance(parent[name], dict) and isinstance(child[name], dict):
-            merged[name] = _merged(parent[name], child[name])
-    return merged
+def _file_text(path: Path) -> str:
+    try:
+        # Some editors begin a file with a byte-order mark.
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({one_line(error)})") from None
 
 
 def _listed(name: str, table: dict[str, Any]) -> ListedRecipe:

@@ -223,13 +223,14 @@ def test_figures_are_only_a_recipe_s_own():
 
 
 def test_shipped_recipes_that_are_like_one_another_are_refused(tmp_path, monkeypatch):
-    folder = tmp_path / "letters"
-    folder.mkdir()
+    (tmp_path / "methods").mkdir()
+    for name in ("paper", "common"):
+        (tmp_path / f"{name}.toml").write_text("")
     for name, like in (("alpha", "beta"), ("beta", "alpha"), ("self", "self")):
-        (folder / f"{name}.toml").write_text(f"like = '{like}'\n")
-    monkeypatch.setattr("fastpeer.config.recipes.resources.files", lambda package: tmp_path)
+        (tmp_path / f"{name}.toml").write_text(f"like = '{like}'\n")
+    monkeypatch.setattr("fastpeer.config.shipped.resources.files", lambda package: tmp_path)
     for name in ("alpha", "beta", "self"):
-        with pytest.raises(UserError, match="like needs a shipped recipe"):
+        with pytest.raises(UserError, match="like must be a shipped recipe"):
             load_recipe(name)
 
 

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import astuple, replace
+from importlib import resources
 
 import pytest
 
 from fastpeer.config import AttackConfig, Config, DataConfig, ModelConfig, SelectionConfig, TeacherConfig
 from fastpeer.config.recipes import list_recipes, load_recipe, recipe_names
+from fastpeer.config.shipped import RecipeName, ShippedRecipes
+from fastpeer.config.toml import read_table
 from fastpeer.methods import build_table, loss_settings, method_names
 from tests.config.paper_tables import paper_rows
 
@@ -56,6 +59,12 @@ NORMALIZATION = {
     "tiny": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
 }
 SHIPPED = [name for name in NAMES if name != "demo"]
+COMPOSED = [parts for parts in map(ShippedRecipes().split, SHIPPED) if parts is not None]
+
+
+def read_part(name):
+    """One of the files from which recipes are composed."""
+    return read_table((resources.files("fastpeer.recipes") / name).read_text("utf-8"), name)
 
 
 def test_every_row_of_the_tables_has_a_recipe_and_no_other_recipe_has_figures():
@@ -95,6 +104,41 @@ def test_name_says_data_network_and_method(name):
         method = method.removesuffix(ending)
     assert config.method == ("kdiga" if method == "kdiga-ard" else method)
     assert (config.data.dataset, config.model.student) == (data, network)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("tiny-resnet18", ("tiny", "resnet18", "peeraid", "")),
+        ("tiny-resnet18-without-swa", ("tiny", "resnet18", "peeraid", "without-swa")),
+        ("tiny-resnet18-pgd-at-swa", ("tiny", "resnet18", "pgd-at", "swa")),
+        ("cifar100-resnet18-iad-ii", ("cifar100", "resnet18", "iad-ii", "")),
+        ("cifar100-resnet18-iad-wide-teacher", ("cifar100", "resnet18", "iad", "wide-teacher")),
+        ("cifar10-resnet18-kdiga-ard", ("cifar10", "resnet18", "kdiga", "ard")),
+        ("demo", None),
+    ],
+)
+def test_parts_of_a_name(name, parts):
+    assert ShippedRecipes().split(name) == (parts and RecipeName(*parts))
+
+
+def test_a_name_is_made_of_its_parts():
+    assert [str(parts) for parts in COMPOSED] == SHIPPED
+
+
+def test_every_method_has_a_file_of_its_name():
+    assert {read_part(f"methods/{method}.toml")["method"] for method in method_names()} == set(method_names())
+    files = (resources.files("fastpeer.recipes") / "methods").iterdir()
+    assert {file.name for file in files} == {f"{method}.toml" for method in method_names()}
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_section_concerns_a_recipe_and_every_variant_has_one(method):
+    common, own = (read_part(name).get("for", {}) for name in ("common.toml", f"methods/{method}.toml"))
+    recipes = [parts for parts in COMPOSED if parts.method == method]
+    assert set(own) <= {section for parts in recipes for section in parts.sections}
+    assert set(common) <= {section for parts in COMPOSED for section in parts.sections}
+    assert {parts.variant for parts in recipes} - {""} <= {*common, *own}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
