@@ -4,19 +4,33 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, is_dataclass
-from itertools import chain, groupby
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
 
-from fastpeer.config import Config, PixelDistance, check_normalization, check_pixel_distance
+from fastpeer.config import (
+    Config,
+    PixelDistance,
+    check_at_least,
+    check_normalization,
+    check_pixel_distance,
+)
 from fastpeer.config.recipes import DEFAULT_RECIPE
-from fastpeer.errors import UserError, one_line
+from fastpeer.config.toml import fit, flat
+from fastpeer.errors import UserError
 from fastpeer.suggestions import nearest
 
+BOOLEANS = ("true", "false")
 Arguments = TypeVar("Arguments")
 
 
@@ -28,7 +42,7 @@ class TrainArguments:
         Positional[str], arg(metavar="RECIPE", help_behavior_hint=f"(default: {DEFAULT_RECIPE})")
     ] = ""
     """Name of a shipped recipe (fastpeer recipes lists them), or a TOML file."""
-    folder: Annotated[Path | None, arg(name="data", metavar="DIR")] = None
+    data: Annotated[Path | None, arg(metavar="DIR")] = None
     """A prepared data set; default: data/NAME, as the recipe names it."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """The run folder; default: runs/RECIPE."""
@@ -69,7 +83,7 @@ class EvalArguments:
     """Step of PGD."""
     checkpoints: str = "all"
     """Comma-separated: last, swa, best, best-swa; all: those that the run holds."""
-    folder: Annotated[Path | None, arg(name="data", metavar="DIR")] = None
+    data: Annotated[Path | None, arg(metavar="DIR")] = None
     """A prepared data set; default: the one the run was trained on."""
     model: str = ""
     """Network of a weight file that lies outside a run folder: a shipped one, timm:NAME or module:Class."""
@@ -89,137 +103,113 @@ class EvalArguments:
     """Print nothing but the table and errors."""
 
     def __post_init__(self) -> None:
-        check_pixel_distance("--epsilon", self.epsilon)
-        check_pixel_distance("--step-size", self.step_size)
+        check_pixel_distance("epsilon", self.epsilon)
+        check_pixel_distance("step_size", self.step_size)
         check_normalization(self.mean, self.std)
-        for name, low in (("batch_size", 1), ("seed", 0), ("examples", 0), ("size", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"--{_hyphens(name)} needs {low} or more, not {getattr(self, name)}")
+        check_at_least(1, self, "batch_size")
+        check_at_least(0, self, "seed", "examples", "size")
 
 
 def parse(
     kind: type[Arguments], words: Sequence[str], prog: str, default: Arguments | None = None
 ) -> Arguments:
-    """Read the words behind a command.
+    """Read the words behind a command: tyro has the grammar and the help, `fit` checks the values.
 
     Raises:
         UserError: an unknown flag (the nearest are named), or a value that does not fit.
         SystemExit: after --help.
     """
-    flags = _flags(kind, default)
-    words = _spell_out_booleans(words, flags)
-    _refuse_unknown(words, flags)
-    complaint = io.StringIO()
-    extra: dict[str, Any] = {} if default is None else {"default": default}
+    base: Any = kind(**_required(kind)) if default is None else default
+    words, complaint = _known(words, _flags(base)), io.StringIO()
+    registry = ConstructorRegistry()
+    registry.struct_rule(_as_table)
+    registry.primitive_rule(_as_far_as_it_goes)
     try:
         with contextlib.redirect_stderr(complaint):
-            arguments: Arguments = tyro.cli(kind, prog=prog, args=words, **extra)
-            return arguments
+            read: Any = tyro.cli(
+                kind, prog=prog, args=words, default=base, registry=registry, return_unknown_args=True
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_unbox(complaint.getvalue())) from None
-    except ValueError as error:
-        raise UserError(one_line(error)) from None
+        # Nothing else that may be wrong is left to tyro. It names the flag in a frame, which may break it.
+        flag = re.search(r"--[a-z][\w.-]*", re.sub(r"[\s│|]*\n[\s│|]*", "", complaint.getvalue()))
+        raise UserError(f"{flag and flag[0]} is missing a value: see {prog} --help") from None
+    table, unexpected = read
+    if unexpected:
+        raise UserError(f"unexpected {unexpected[0]!r}: {prog} --help tells what may be given")
+    return fit(table, kind, getattr(base, "config", Config).method, _flag)
 
 
-def take_value(words: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """Return the last value given to a flag, and the words without it.
+def _as_table(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Let tyro leave a dataclass as a table, like a recipe's."""
+    # A rule asks for what tyro does without it, and is then asked itself: it knows that by the marker.
+    own = replace(info, markers=(*info.markers, _as_table))
+    spec = None if _as_table in info.markers else ConstructorRegistry.get_struct_spec(own)
+    if not isinstance(spec, StructConstructorSpec):
+        return None
 
-    Raises:
-        UserError: the flag has no value.
-    """
-    value, left, rest = None, [], iter(chain.from_iterable(_at_equals(word) for word in words))
-    for word in rest:
-        if word != flag:
-            left.append(word)
-            continue
-        value = next(rest, None)
-        if value is None:
-            raise UserError(f"{flag} needs a value")
-    return value, left
+    def table(**values: Any) -> dict[str, Any]:
+        return values
+
+    table.__doc__ = info.type.__doc__  # Stands in the help.
+    return replace(spec, instantiate=table)
 
 
-def without_section(words: Sequence[str], section: str, switches: Sequence[str]) -> list[str]:
-    """Return the words without the flags `--SECTION.NAME` and their values; `switches` have none."""
-    left: list[str] = []
-    rest = iter(chain.from_iterable(_at_equals(word) for word in words))
-    for word in rest:
-        if not word.startswith(f"--{section}."):
-            left.append(word)
-        else:
-            switch = _hyphens(word).rpartition(".")[2].removeprefix("no-") in switches
-            value = next(rest, "")
-            belongs = value.lower() in ("true", "false") if switch else not value.startswith("--")
-            # What is wrong with the settings shows when all of them are read.
-            left += [] if belongs or not value else [value]
-    return left
+def _as_far_as_it_goes(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Let tyro leave a value that is not of its type as the text that it is: `fit` names its flag."""
+    own = replace(info, markers=info.markers | {_as_far_as_it_goes})
+    spec = None if _as_far_as_it_goes in info.markers else ConstructorRegistry.get_primitive_spec(own)
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+
+    def read(words: list[str]) -> Any:
+        try:
+            return spec.instance_from_str(words)
+        except ValueError:
+            return words[0] if spec.nargs == 1 else words
+
+    return replace(spec, choices=None, instance_from_str=read)
 
 
-def _flags(kind: type, default: object = None, prefix: str = "") -> dict[str, bool]:
-    """All flags below a dataclass, spelt with hyphens; True where it is a switch.
+def _required(kind: Any) -> dict[str, Any]:
+    # Both defaults are the same only where they are missing.
+    return {entry.name: tyro.MISSING for entry in fields(kind) if entry.default is entry.default_factory}
 
-    Where a default is of a class derived from the one that is declared, its flags count.
-    """
-    flags: dict[str, bool] = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        plain, marks = (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
-        if tyro.conf.Suppress in marks or tyro.conf.Positional in marks:
-            continue
-        renamed = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), name)
-        dotted = (prefix + renamed).replace("_", "-")
-        if is_dataclass(plain):
-            value = getattr(default, name, None)
-            actual = cast(type, plain) if value is None else type(value)
-            flags |= _flags(actual, value, f"{dotted}." if dotted else "")
-        else:
-            flags[f"--{dotted}"] = plain is bool
+
+def _flags(base: Any) -> dict[str, str]:
+    """Return every flag; with a switch's its opposite, else an empty text."""
+    hints = get_type_hints(type(base), include_extras=True)
+    flags = {"--help": ""}
+    for name, value in flat(asdict(base)).items():
+        section, dot, own = name.rpartition(".")
+        if isinstance(value, bool):
+            opposite = _flag(f"{section}{dot}no-{own}")
+            flags |= {_flag(name): opposite, opposite: _flag(name)}
+        elif not {Positional, Suppress} & set(getattr(hints.get(name), "__metadata__", ())):
+            flags[_flag(name)] = ""
     return flags
 
 
-def _spell_out_booleans(words: Sequence[str], flags: dict[str, bool]) -> list[str]:
-    """Turn `--data.augment false` and `--data.augment=false` into `--data.no-augment`."""
+def _flag(name: str) -> str:
+    """Spell a setting's dotted name as a flag."""
+    return "--" + name.removeprefix("config.").replace("_", "-")
+
+
+def _known(words: Sequence[str], flags: dict[str, str]) -> list[str]:
+    """Refuse unknown flags, and turn `--data.augment false`, unknown to tyro, into `--data.no-augment`."""
     spelt: list[str] = []
-    for word in chain.from_iterable(_at_equals(word) for word in words):
-        value = word.lower()
-        if value in ("true", "false") and spelt and flags.get(_hyphens(spelt[-1])):
-            spelt[-1] = spelt[-1] if value == "true" else _negated(_hyphens(spelt[-1]))
+    for word in at_equals(words):
+        flag = word.replace("_", "-") if word.startswith("--") else ""
+        if flag and flag not in flags:
+            raise UserError(f"unknown flag {word}; did you mean {nearest(flag, flags)}?")
+        if spelt and flags.get(spelt[-1]) and word.lower() in BOOLEANS:
+            spelt[-1] = spelt[-1] if word.lower() == "true" else flags[spelt[-1]]
         else:
-            spelt.append(word)
+            spelt.append(flag or word)
     return spelt
 
 
-def _at_equals(word: str) -> list[str]:
-    return word.split("=", 1) if word.startswith("--") else [word]
-
-
-def _hyphens(flag: str) -> str:
-    return flag.replace("_", "-")
-
-
-def _negated(flag: str) -> str:
-    section, _, name = flag.removeprefix("--").rpartition(".")
-    return f"--{section}.no-{name}" if section else f"--no-{name}"
-
-
-def _refuse_unknown(words: Sequence[str], flags: dict[str, bool]) -> None:
-    known = {*flags, *(_negated(flag) for flag, switch in flags.items() if switch), "--help"}
-    for word in words:
-        if word.startswith("--") and _hyphens(word) not in known:
-            raise UserError(f"unknown flag {word}; did you mean {nearest(_hyphens(word), known)}?")
-
-
-def _unbox(complaint: str) -> str:
-    """Return what tyro's framed error says, without title, frame, colours and help, as one line."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
-    framed = "╭" in plain
-    lines = (line.strip("│| ") for line in plain.splitlines())
-    paragraphs = [list(group) for rule, group in groupby(lines, key=_is_rule) if not rule]
-    # Where the terminal cannot draw frames, the title is a paragraph of its own.
-    body = paragraphs[0 if framed or len(paragraphs) == 1 else 1]
-    text = one_line(" ".join(body)).removeprefix("Error parsing ").removeprefix("config.")
-    return text.replace("invalid literal for int() with base 10:", "needs a whole number, not")
-
-
-def _is_rule(line: str) -> bool:
-    return line.startswith(("╭", "╰", "───", "---", "+--"))
+def at_equals(words: Sequence[str]) -> list[str]:
+    """Return the words, those like --FLAG=VALUE as two."""
+    return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]

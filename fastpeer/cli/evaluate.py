@@ -75,7 +75,7 @@ def _results(
     from fastpeer.evaluation.results import store_results
 
     for result in _same_weights(target, known) or protocol.run(
-        target, arguments.folder, arguments.model, _watch(console)
+        target, arguments.data, arguments.model, _watch(console)
     ):
         store_results(target.results_file, [result])
         yield result

@@ -4,12 +4,13 @@ import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fastpeer.cli.arguments import TrainArguments, parse, take_value, without_section
+from fastpeer.cli.arguments import BOOLEANS, TrainArguments, at_equals, parse
 from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.summary import print_summary
 from fastpeer.config import Config, TeacherConfig, teacher_words
@@ -38,7 +39,7 @@ def train_command(words: Sequence[str]) -> None:
     Raises:
         UserError: whatever the user can fix.
     """
-    method, words = take_value(words, "--method")
+    method, words = _take_method(at_equals(words))
     given = _without_settings(words, method)
     recipe = given.recipe or DEFAULT_RECIPE
     name = _run_name(recipe, method)
@@ -58,16 +59,29 @@ def _all_settings(
     return parse(TrainArguments, words, PROG, default=replace(TrainArguments(), config=base))
 
 
+def _take_method(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the last value of --method, if it is given, and the words without it."""
+    named = [word for flag, word in pairwise([*words, ""]) if flag == "--method"]
+    left = [word for flag, word in pairwise(["", *words]) if "--method" not in (flag, word)]
+    if named and (not named[-1] or named[-1].startswith("--")):
+        raise UserError(f"--method is missing a value: see {PROG} --help")
+    return named[-1] if named else None, left
+
+
 def _without_settings(words: Sequence[str], method: str | None) -> TrainArguments:
     """Read what comes before the recipe's settings; which of them the method has may not be known yet."""
-    switches = [
-        entry.name.replace("_", "-")
-        for name in (method_names() if method is None else [method])
-        for entry in fields(loss_settings(name))
-        if entry.type in (bool, "bool")
-    ]
-    words = [word for word in without_section(words, "loss", switches) if word not in ("-h", "--help")]
-    return parse(TrainArguments, words, PROG, default=TrainArguments())
+    methods = method_names() if method is None else [method]
+    losses = (entry for name in methods for entry in fields(loss_settings(name)))
+    switches = {entry.name.replace("_", "-") for entry in losses if entry.type in (bool, "bool")}
+    left = []
+    for flag, word in pairwise(["", *words]):
+        switch = flag.replace("_", "-").removeprefix("--loss.").removeprefix("no-") in switches
+        value = word.lower() in BOOLEANS if switch else not word.startswith("--")
+        # What is wrong with the method's settings shows when all are read.
+        if not word.startswith("--loss.") and not (flag.startswith("--loss.") and value):
+            left.append(word)
+    left = [word for word in left if word not in ("-h", "--help")]
+    return parse(TrainArguments, left, PROG, default=TrainArguments())
 
 
 def _base(recipe: str, method: str | None) -> Config:
@@ -211,8 +225,8 @@ def _run_name(recipe: str, method: str | None) -> str:
 
 
 def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> Path:
-    if arguments.folder is not None:
-        return arguments.folder
+    if arguments.data is not None:
+        return arguments.data
     origin = run if arguments.resume else RunFolder(Path(arguments.recipe).parent)
     if arguments.resume or (Path(arguments.recipe).is_file() and origin.exists):
         # The recipe is a run's own config.toml: the same data again.

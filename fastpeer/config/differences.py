@@ -1,10 +1,10 @@
 """In which settings a run differs from another, and from the recipe whose row of the paper it bears."""
 
 from dataclasses import asdict, replace
-from typing import Any
 
 from fastpeer.config import Config, PaperConfig
 from fastpeer.config.recipes import list_recipes, load_recipe
+from fastpeer.config.toml import flat
 
 INCIDENTAL = (
     "seed", "precision", "log.", "engine.", "data.dataset", "data.residency",
@@ -15,7 +15,7 @@ INCIDENTAL = (
 
 def differences(config: Config, other: Config) -> dict[str, tuple[object, object]]:
     """Return the settings that differ, by dotted name, with both values; the paper's figures are none."""
-    ours, theirs = _flat(asdict(config)), _flat(asdict(other))
+    ours, theirs = flat(asdict(config)), flat(asdict(other))
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     return {name: (ours.get(name), theirs.get(name)) for name in names}
 
@@ -36,12 +36,3 @@ def other_settings(config: Config) -> list[str]:
 def _same_row(paper: PaperConfig | None, other: PaperConfig | None) -> bool:
     """Compare the figures: no two rows share them, and what a row is called may change."""
     return paper is not None and other is not None and replace(paper, row=other.row) == other
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        if name == "paper":
-            continue
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

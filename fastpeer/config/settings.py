@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro.conf
 from tyro.constructors import PrimitiveConstructorSpec
 
+from fastpeer.errors import UserError
 from fastpeer.methods import LossSettings, Method, build_table, default_loss
 from fastpeer.models import check_model_name
 
@@ -24,11 +25,11 @@ Residency = Literal["auto", "host", "device"]
 def parse_fraction(value: object) -> float:
     """Read a number or a fraction: 0.03, "0.03" or "8/255" (exact to the last bit of a double)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"needs a number or a fraction such as 8/255, not {value!r}")
+        raise ValueError(f"must be a number or a fraction such as 8/255, got {value!r}")
     try:
         return float(Fraction(value)) if isinstance(value, str) else float(value)
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f"needs a number or a fraction such as 8/255, not {value!r}") from None
+        raise ValueError(f"must be a number or a fraction such as 8/255, got {value!r}") from None
 
 
 def format_fraction(value: float) -> str:
@@ -42,7 +43,8 @@ PixelDistance = Annotated[
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="N/255",
-        instance_from_str=lambda words: parse_fraction(words[0]),
+        # Read with all other values, so that an error names the flag.
+        instance_from_str=lambda words: words[0],
         is_instance=lambda value: isinstance(value, float),
         str_from_instance=lambda value: [format_fraction(value)],
     ),
@@ -64,8 +66,7 @@ class ModelConfig:
     """Divides each channel after that."""
 
     def __post_init__(self) -> None:
-        check_model_name(self.student)
-        check_model_name(self.peer)
+        _check_networks(self, "student", "peer")
         check_normalization(self.mean, self.std)
 
 
@@ -84,7 +85,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         if self.network:
-            check_model_name(self.network)
+            _check_networks(self, "network")
         check_normalization(self.mean, self.std)
 
 
@@ -111,11 +112,11 @@ class DataConfig:
     kept as JPEG stay on the host."""
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "size")
+        check_at_least(0, self, "size")
         if self.size > 4096:
-            raise ValueError(f"size needs at most 4096, not {self.size}")
+            raise ValueError(f"size must be 4096 or less, got {self.size}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale needs two increasing parts up to 1, not {list(self.crop_scale)}")
+            raise ValueError(f"crop_scale must be two increasing parts up to 1, got {list(self.crop_scale)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ class AttackConfig:
     which can be neither folded nor compiled then."""
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "epsilon", "step_size", "steps", "start_std")
+        check_at_least(0, self, "epsilon", "step_size", "steps", "start_std")
         check_pixel_distance("epsilon", self.epsilon)
         check_pixel_distance("step_size", self.step_size)
 
@@ -160,9 +161,9 @@ class OptimConfig:
     """Epochs, counted from 0, from which on the learning rate is a tenth of what it was."""
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "lr", "momentum", "weight_decay")
+        check_at_least(0, self, "lr", "momentum", "weight_decay")
         if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=0) < 0:
-            raise ValueError(f"milestones needs increasing epochs, not {list(self.milestones)}")
+            raise ValueError(f"milestones must be increasing epochs, got {list(self.milestones)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ class SwaConfig:
     """First epoch (from 0) whose end is averaged; -1: the first of optim.milestones."""
 
     def __post_init__(self) -> None:
-        _at_least(-1, self, "start")
+        check_at_least(-1, self, "start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +191,8 @@ class TrainConfig:
     """Stop after this many steps in all, wherever the epoch is; 0: no limit."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "batch_size", "epochs")
-        _at_least(0, self, "max_steps")
+        check_at_least(1, self, "batch_size", "epochs")
+        check_at_least(0, self, "max_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +213,10 @@ class SelectionConfig:
     """Images evaluated at once; 0: as many as in a training step, for which the attack is compiled."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "every", "steps")
-        _at_least(0, self, "examples", "batch_size")
+        check_at_least(1, self, "every", "steps")
+        check_at_least(0, self, "examples", "batch_size")
         if not 0 < self.fraction < 1:
-            raise ValueError(f"fraction needs a number between 0 and 1, not {self.fraction}")
+            raise ValueError(f"fraction must be between 0 and 1, got {self.fraction}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +255,7 @@ class LogConfig:
     """Write TensorBoard events into the run folder too."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "every")
+        check_at_least(1, self, "every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,9 +307,9 @@ class Config:
     """The paper's figures for this recipe; not a flag."""
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "seed")
+        check_at_least(0, self, "seed")
         if self.seed >= 1 << 63:
-            raise ValueError(f"seed needs less than 2^63, not {self.seed}")
+            raise ValueError(f"seed must be less than 2^63, got {self.seed}")
         if type(self.loss) is LossSettings:
             object.__setattr__(self, "loss", default_loss(self.method))
 
@@ -340,18 +341,29 @@ def teacher_flag(role: str) -> str:
 def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Raise ValueError unless mean and std are both left out, or are one number or three, std positive."""
     if len(mean) != len(std) or len(mean) not in (0, 1, 3):
-        raise ValueError(f"mean and std need as many numbers each, 1 or 3, not {list(mean)} and {list(std)}")
+        raise ValueError(
+            f"mean and std must hold as many numbers each, 1 or 3, got {list(mean)} and {list(std)}"
+        )
     if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
-        raise ValueError(f"std needs numbers above 0 and mean finite ones, not {list(std)} and {list(mean)}")
+        raise ValueError(f"std must be above 0 and mean finite, got {list(std)} and {list(mean)}")
 
 
 def check_pixel_distance(name: str, value: float) -> None:
     """Raise ValueError unless a distance fits into the pixel range."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} needs 0 to 1, such as 8/255: pixels lie in [0, 1]; it is {value:g}")
+        raise ValueError(f"{name} must be from 0 to 1, such as 8/255, got {value:g}: pixels lie in [0, 1]")
 
 
-def _at_least(low: float, config: Any, *names: str) -> None:
+def check_at_least(low: float, config: Any, *names: str) -> None:
+    """Raise ValueError where one of a dataclass's fields, of these names, is below `low` or not finite."""
     for name in names:
         if not low <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name} needs {low} or more, not {getattr(config, name)}")
+            raise ValueError(f"{name} must be {low} or more, got {getattr(config, name)}")
+
+
+def _check_networks(config: Any, *names: str) -> None:
+    for name in names:
+        try:
+            check_model_name(getattr(config, name))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None

@@ -1,9 +1,9 @@
-"""Settings to TOML and back; what does not fit is said in one line."""
+"""Tables of settings, as TOML or from flags, to dataclasses and back; what does not fit is one line."""
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
 import tomli_w
@@ -18,6 +18,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+T = TypeVar("T")
 
 
 def read_table(text: str, name: str) -> dict[str, Any]:
@@ -41,16 +43,30 @@ def structure(table: dict[str, Any], name: str) -> Config:
     """
     method = table.get("method", Config.method)
     if not isinstance(method, str):
-        raise UserError(f"{name}: method: needs a text in quotes, not {method!r}")
+        raise UserError(f"{name}: method must be a text in quotes, got {method!r}")
     try:
-        converter = _converter(method)
+        return fit(table, Config, method)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+
+
+def fit(table: dict[str, Any], kind: type[T], method: str, spell: Callable[[str], str] = str) -> T:
+    """Turn a table of values into a dataclass, without bending any of them.
+
+    Args:
+        table: values by name; those of a nested dataclass are a table or an instance of it.
+        kind: the dataclass.
+        method: whose settings [loss] holds.
+        spell: how errors write a dotted name such as attack.steps.
+
+    Raises:
+        UserError: an unknown key or a value that does not fit.
+    """
+    converter = _converter(method)
     try:
-        return converter.structure(table, Config)
+        return converter.structure(converter.unstructure(table), kind)
     except ClassValidationError as error:
-        path, cause = next(_causes(error, ()))
-        raise UserError(f"{name}: {_explain(path, cause, method)}") from None
+        raise UserError(_explain(*_cause(error), method, spell)) from None
 
 
 def dump_recipe(config: Config) -> str:
@@ -61,14 +77,19 @@ def dump_recipe(config: Config) -> str:
     return tomli_w.dumps(table)
 
 
-def setting_names(config_class: type = Config, prefix: str = "") -> list[str]:
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested tables by their dotted names; without the paper's figures."""
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        if name == "paper":
+            continue
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return values
+
+
+def setting_names() -> list[str]:
     """Dotted names of all settings, such as `attack.steps`, but for those of a method's own."""
-    names: list[str] = []
-    for entry in fields(config_class):
-        nested = entry.type if is_dataclass(entry.type) else None
-        dotted = prefix + entry.name
-        names += setting_names(nested, f"{dotted}.") if isinstance(nested, type) else [dotted]
-    return names
+    return [name for name in flat(asdict(Config())) if not name.startswith("loss.")]
 
 
 def _converter(method: str) -> cattrs.Converter:
@@ -80,7 +101,9 @@ def _converter(method: str) -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kind in (bool, int, float, str):
         converter.register_structure_hook(kind, _only(kind))
-    converter.register_structure_hook_func(lambda t: _made_of(t, tuple), _numbers)
+    converter.register_structure_hook_func(
+        lambda t: _made_of(t, tuple) and get_args(t)[0] in (int, float), _numbers
+    )
     converter.register_structure_hook_func(lambda t: _made_of(t, Literal), _one_of)
     converter.register_structure_hook_func(
         lambda t: t == PixelDistance, lambda value, _: parse_fraction(value)
@@ -107,7 +130,7 @@ def _only(kind: type) -> Callable[[Any, Any], Any]:
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
-            raise ValueError(f"needs {words[kind]}, not {value!r}")
+            raise ValueError(f"must be {words[kind]}, got {value!r}")
         return value
 
     return structure
@@ -116,36 +139,44 @@ def _only(kind: type) -> Callable[[Any, Any], Any]:
 def _numbers(value: Any, setting_type: Any) -> tuple[float, ...]:
     whole = get_args(setting_type)[0] is int
     kinds = (int,) if whole else (int, float)
-    if not isinstance(value, list) or not all(type(item) in kinds for item in value):
-        raise ValueError(f"needs a list of {'whole ' if whole else ''}numbers, not {value!r}")
+    if not isinstance(value, (list, tuple)) or not all(type(item) in kinds for item in value):
+        raise ValueError(f"must be a list of {'whole ' if whole else ''}numbers, got {value!r}")
     return tuple(value) if whole else tuple(float(item) for item in value)
 
 
 def _one_of(value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
-        raise ValueError(f"needs one of {', '.join(get_args(choices))}, not {value!r}")
+        raise ValueError(f"must be one of {', '.join(get_args(choices))}, got {value!r}")
     return value
 
 
-def _causes(error: BaseException, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], BaseException]]:
-    """Walk cattrs' nested errors down to what went wrong, with the keys that lead there."""
+def _cause(error: BaseException, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], BaseException]:
+    """Walk cattrs' nested errors down to the first thing wrong, with the keys that lead there."""
     if not isinstance(error, (ClassValidationError, IterableValidationError)):
-        yield path, error
-        return
-    for cause in error.exceptions:
-        note = next((note for note in getattr(cause, "__notes__", []) if hasattr(note, "name")), None)
-        yield from _causes(cause, (*path, str(note.name)) if note is not None else path)
+        return path, error
+    cause = error.exceptions[0]
+    note = _note(cause)
+    return _cause(cause, path if note is None else (*path, str(note.name)))
 
 
-def _explain(path: tuple[str, ...], cause: BaseException, method: str) -> str:
+def _note(error: BaseException) -> Any:
+    """Return where cattrs met an error; None where a dataclass's own check raised it."""
+    return next((note for note in getattr(error, "__notes__", []) if hasattr(note, "name")), None)
+
+
+def _explain(path: tuple[str, ...], cause: BaseException, method: str, spell: Callable[[str], str]) -> str:
+    key, text = ".".join(path), one_line(cause)
     if isinstance(cause, ForbiddenExtraKeysError):
         return _unknown_key(path, cause, method)
     if isinstance(cause, KeyError):
-        return f"{'.'.join(path)}: is missing"
+        return f"{spell(key)} is missing"
     if isinstance(cause, (TypeError, AttributeError)) and path:
-        section = ".".join(path)
-        return f"{section}: needs a table of settings, such as [{section}] on a line of its own"
-    return f"{'.'.join(path)}: {one_line(cause)}" if path else one_line(cause)
+        return f"{spell(key)} must be a table of settings, such as [{key}] on a line of its own"
+    if _note(cause) is None:
+        # A dataclass's own check begins with the name of its field.
+        name, _, text = text.partition(" ")
+        key = ".".join((*path, name))
+    return f"{spell(key)} {text}"
 
 
 def _unknown_key(path: tuple[str, ...], cause: ForbiddenExtraKeysError, method: str) -> str:

@@ -172,7 +172,7 @@ def test_errors_are_plain_on_terminals_too(fastpeer, tmp_path: Path, monkeypatch
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", width)
         line = fastpeer("train tiny.toml --attack.steps three --out", tmp_path / "run").refused()
-        assert line == "fastpeer: --attack.steps: needs a whole number, not 'three'\n"
+        assert line == "fastpeer: --attack.steps must be a whole number, got 'three'\n"
 
 
 @pytest.mark.parametrize("columns", [80, 200])

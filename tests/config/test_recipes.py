@@ -127,7 +127,7 @@ def test_fractions_are_read(text, value):
 
 @pytest.mark.parametrize("text", ["8/0", "8/", "a", "", True, None, [8], "8/255/2", "nan", "inf", "1e999"])
 def test_what_is_no_fraction_is_refused(text):
-    with pytest.raises(ValueError, match="needs a number or a fraction"):
+    with pytest.raises(ValueError, match="must be a number or a fraction"):
         parse_fraction(text)
 
 
@@ -156,7 +156,7 @@ def test_what_is_no_fraction_is_refused(text):
         ("[model]\nstudent = 'resnet19'", ["resnet19", "resnet18"]),
         ("[paper]\nrow = 'x'", ["paper", "missing"]),
         ("seed = ", ["not TOML"]),
-        ("seed = -1", ["mine.toml: seed needs 0 or more"]),
+        ("seed = -1", ["mine.toml: seed must be 0 or more"]),
         ("lambda2 = 3", ["unknown key lambda2", "loss.lambda2"]),
         ("epochs = 3", ["unknown key epochs", "train.epochs"]),
         ("[train]\nlr = 3", ["unknown key train.lr", "did you mean optim.lr?"]),

@@ -165,8 +165,8 @@ def test_size_is_needed_for_jpegs_and_must_fit_others(dataset, small_dataset):
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("size", -1, "size needs 0"),
-        ("size", 5000, "size needs at most 4096"),
+        ("size", -1, "size must be 0"),
+        ("size", 5000, "size must be 4096 or less"),
         ("crop_scale", (0.5, 0.2), "crop_scale"),
         ("crop_scale", (0.0, 1.0), "crop_scale"),
         ("crop_scale", (0.1, float("nan")), "crop_scale"),
