@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import get_args
 
-from fastpeer.kernels.reduction import Reduction
+from fastpeer.kernels.terms import Reduction
 from fastpeer.methods.table import (
     LABELS,
     BatchNormMode,
+    Confidence,
     CrossEntropy,
     Divergence,
     Forward,
@@ -80,8 +81,11 @@ def _of_term(name: str, term: Term, method: Method) -> Iterator[str]:
             yield f"the term {name} compares input gradients of a trained network, at clean images alone"
         if term.teacher in method.trained:
             yield f"the term {name} takes {term.teacher} for a teacher, which is trained"
-    elif not isinstance(term, CrossEntropy) and term.reduction not in get_args(Reduction):
-        yield f"the term {name} needs a reduction of {get_args(Reduction)}, not {term.reduction!r}"
+        return
+    if not isinstance(term.sample_weight, Confidence | None):
+        yield f"the sample weight of the term {name} must be a Confidence, got {term.sample_weight!r}"
+    if not isinstance(term, CrossEntropy) and term.reduction not in get_args(Reduction):
+        yield f"the reduction of the term {name} must be one of {get_args(Reduction)}, got {term.reduction!r}"
 
 
 def _of_learning(method: Method) -> Iterator[str]:

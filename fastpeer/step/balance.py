@@ -63,5 +63,5 @@ class LossBalance:
         return (probability * ((probability + self._balance.offset).log() - log_prediction)).mean()
 
 
-def _divergences(method: Method, balance: Balance) -> list[Divergence]:
+def _divergences(method: Method, balance: Balance) -> list[Divergence[Forward]]:
     return [term for name in balance.terms if isinstance(term := method.terms[name], Divergence)]

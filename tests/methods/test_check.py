@@ -64,7 +64,10 @@ MISTAKES = {
     "which is not trained": {"attacks": {"adversarial": Attack("teacher", LABELS, "none")}},
     "needs a start of": {"attacks": {"adversarial": Attack("student", LABELS, "gausian")}},
     "a batchnorm of": {"attacks": {"adversarial": Attack("student", LABELS, "none", False, "evel")}},
-    "needs a reduction of": {"terms": {**ENTROPY, "kl": Divergence(CLEAN, TEACHER, 1.0, 1.0, "sum")}},
+    "must be a Confidence, got 3": {"terms": {"ce": CrossEntropy(CLEAN, 1.0, 3)}},
+    "must be one of ('mean', 'batchmean'), got 'sum'": {
+        "terms": {**ENTROPY, "kl": Divergence(CLEAN, TEACHER, 1.0, 1.0, "sum")}
+    },
     "no term has a prediction of peer": {"trained": ("student", "peer")},
     "both have to be the same": {
         "later": Later(
