@@ -145,7 +145,7 @@ class LossSettings:
             value = getattr(self, entry.name)
             low = 0.0 if entry.name.endswith("temperature") else -math.inf
             if isinstance(value, float) and not low < value < math.inf:
-                raise ValueError(f"{entry.name} needs {_range(low)}, not {value}")
+                raise ValueError(f"{entry.name} must be {_range(low)}, got {value}")
 
 
 @dataclass(frozen=True)
