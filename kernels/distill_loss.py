@@ -1,58 +1,12 @@
 """The loss of a whole method: a list of terms over the logits of several forwards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastpeer.kernels.reduction import Reduction
-
-
-@dataclass(frozen=True)
-class CrossEntropyTerm:
-    """weight · H(y, softmax(logits[prediction])), averaged over the batch.
-
-    `sample_weight`, here and below: number of the sample weights that each sample's share is multiplied by
-    before it is averaged; the divisor does not see them.
-    """
-
-    prediction: int
-    weight: float
-    sample_weight: int | None = None
-
-
-@dataclass(frozen=True)
-class DivergenceTerm:
-    """weight · τ² · KL(softmax(logits[target]/τ) ‖ softmax(logits[prediction]/τ)).
-
-    The sum over the classes is averaged over the batch (`batchmean`), or divided by the number of
-    classes on top of that (`mean`, PyTorch's default and so that of much released code).
-    """
-
-    prediction: int
-    target: int
-    weight: float
-    temperature: float
-    reduction: Reduction
-    target_grad: bool
-    sample_weight: int | None = None
-
-
-@dataclass(frozen=True)
-class LogitDistanceTerm:
-    """weight · ‖logits[prediction] − logits[target]‖², reduced as a divergence is."""
-
-    prediction: int
-    target: int
-    weight: float
-    reduction: Reduction
-    target_grad: bool
-    sample_weight: int | None = None
-
-
-Term = CrossEntropyTerm | DivergenceTerm | LogitDistanceTerm
+from fastpeer.kernels.terms import CrossEntropy, Divergence, KernelTerm, LogitDistance
 
 
 class LossResult(NamedTuple):
@@ -73,7 +27,7 @@ class LossResult(NamedTuple):
 def distill_loss(
     logits: Sequence[Tensor],
     labels: Tensor,
-    terms: Sequence[Term],
+    terms: Sequence[KernelTerm[int]],
     scale: Tensor | float = 1.0,
     sample_weights: Sequence[Tensor] = (),
 ) -> LossResult:
@@ -87,13 +41,13 @@ def distill_loss(
             a tensor has one element.
         sample_weights: what `sample_weight` of a term counts, each (B,) of any floating dtype; constants.
     """
-    leaves = [_at_least_float32(one.detach()).requires_grad_() for one in logits]
+    leaves = [_at_least_float32(forward.detach()).requires_grad_() for forward in logits]
     with torch.enable_grad():
         values = torch.stack([_value(term, leaves, labels, sample_weights) for term in terms])
         gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
-    scaled = (grad * scale for grad in gradients)
-    rounded = tuple(grad.to(one.dtype) for grad, one in zip(scaled, logits, strict=True))
-    correct = torch.stack([(one.detach().argmax(1) == labels).sum() for one in logits])
+    scaled = (gradient * scale for gradient in gradients)
+    rounded = tuple(gradient.to(forward.dtype) for gradient, forward in zip(scaled, logits, strict=True))
+    correct = torch.stack([(forward.detach().argmax(1) == labels).sum() for forward in logits])
     return LossResult(values.detach(), rounded, correct)
 
 
@@ -101,21 +55,24 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _value(term: Term, logits: Sequence[Tensor], labels: Tensor, sample_weights: Sequence[Tensor]) -> Tensor:
+def _value(
+    term: KernelTerm[int], logits: Sequence[Tensor], labels: Tensor, sample_weights: Sequence[Tensor]
+) -> Tensor:
     prediction = logits[term.prediction]
-    if isinstance(term, CrossEntropyTerm):
+    if isinstance(term, CrossEntropy):
         shares = torch.nn.functional.cross_entropy(prediction, labels, reduction="none")
     else:
         target = logits[term.target] if term.target_grad else logits[term.target].detach()
         shares = _distances(term, prediction, target)
     if term.sample_weight is not None:
+        assert isinstance(term.sample_weight, int)  # A Confidence stands in a method's table alone.
         shares = shares * sample_weights[term.sample_weight].to(shares.dtype)
-    by_class = not isinstance(term, CrossEntropyTerm) and term.reduction == "mean"
+    by_class = not isinstance(term, CrossEntropy) and term.reduction == "mean"
     return term.weight * shares.sum() / (prediction.numel() if by_class else len(prediction))
 
 
-def _distances(term: DivergenceTerm | LogitDistanceTerm, prediction: Tensor, target: Tensor) -> Tensor:
-    if isinstance(term, LogitDistanceTerm):
+def _distances(term: Divergence[int] | LogitDistance[int], prediction: Tensor, target: Tensor) -> Tensor:
+    if isinstance(term, LogitDistance):
         return (prediction - target).square().sum(1)
     log_target = torch.log_softmax(target / term.temperature, dim=1)
     log_prediction = torch.log_softmax(prediction / term.temperature, dim=1)

@@ -93,9 +93,9 @@ def check_layer(layer: FoldedLayer) -> None:
     """
     norm = (layer.gamma, layer.beta, layer.mean, layer.variance)
     if (layer.mean is None) != (layer.variance is None) or (
-        layer.mean is None and any(one is not None for one in norm)
+        layer.mean is None and any(tensor is not None for tensor in norm)
     ):
-        raise ValueError("a BatchNorm needs both mean and variance")
+        raise ValueError("a BatchNorm must have both mean and variance")
     if layer.weight is None and (layer.mean is None or layer.bias is not None):
         raise ValueError("without a weight there must be a BatchNorm, and no bias")
     _check_shapes(layer)
@@ -104,11 +104,12 @@ def check_layer(layer: FoldedLayer) -> None:
 
 def _check_shapes(layer: FoldedLayer) -> None:
     if layer.weight is not None and layer.weight.dim() < 2:
-        raise ValueError(f"a weight has at least two dimensions, not {tuple(layer.weight.shape)}")
+        raise ValueError(f"a weight must have at least two dimensions, got {tuple(layer.weight.shape)}")
     channels = layer.folded_bias.shape
-    of_channels = [one for one in (*layer.sources()[1:], layer.folded_bias) if one is not None]
-    if len(channels) != 1 or any(one.shape != channels for one in of_channels):
-        raise ValueError(f"all but the weights must be of shape {tuple(channels[:1])}")
+    of_channels = [tensor for tensor in (*layer.sources()[1:], layer.folded_bias) if tensor is not None]
+    if len(channels) != 1 or any(tensor.shape != channels for tensor in of_channels):
+        found = [tuple(tensor.shape) for tensor in of_channels]
+        raise ValueError(f"all but the weights must be of shape {tuple(channels[:1])}, got {found}")
     expected = channels if layer.weight is None else layer.weight.shape
     if layer.folded_weight.shape != expected or expected[:1] != channels:
         raise ValueError(
@@ -118,11 +119,15 @@ def _check_shapes(layer: FoldedLayer) -> None:
 
 
 def _check_dtypes(layer: FoldedLayer) -> None:
-    sources = [one for one in layer.sources() if one is not None]
-    if layer.dtype not in (torch.float32, torch.float64) or any(one.dtype != layer.dtype for one in sources):
-        raise ValueError("parameters and statistics must be all float32 or all float64")
+    sources = [tensor for tensor in layer.sources() if tensor is not None]
+    dtypes = {tensor.dtype for tensor in sources}
+    if len(dtypes) > 1 or layer.dtype not in (torch.float32, torch.float64):
+        found = sorted(map(str, dtypes))
+        raise ValueError(f"parameters and statistics must be all float32 or all float64, got {found}")
     buffers = (layer.folded_weight, layer.folded_bias)
-    if not all(one.is_floating_point() for one in buffers):
-        raise ValueError("folded_weight and folded_bias must be of floating dtypes")
-    if len({one.device for one in (*sources, *buffers)}) > 1:
-        raise ValueError("all tensors of a layer must be on one device")
+    if not all(buffer.is_floating_point() for buffer in buffers):
+        found = [str(buffer.dtype) for buffer in buffers]
+        raise ValueError(f"folded_weight and folded_bias must be floating, got {found}")
+    devices = {tensor.device for tensor in (*sources, *buffers)}
+    if len(devices) > 1:
+        raise ValueError(f"all tensors of a layer must be on one device, got {sorted(map(str, devices))}")

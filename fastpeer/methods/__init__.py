@@ -3,7 +3,7 @@
 `table` has the words for it, `check` tells what is wrong with one.
 
 A method's module holds `Loss`, a dataclass of its own settings, and `table(loss)`, which returns its
-`Method`. Nothing has to be registered: the module's name, with hyphens, is the method's. A method of one's
+`Method`. Nothing has to be registered: the module's name, with hyphens, is the method's. A method of your
 own may lie in any module that can be imported, and goes by its dotted name.
 """
 
@@ -69,7 +69,7 @@ def default_loss(name: str) -> LossSettings:
     try:
         return loss_settings(name)()
     except (TypeError, ValueError) as error:
-        raise UserError(f"the class Loss of the method {name} needs defaults ({told(error)})") from None
+        raise UserError(f"the class Loss of the method {name} must have defaults ({told(error)})") from None
 
 
 def _module(name: str) -> ModuleType:
@@ -78,9 +78,7 @@ def _module(name: str) -> ModuleType:
     if "." not in name:
         meant = name.lower().replace("_", "-")
         close = similar(meant, method_names(), likeness=0.4) or method_names()
-        raise UserError(
-            f"no method {name!r}; the nearest are {', '.join(close)}; one's own is package.module"
-        )
+        raise UserError(f"no method {name!r}; the nearest are {', '.join(close)}; your own is package.module")
     return import_own(name, f"method {name}")
 
 

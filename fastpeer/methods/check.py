@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import get_args
 
-from fastpeer.kernels.reduction import Reduction
+from fastpeer.kernels.terms import Reduction
 from fastpeer.methods.table import (
     LABELS,
     BatchNormMode,
+    Confidence,
     CrossEntropy,
     Divergence,
     Forward,
@@ -19,6 +20,7 @@ from fastpeer.methods.table import (
 )
 
 LEARNERS = ("student", "peer")
+_STARTS, _MODES = get_args(Noise), get_args(BatchNormMode)
 
 
 def mistakes(method: Method) -> Iterator[str]:
@@ -36,12 +38,12 @@ def mistakes(method: Method) -> Iterator[str]:
 def _of_networks(method: Method) -> Iterator[str]:
     if not isinstance(method.trained, tuple) or not isinstance(method.forwards, tuple):
         # ("student") is a text: what comes after this would speak of its letters.
-        raise TypeError('trained and forwards need tuples, such as ("student",)')
+        raise TypeError('trained and forwards must be tuples, such as ("student",)')
     if "student" not in method.trained or not set(method.trained) <= set(LEARNERS):
-        yield f"trained needs the student, alone or with the peer, not {method.trained}"
+        yield f"trained must be the student, alone or with the peer, got {method.trained}"
     for name in method.frozen:
         if name in LEARNERS or name not in get_args(Network):
-            yield f"it speaks of the network {name}, neither trained nor a teacher or natural_teacher"
+            yield f"it refers to the network {name}, neither trained nor a teacher or natural_teacher"
 
 
 def _of_forwards(method: Method) -> Iterator[str]:
@@ -58,30 +60,34 @@ def _of_attacks(method: Method) -> Iterator[str]:
     for name, attack in method.attacks.items():
         away: object = attack.away_from
         if not isinstance(away, Forward) and away != LABELS:
-            yield f"the attack {name} leads away from LABELS or a Forward, not from {away!r}"
+            yield f"the attack {name} must lead away from LABELS or a Forward, got {away!r}"
         if isinstance(away, Forward) and away.images not in ("clean", name):
             yield f"the attack {name} leads away from {away}, neither clean images nor its own"
         if isinstance(away, Forward) and (away.network, away.images) == (attack.victim, name):
-            yield f"the attack {name} leads {attack.victim} away from what it says itself at the same place"
+            yield f"the attack {name} leads {attack.victim} away from its own prediction on the same images"
         if attack.victim not in method.trained:
             yield f"the attack {name} is on {attack.victim}, which is not trained"
-        if attack.start not in get_args(Noise) or attack.batchnorm not in get_args(BatchNormMode):
-            yield f"the attack {name} needs a start of {get_args(Noise)} and a batchnorm of eval or train"
+        if attack.start not in _STARTS or attack.batchnorm not in _MODES:
+            found = f"{attack.start!r} and {attack.batchnorm!r}"
+            yield f"start and batchnorm of the attack {name} must be in {_STARTS} and {_MODES}, got {found}"
 
 
 def _of_term(name: str, term: Term, method: Method) -> Iterator[str]:
     for forward in forwards_of(term):
         if forward.images not in ("clean", *method.attacks):
-            yield f"the term {name} speaks of {forward}, and no attack is called {forward.images}"
+            yield f"the term {name} refers to {forward}, and no attack is called {forward.images}"
         if forward.network in method.trained and forward not in method.forwards:
-            yield f"the term {name} speaks of {forward}, which forwards lacks"
+            yield f"the term {name} refers to {forward}, which forwards lacks"
     if isinstance(term, InputGradientDistance):
         if term.prediction.images != "clean" or term.prediction.network not in method.trained:
             yield f"the term {name} compares input gradients of a trained network, at clean images alone"
         if term.teacher in method.trained:
             yield f"the term {name} takes {term.teacher} for a teacher, which is trained"
-    elif not isinstance(term, CrossEntropy) and term.reduction not in get_args(Reduction):
-        yield f"the term {name} needs a reduction of {get_args(Reduction)}, not {term.reduction!r}"
+        return
+    if not isinstance(term.sample_weight, Confidence | None):
+        yield f"the sample weight of the term {name} must be a Confidence, got {term.sample_weight!r}"
+    if not isinstance(term, CrossEntropy) and term.reduction not in get_args(Reduction):
+        yield f"the reduction of the term {name} must be one of {get_args(Reduction)}, got {term.reduction!r}"
 
 
 def _of_learning(method: Method) -> Iterator[str]:
@@ -99,12 +105,12 @@ def _of_balance(method: Method) -> Iterator[str]:
     for name in method.balance.terms:
         term = method.terms.get(name)
         if not isinstance(term, Divergence) or term.weight == 0 or term.sample_weight is not None:
-            yield f"a balance is of divergences that weigh something, all samples alike: not {name}"
+            yield f"a balance must be of divergences that weigh something, all samples alike, got {name}"
 
 
 def _of_later(method: Method) -> Iterator[str]:
     if method.later is None:
         return
     if method.later.method.trained != method.trained:
-        yield f"later trains {method.later.method.trained}, now {method.trained}: both have to be the same"
+        yield f"later trains {method.later.method.trained}, now {method.trained}: both must be the same"
     yield from mistakes(method.later.method)

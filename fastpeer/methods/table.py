@@ -5,7 +5,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from fastpeer.kernels.reduction import Reduction
+from fastpeer.kernels.terms import (
+    Confidence,
+    CrossEntropy,
+    Divergence,
+    KernelTerm,
+    LogitDistance,
+    Reduction,
+)
 
 __all__ = [
     "LABELS",
@@ -84,55 +91,6 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """A weight for each sample: how sure `forward` is of the label, p(y)^power; a constant for the gradient.
-
-    Attributes:
-        forward: whose logits.
-        power: the exponent.
-        complement: 1 − p(y)^power instead.
-    """
-
-    forward: Forward
-    power: float
-    complement: bool = False
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """weight · H(y, prediction), averaged over the batch."""
-
-    prediction: Forward
-    weight: float
-    sample_weight: Confidence | None = None
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """weight · τ² · KL(target ‖ prediction), both softened by τ; `target_grad`: the target learns too."""
-
-    prediction: Forward
-    target: Forward
-    weight: float
-    temperature: float = 1.0
-    reduction: Reduction = "batchmean"
-    target_grad: bool = False
-    sample_weight: Confidence | None = None
-
-
-@dataclass(frozen=True)
-class LogitDistance:
-    """weight · ‖prediction − target‖² of the logits; `target_grad`: the target learns too."""
-
-    prediction: Forward
-    target: Forward
-    weight: float
-    reduction: Reduction = "mean"
-    target_grad: bool = False
-    sample_weight: Confidence | None = None
-
-
-@dataclass(frozen=True)
 class InputGradientDistance:
     """weight · ‖∇ₓ H(y, prediction) − ∇ₓ H(y, teacher)‖₂ / B.
 
@@ -163,7 +121,7 @@ class Balance:
     offset: float
 
 
-Term = CrossEntropy | Divergence | LogitDistance | InputGradientDistance
+Term = KernelTerm[Forward] | InputGradientDistance
 
 
 def forwards_of(term: Term) -> tuple[Forward, ...]:
@@ -171,7 +129,7 @@ def forwards_of(term: Term) -> tuple[Forward, ...]:
     if isinstance(term, InputGradientDistance):
         return (term.prediction,)
     ends = (term.prediction,) if isinstance(term, CrossEntropy) else (term.prediction, term.target)
-    return ends if term.sample_weight is None else (*ends, term.sample_weight.forward)
+    return (*ends, term.sample_weight.forward) if isinstance(term.sample_weight, Confidence) else ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +145,7 @@ class LossSettings:
             value = getattr(self, entry.name)
             low = 0.0 if entry.name.endswith("temperature") else -math.inf
             if isinstance(value, float) and not low < value < math.inf:
-                raise ValueError(f"{entry.name} needs {_range(low)}, not {value}")
+                raise ValueError(f"{entry.name} must be {_range(low)}, got {value}")
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ class LossBalance:
     def __init__(self, method: Method, forwards: Sequence[Forward], device: torch.device) -> None:
         self._balance = method.balance
         self._terms = [] if method.balance is None else _divergences(method, method.balance)
-        self._ends = [(forwards.index(one.prediction), forwards.index(one.target)) for one in self._terms]
+        self._ends = [(forwards.index(term.prediction), forwards.index(term.target)) for term in self._terms]
         # In double: three numbers that add up over a whole training.
         numbers = {"weight": torch.tensor(0.5), "first": torch.full((2,), torch.nan)}
         self.state: dict[str, Tensor] = {}
         self._rate = torch.tensor(0.0, dtype=torch.float64, device=device)
         if method.balance is not None:
-            self.state = {name: one.to(device, torch.float64) for name, one in numbers.items()}
+            self.state = {name: number.to(device, torch.float64) for name, number in numbers.items()}
             self.set_progress(1.0)
 
     def set_progress(self, factor: float) -> None:
@@ -63,5 +63,5 @@ class LossBalance:
         return (probability * ((probability + self._balance.offset).log() - log_prediction)).mean()
 
 
-def _divergences(method: Method, balance: Balance) -> list[Divergence]:
+def _divergences(method: Method, balance: Balance) -> list[Divergence[Forward]]:
     return [term for name in balance.terms if isinstance(term := method.terms[name], Divergence)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastpeer.errors import UserError
-from fastpeer.kernels import distill_loss as kernel
+from fastpeer.kernels.terms import KernelTerm
 from fastpeer.methods.table import (
     Confidence,
     CrossEntropy,
@@ -19,8 +19,7 @@ from fastpeer.methods.table import (
     forwards_of,
 )
 
-KernelTerm = CrossEntropy | Divergence | LogitDistance
-SampleWeight = Confidence | str
+SampleWeight = Confidence[Forward] | str
 """What a sample's share is multiplied by: a confidence, or the moving weight of the term of that name."""
 
 
@@ -57,7 +56,7 @@ def twice_differentiated(method: Method) -> dict[str, InputGradientDistance]:
 def frozen_forwards(method: Method) -> list[Forward]:
     """Return what frozen networks have to say, each once."""
     spoken_of = [forward for term in active_terms(method).values() for forward in forwards_of(term)]
-    return list(dict.fromkeys(one for one in spoken_of if one.network not in method.trained))
+    return list(dict.fromkeys(forward for forward in spoken_of if forward.network not in method.trained))
 
 
 class LossTable:
@@ -99,24 +98,26 @@ class LossTable:
             return moving[weight].expand(len(labels))
         return confidence(logits[self.forwards.index(weight.forward)].detach(), labels, weight)
 
-    def _weight_of(self, name: str, term: KernelTerm) -> SampleWeight | None:
-        return name if name in self._moving else term.sample_weight
+    def _weight_of(self, name: str, term: KernelTerm[Forward]) -> SampleWeight | None:
+        if name in self._moving:
+            return name
+        assert not isinstance(term.sample_weight, int)  # methods/check.py sees to that.
+        return term.sample_weight
 
-    def _numbered(self, name: str, term: KernelTerm) -> kernel.Term:
+    def _numbered(self, name: str, term: KernelTerm[Forward]) -> KernelTerm[int]:
+        """Return a term that names forwards and its sample weight by their places."""
         weight = self._weight_of(name, term)
-        number = None if weight is None else self._weights.index(weight)
+        place = None if weight is None else self._weights.index(weight)
         prediction = self.forwards.index(term.prediction)
         if isinstance(term, CrossEntropy):
-            return kernel.CrossEntropyTerm(prediction, term.weight, number)
+            return CrossEntropy(prediction, term.weight, place)
         ends = prediction, self.forwards.index(term.target)
         if isinstance(term, LogitDistance):
-            return kernel.LogitDistanceTerm(*ends, term.weight, term.reduction, term.target_grad, number)
-        return kernel.DivergenceTerm(
-            *ends, term.weight, term.temperature, term.reduction, term.target_grad, number
-        )
+            return LogitDistance(*ends, term.weight, term.reduction, term.target_grad, place)
+        return Divergence(*ends, term.weight, term.temperature, term.reduction, term.target_grad, place)
 
 
-def confidence(logits: Tensor, labels: Tensor, weight: Confidence) -> Tensor:
+def confidence(logits: Tensor, labels: Tensor, weight: Confidence[Forward]) -> Tensor:
     """Return p(y)^power for each sample, or 1 minus that, (B,), at least float32."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probability = torch.log_softmax(wide, dim=1).gather(1, labels[:, None])[:, 0]

@@ -30,18 +30,18 @@ def attack_gradient(logits: Tensor, target: Tensor, scale: float = 1.0) -> Tenso
 
 
 def _check(logits: Tensor, target: Tensor) -> None:
-    check_logits(logits, "the fused attack gradient")
+    check_logits(logits, "fused attack gradient")
     shape = tuple(logits.shape)
     fits = target.shape == shape if target.is_floating_point() else target.shape == shape[:1]
     if not fits or not (target.is_floating_point() or target.dtype == torch.int64):
         raise KernelRefusal(
-            f"the fused attack gradient needs floating probabilities {shape} or int64 labels {shape[:1]}, "
-            f"not {target.dtype} {tuple(target.shape)}"
+            f"fused attack gradient: target must be floating probabilities {shape} or int64 labels "
+            f"{shape[:1]}, got {target.dtype} {tuple(target.shape)}"
         )
     if logits.device != target.device:
         raise KernelRefusal(
-            "the fused attack gradient needs logits and target on one device, "
-            f"not on {logits.device} and {target.device}"
+            "fused attack gradient: logits and target must be on one device, "
+            f"got {logits.device} and {target.device}"
         )
 
 

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from fastpeer.kernels.refusal import KernelRefusal
 
+_NAME = "fused convolution epilogue"
 _BLOCK = 1024
 """Values of a program: eight for each thread, so that bfloat16 moves in 16 bytes at a time."""
 _MOST = (1 << 31) - _BLOCK
-"""Values that the last block of can still be numbered in 32 bits."""
+"""The most values of which those of the last block can still be numbered in 32 bits."""
 
 
 def bias_sum_relu(out: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
@@ -48,24 +49,24 @@ def _layout(out: Tensor) -> torch.memory_format:
         if out.dim() == 4 and out.is_contiguous(memory_format=layout):
             return layout
     raise KernelRefusal(
-        "the fused convolution epilogue needs (B, C, H, W) without gaps, "
-        f"not {tuple(out.shape)} with strides {out.stride()}"
+        f"{_NAME}: out must be (B, C, H, W) without gaps, got {tuple(out.shape)} with strides {out.stride()}"
     )
 
 
 def _check(out: Tensor, bias: Tensor, residual: Tensor | None) -> None:
     given = [out, bias] if residual is None else [out, bias, residual]
     fits = bias.shape == out.shape[1:2] and (residual is None or residual.shape == out.shape)
-    if not fits or not all(one.is_floating_point() for one in given):
-        described = ", ".join(f"{one.dtype} {tuple(one.shape)}" for one in given)
+    if not fits or not all(tensor.is_floating_point() for tensor in given):
+        described = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in given)
         raise KernelRefusal(
-            "the fused convolution epilogue needs floating (B, C, H, W), (C,) and (B, C, H, W), "
-            f"not {described}"
+            f"{_NAME}: out, bias and residual must be floating (B, C, H, W), (C,) and (B, C, H, W), "
+            f"got {described}"
         )
     if not 0 < out.numel() <= _MOST:
-        raise KernelRefusal(f"the fused convolution epilogue needs 1 to {_MOST} values, not {out.numel()}")
-    if len({one.device for one in given}) > 1:
-        raise KernelRefusal("the fused convolution epilogue needs all tensors on one device")
+        raise KernelRefusal(f"{_NAME}: out must have 1 to {_MOST} values, got {out.numel()}")
+    devices = {tensor.device for tensor in given}
+    if len(devices) > 1:
+        raise KernelRefusal(f"{_NAME}: all tensors must be on one device, got {sorted(map(str, devices))}")
 
 
 @triton.jit

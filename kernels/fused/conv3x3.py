@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastpeer.kernels.refusal import KernelRefusal
+from fastpeer.kernels.refusal import require
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Taps:
     def __init__(self, weight: Tensor) -> None:
         _require(
             weight.dim() == 4 and weight.shape[2:] == (3, 3),
-            f"weights (O, I, 3, 3), got {tuple(weight.shape)}",
+            f"weights must be (O, I, 3, 3), got {tuple(weight.shape)}",
         )
         out, into = weight.shape[:2]
         self.forward = weight.detach().permute(2, 3, 0, 1).reshape(9, out, into).contiguous()
@@ -117,37 +117,47 @@ def _run(
     tile: Tile,
 ) -> Tensor:  # fmt: skip
     _check(x, taps, bias, residual, mask)
-    batch, into, height, width = x.shape
-    out = taps.shape[1]
-    rows = min(height, max(1, tile.pixels // width))
-    images = max(1, tile.pixels // (rows * width))
-    channels, depth = (
-        min(tile.channels, triton.next_power_of_2(out)),
-        min(DEPTH, triton.next_power_of_2(into)),
-    )
-    y = torch.empty(batch, height, width, out, dtype=x.dtype, device=x.device)
-
-    def box(tensor: Tensor, channels: int) -> TensorDescriptor:
-        return TensorDescriptor.from_tensor(tensor, [images, rows, width, channels])
-
-    def box_like_result(tensor: Tensor | None) -> TensorDescriptor:
-        return box(y if tensor is None else _rows_of(tensor), channels)
-
-    grid = (triton.cdiv(batch, images) * triton.cdiv(height, rows), triton.cdiv(out, channels))
+    sizes = _sizes(x, taps, tile)
+    height, width, out = (sizes[name] for name in ("HEIGHT", "WIDTH", "OUT"))
+    y = torch.empty(len(x), height, width, out, dtype=x.dtype, device=x.device)
+    stripes = triton.cdiv(len(x), sizes["IMAGES"]) * triton.cdiv(height, sizes["ROWS"])
     with torch.cuda.device_of(x):
-        _convolution[grid](
-            box(_rows_of(x), depth),
-            TensorDescriptor.from_tensor(taps.view(9 * out, into), [channels, depth]),
-            box(y, channels),
-            box_like_result(residual),
-            box_like_result(mask),
+        _convolution[stripes, triton.cdiv(out, sizes["CHANNELS"])](
+            *_boxes(x, taps, y, residual, mask, sizes),
             y if bias is None else bias.detach(),
-            HEIGHT=height, WIDTH=width, INTO=into, OUT=out,
-            IMAGES=images, ROWS=rows, CHANNELS=channels, DEPTH=depth, STAGES=tile.stages,
+            **sizes, STAGES=tile.stages,
             BIAS=bias is not None, SUMS=residual is not None, RECTIFIES=relu, MASKS=mask is not None,
             num_warps=tile.warps, enable_fp_fusion=True,
         )  # fmt: skip
     return y.permute(0, 3, 1, 2)
+
+
+def _sizes(x: Tensor, taps: Tensor, tile: Tile) -> dict[str, int]:
+    """Return the sizes of images and weights, and of a program's share in them, as the kernel names them."""
+    into, height, width = x.shape[1:]
+    out = taps.shape[1]
+    rows = min(height, max(1, tile.pixels // width))
+    return {
+        "HEIGHT": height, "WIDTH": width, "INTO": into, "OUT": out,
+        "IMAGES": max(1, tile.pixels // (rows * width)), "ROWS": rows,
+        "CHANNELS": min(tile.channels, triton.next_power_of_2(out)),
+        "DEPTH": min(DEPTH, triton.next_power_of_2(into)),
+    }  # fmt: skip
+
+
+def _boxes(
+    x: Tensor, taps: Tensor, y: Tensor, residual: Tensor | None, mask: Tensor | None, sizes: dict[str, int]
+) -> list[TensorDescriptor]:
+    """Describe x, taps, y, residual and mask to the copy engine; y stands in for what is missing."""
+    pixels = [sizes[name] for name in ("IMAGES", "ROWS", "WIDTH")]
+    channels, depth = sizes["CHANNELS"], sizes["DEPTH"]
+    matrix = taps.view(9 * sizes["OUT"], sizes["INTO"])
+    like_y = [y, *(y if tensor is None else _rows_of(tensor) for tensor in (residual, mask))]
+    return [
+        TensorDescriptor.from_tensor(_rows_of(x), [*pixels, depth]),
+        TensorDescriptor.from_tensor(matrix, [channels, depth]),
+        *(TensorDescriptor.from_tensor(tensor, [*pixels, channels]) for tensor in like_y),
+    ]
 
 
 def _rows_of(tensor: Tensor) -> Tensor:
@@ -158,40 +168,40 @@ def _rows_of(tensor: Tensor) -> Tensor:
 def _check(
     x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None
 ) -> None:
-    _require(x.dtype in (torch.bfloat16, torch.float16), f"bfloat16 or float16, got {x.dtype}")
-    _require(
-        taps.dtype == x.dtype and taps.device == x.device,
-        f"weights in {x.dtype} on {x.device}, got {taps.dtype} on {taps.device}",
-    )
-    _require(
-        x.dim() == 4 and x.shape[1] == taps.shape[2],
-        f"images (B, {taps.shape[2]}, H, W), got {tuple(x.shape)}",
-    )
-    batch, into, *sides = x.shape
-    powers = all(side == triton.next_power_of_2(side) for side in sides)
-    _require(powers and batch > 0, f"images whose sides are powers of two, got {tuple(x.shape)}")
-    out = taps.shape[1]
-    # The copy engine wants every row of a box to begin at a multiple of 16 bytes.
-    _require(into % 8 == 0 and out % 8 == 0, f"multiples of 8 channels, got {into} and {out}")
-    for one in (residual, mask):
-        if one is not None:
-            fits = one.shape == (batch, out, *sides) and (one.dtype, one.device) == (x.dtype, x.device)
-            wanted = f"residual and mask ({batch}, {out}, {sides[0]}, {sides[1]}) in {x.dtype} on {x.device}"
-            _require(fits, f"{wanted}, got {tuple(one.shape)} in {one.dtype} on {one.device}")
+    _check_images(x, taps)
+    batch, out = len(x), taps.shape[1]
+    shape = (batch, out, *x.shape[2:])
+    like_result = [tensor for tensor in (residual, mask) if tensor is not None]
+    for tensor in like_result:
+        fits = tensor.shape == shape and (tensor.dtype, tensor.device) == (x.dtype, x.device)
+        must = f"residual and mask must be {shape} in {x.dtype} on {x.device}"
+        _require(fits, f"{must}, got {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}")
     if bias is not None:
         fits = bias.shape == (out,) and bias.is_floating_point() and bias.device == x.device
         found = f"{tuple(bias.shape)} in {bias.dtype} on {bias.device}"
-        _require(fits, f"a floating bias ({out},) on {x.device}, got {found}")
-    given = [one for one in (x, residual, mask) if one is not None]
-    layout = torch.channels_last
+        _require(fits, f"bias must be floating ({out},) on {x.device}, got {found}")
+    for tensor in (x, *like_result):
+        fits = tensor.is_contiguous(memory_format=torch.channels_last)
+        _require(fits, f"all images must be channels-last, got strides {tensor.stride()}")
+
+
+def _check_images(x: Tensor, taps: Tensor) -> None:
+    _require(x.dtype in (torch.bfloat16, torch.float16), f"images must be bfloat16 or float16, got {x.dtype}")
     _require(
-        all(one.is_contiguous(memory_format=layout) for one in given), "channels-last tensors, got others"
+        taps.dtype == x.dtype and taps.device == x.device,
+        f"weights must be in {x.dtype} on {x.device}, got {taps.dtype} on {taps.device}",
     )
+    out, into = taps.shape[1:]
+    found = f"got {tuple(x.shape)}"
+    _require(x.dim() == 4 and x.shape[1] == into, f"images must be (B, {into}, H, W), {found}")
+    powers = all(side == triton.next_power_of_2(side) for side in x.shape[2:])
+    _require(powers and len(x) > 0, f"the sides of the images must be powers of two, {found}")
+    # The copy engine wants every row of a box to begin at a multiple of 16 bytes.
+    _require(into % 8 == 0 and out % 8 == 0, f"channels must be multiples of 8, got {into} and {out}")
 
 
-def _require(fulfilled: bool, what: str) -> None:
-    if not fulfilled:
-        raise KernelRefusal(f"the fused convolution needs {what}")
+def _require(fulfilled: bool, message: str) -> None:
+    require(fulfilled, "fused convolution", message)
 
 
 @triton.jit

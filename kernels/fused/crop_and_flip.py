@@ -10,6 +10,7 @@ from fastpeer.kernels.crop_and_flip import PADDING
 from fastpeer.kernels.fused.counter_bits import random_bits
 from fastpeer.kernels.refusal import KernelRefusal
 
+_NAME = "fused crop_and_flip"
 BLOCK = 1024
 # Blocks of an image are numbered by the grid's second axis, which ends here.
 _LIMIT = BLOCK * 65535
@@ -42,6 +43,7 @@ def crop_and_flip(dataset: Tensor, indices: Tensor, key: int | None, dtype: torc
                 dataset, indices, 0 if key is None else signed(key), result,
                 AUGMENT=key is not None, HEIGHT=height, WIDTH=width, CHANNELS=channels,
                 DTYPE=_TYPES[dtype], BLOCK=BLOCK,
+                # Bit equality with PyTorch.
                 num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return result.permute(0, 3, 1, 2)
@@ -49,15 +51,19 @@ def crop_and_flip(dataset: Tensor, indices: Tensor, key: int | None, dtype: torc
 
 def _check(dataset: Tensor, indices: Tensor, dtype: torch.dtype) -> None:
     if dtype not in _TYPES:
-        raise KernelRefusal(f"images become float32 or float64, not {dtype}")
+        raise KernelRefusal(f"{_NAME}: dtype must be float32 or float64, got {dtype}")
     if dataset.dtype != torch.uint8 or dataset.dim() != 4 or not dataset.is_contiguous():
-        raise KernelRefusal("the data set must be uint8 (N, H, W, 3), contiguous")
+        raise KernelRefusal(f"{_NAME}: data set must be uint8 (N, H, W, 3), contiguous, got {_of(dataset)}")
     if indices.dtype != torch.int64 or indices.dim() != 1 or not indices.is_contiguous():
-        raise KernelRefusal("indices must be int64 (B,), contiguous")
+        raise KernelRefusal(f"{_NAME}: indices must be int64 (B,), contiguous, got {_of(indices)}")
     if indices.device != dataset.device:
-        raise KernelRefusal(f"indices on {indices.device}, data set on {dataset.device}")
+        raise KernelRefusal(f"{_NAME}: indices must be on {dataset.device}, got {indices.device}")
     if dataset[:1].numel() > _LIMIT:
-        raise KernelRefusal(f"images of more than {_LIMIT} numbers")
+        raise KernelRefusal(f"{_NAME}: images must be of at most {_LIMIT} numbers, got {dataset[:1].numel()}")
+
+
+def _of(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
 
 
 @triton.jit(do_not_specialize=["key"])

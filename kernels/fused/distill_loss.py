@@ -1,15 +1,17 @@
 """The loss of a whole method in one launch: values, gradients and accuracies of a table of terms."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
 
-from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, LossResult, Term
-from fastpeer.kernels.fused.loss_kernel import Row, Table, loss_kernel
-from fastpeer.kernels.refusal import KernelRefusal
+from fastpeer.kernels.distill_loss import LossResult
+from fastpeer.kernels.fused.loss_kernel import Table, loss_kernel
+from fastpeer.kernels.refusal import require
+from fastpeer.kernels.terms import CrossEntropy, Divergence, KernelTerm, LogitDistance
 
 MAX_FORWARDS, MAX_BATCH, MAX_CLASSES = 8, 4096, 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,7 +23,7 @@ registers have to hold them. Rows that lie in one warp need not wait for other w
 def distill_loss(
     logits: Sequence[Tensor],
     labels: Tensor,
-    terms: Sequence[Term],
+    terms: Sequence[KernelTerm[int]],
     scale: Tensor | float = 1.0,
     sample_weights: Sequence[Tensor] = (),
 ) -> LossResult:
@@ -41,13 +43,13 @@ def distill_loss(
         KernelRefusal: an argument is outside of these limits.
     """
     _check(logits, labels, terms, scale, sample_weights)
-    logits = tuple(one.detach().contiguous() for one in logits)
+    logits = tuple(forward.detach().contiguous() for forward in logits)
     result = LossResult(
         labels.new_empty(len(terms), dtype=torch.float32),
-        tuple(torch.empty_like(one) for one in logits),
+        tuple(torch.empty_like(forward) for forward in logits),
         labels.new_empty(len(logits)),
     )
-    weights = tuple(one.contiguous() for one in sample_weights)
+    weights = tuple(weight.contiguous() for weight in sample_weights)
     with torch.cuda.device_of(labels):
         _launch(logits, labels.contiguous(), tuple(terms), scale, weights, result)
     return result
@@ -56,7 +58,7 @@ def distill_loss(
 def _launch(
     logits: tuple[Tensor, ...],
     labels: Tensor,
-    terms: tuple[Term, ...],
+    terms: tuple[KernelTerm[int], ...],
     scale: Tensor | float,
     sample_weights: tuple[Tensor, ...],
     result: LossResult,
@@ -105,64 +107,80 @@ def _kept_counter(device: torch.device, stream: int) -> Tensor:
 
 
 @lru_cache
-def _table(terms: tuple[Term, ...], classes: int) -> Table:
-    return Table(tuple(_row(term, classes) for term in terms))
+def _table(terms: tuple[KernelTerm[int], ...], classes: int) -> Table:
+    # Whole numbers as temperatures would be no floats to Triton either.
+    exact = [
+        replace(term, temperature=float(term.temperature)) if isinstance(term, Divergence) else term
+        for term in terms
+    ]
+    factors = [_factors(term, classes) for term in terms]
+    return Table(tuple(exact), tuple(value for value, _ in factors), tuple(slope for _, slope in factors))
 
 
-def _row(term: Term, classes: int) -> Row:
+def _factors(term: KernelTerm[int], classes: int) -> tuple[float, float]:
+    """Return what the kernel multiplies a term's value and its gradients by, but for 1 / batch."""
     weight = float(term.weight)
-    if isinstance(term, CrossEntropyTerm):
-        return Row("labels", term.prediction, None, False, 1.0, term.sample_weight, weight, weight)
+    if isinstance(term, CrossEntropy):
+        return weight, weight
     if term.reduction == "mean":
         weight /= classes
-    ends = (term.prediction, term.target, term.target_grad)
-    if isinstance(term, DivergenceTerm):
-        tau = float(term.temperature)
-        return Row("divergence", *ends, tau, term.sample_weight, weight * tau**2, weight * tau)
-    return Row("distance", *ends, 1.0, term.sample_weight, weight, 2 * weight)
+    if isinstance(term, LogitDistance):
+        return weight, 2 * weight
+    tau = float(term.temperature)
+    return weight * tau**2, weight * tau
 
 
 def _check(
     logits: Sequence[Tensor],
     labels: Tensor,
-    terms: Sequence[Term],
+    terms: Sequence[KernelTerm[int]],
     scale: Tensor | float,
     sample_weights: Sequence[Tensor],
 ) -> None:
-    _need(1 <= len(logits) <= MAX_FORWARDS, f"1 to {MAX_FORWARDS} forwards, not {len(logits)}")
-    _need(len(terms) > 0, "at least one term")
-    shape = logits[0].shape
-    for one in logits:
-        _need(one.dtype in _DTYPES, f"float32, bfloat16 or float16 logits, not {one.dtype}")
-        _need(one.shape == shape, f"logits of one shape, not {tuple(shape)} and {tuple(one.shape)}")
-    _need(
-        len(shape) == 2 and 1 <= shape[0] <= MAX_BATCH and 2 <= shape[1] <= MAX_CLASSES,
-        f"logits (B, C) with B from 1 to {MAX_BATCH} and C from 2 to {MAX_CLASSES}, not {tuple(shape)}",
-    )
-    _need(
-        labels.dtype == torch.int64 and labels.shape == shape[:1],
-        f"int64 labels ({shape[0]},), not {labels.dtype} {tuple(labels.shape)}",
-    )
-    for one in sample_weights:
-        _need(
-            one.is_floating_point() and one.shape == shape[:1],
-            (f"floating sample weights ({shape[0]},), not {one.dtype} {tuple(one.shape)}"),
-        )
+    _check_logits(logits)
+    _check_of_batch(logits[0].shape[:1], labels, sample_weights)
     scales = [scale] if isinstance(scale, Tensor) else []
-    _need(all(one.numel() == 1 for one in scales), "a scale with one element")
-    devices = {one.device for one in (*logits, labels, *scales, *sample_weights)}
-    _need(len(devices) == 1, f"all tensors on one device, not on {sorted(map(str, devices))}")
+    for factor in scales:
+        _require(factor.numel() == 1, f"scale must have one element, got {factor.numel()}")
+    devices = {tensor.device for tensor in (*logits, labels, *scales, *sample_weights)}
+    _require(len(devices) == 1, f"all tensors must be on one device, got {sorted(map(str, devices))}")
+    _require(len(terms) > 0, "terms must be at least one, got none")
     for term in terms:
-        _check_numbers(term, len(logits), len(sample_weights))
+        _check_places(term, len(logits), len(sample_weights))
 
 
-def _check_numbers(term: Term, forwards: int, sample_weights: int) -> None:
-    ends = [term.prediction] if isinstance(term, CrossEntropyTerm) else [term.prediction, term.target]
-    _need(all(0 <= end < forwards for end in ends), f"terms on forwards 0 to {forwards - 1}: {term}")
-    known = term.sample_weight is None or 0 <= term.sample_weight < sample_weights
-    _need(known, f"a sample weight for each one that a term refers to: {term}")
+def _check_logits(logits: Sequence[Tensor]) -> None:
+    _require(1 <= len(logits) <= MAX_FORWARDS, f"forwards must be 1 to {MAX_FORWARDS}, got {len(logits)}")
+    shape = logits[0].shape
+    for forward in logits:
+        dtype = forward.dtype
+        _require(dtype in _DTYPES, f"logits must be float32, bfloat16 or float16, got {dtype}")
+        shapes = f"{tuple(shape)} and {tuple(forward.shape)}"
+        _require(forward.shape == shape, f"logits must be of one shape, got {shapes}")
+    _require(
+        len(shape) == 2 and 1 <= shape[0] <= MAX_BATCH and 2 <= shape[1] <= MAX_CLASSES,
+        f"logits must be (B, C) with B from 1 to {MAX_BATCH} and C from 2 to {MAX_CLASSES}, "
+        f"got {tuple(shape)}",
+    )
 
 
-def _need(fulfilled: bool, what: str) -> None:
-    if not fulfilled:
-        raise KernelRefusal(f"the fused loss needs {what}")
+def _check_of_batch(batch: torch.Size, labels: Tensor, sample_weights: Sequence[Tensor]) -> None:
+    fits = labels.dtype == torch.int64 and labels.shape == batch
+    _require(fits, f"labels must be int64 {tuple(batch)}, got {labels.dtype} {tuple(labels.shape)}")
+    for weight in sample_weights:
+        fits = weight.is_floating_point() and weight.shape == batch
+        found = f"{weight.dtype} {tuple(weight.shape)}"
+        _require(fits, f"sample weights must be floating {tuple(batch)}, got {found}")
+
+
+def _check_places(term: KernelTerm[int], forwards: int, sample_weights: int) -> None:
+    ends = [term.prediction] if isinstance(term, CrossEntropy) else [term.prediction, term.target]
+    known = all(0 <= end < forwards for end in ends)
+    _require(known, f"a term's forwards must be 0 to {forwards - 1}, got {term}")
+    place = term.sample_weight
+    known = place is None or (isinstance(place, int) and 0 <= place < sample_weights)
+    _require(known, f"a term's sample weight must be one of the {sample_weights} given, got {term}")
+
+
+def _require(fulfilled: bool, message: str) -> None:
+    require(fulfilled, "fused loss", message)

@@ -43,7 +43,7 @@ class Fold:
             check_layer(layer)
             _check_layout(layer)
         if len({layer.folded_bias.device for layer in layers}) > 1:
-            raise KernelRefusal("all layers must be on one device")
+            raise KernelRefusal("fused fold: all layers must be on one device")
         self._addresses = [_addresses(layer) for layer in layers]
         grouped: dict[tuple[torch.dtype, ...], list[FoldedLayer]] = defaultdict(list)
         for layer in layers:
@@ -57,7 +57,7 @@ class Fold:
             KernelRefusal: a tensor was moved to other memory, by `.data = …` or `.to(…)`.
         """
         if self._addresses != [_addresses(layer) for layer in self.layers]:
-            raise KernelRefusal("a layer's memory was replaced: build the fold anew")
+            raise KernelRefusal("fused fold: a layer's memory was replaced: build the fold anew")
         for launch in self._launches:
             launch()
 
@@ -97,6 +97,7 @@ class _Launch:
             _fold[(len(self.blocks),)](
                 self.layers, self.epsilons, self.blocks,
                 SOURCE=source, WEIGHT=weight, BIAS=bias, BLOCK=BLOCK,
+                # Each operation rounded by itself, as PyTorch does.
                 num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
 
@@ -161,7 +162,7 @@ def _rounded(values, target):
 
 def _addresses(layer: FoldedLayer) -> list[int]:
     tensors = [*layer.sources(), layer.folded_weight, layer.folded_bias]
-    return [0 if one is None else one.data_ptr() for one in tensors]
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _weights_per_channel(weight: Tensor) -> int:
@@ -176,20 +177,22 @@ def _blocks(layer: FoldedLayer) -> Iterable[tuple[int, int]]:
 
 def _check_layout(layer: FoldedLayer) -> None:
     if not 0 < layer.folded_weight.numel() < _LIMIT:
-        raise KernelRefusal("a layer has no weights, or 2^31 or more")
-    of_channels = [one for one in (*layer.sources()[1:], layer.folded_bias) if one is not None]
-    if not all(one.is_contiguous() for one in of_channels):
-        raise KernelRefusal("biases, parameters and statistics of a BatchNorm must be contiguous")
-    weights = [one for one in (layer.weight, layer.folded_weight) if one is not None]
-    if len({_strides(one) for one in weights}) > 1 or not _channel_after_channel(layer.folded_weight):
         raise KernelRefusal(
-            "a weight and its buffer must have the same strides, with one output channel after another"
-            f" and no gaps, not {' and '.join(str(one.stride()) for one in weights)}"
+            f"fused fold: weights of a layer must be 1 to 2^31 - 1, got {layer.folded_weight.numel()}"
+        )
+    of_channels = [tensor for tensor in (*layer.sources()[1:], layer.folded_bias) if tensor is not None]
+    if not all(tensor.is_contiguous() for tensor in of_channels):
+        raise KernelRefusal("fused fold: biases, parameters and statistics of a BatchNorm must be contiguous")
+    weights = [tensor for tensor in (layer.weight, layer.folded_weight) if tensor is not None]
+    if len({_strides(weight) for weight in weights}) > 1 or not _channel_after_channel(layer.folded_weight):
+        raise KernelRefusal(
+            "fused fold: a weight and its buffer must have the same strides, with one output channel after"
+            f" another and no gaps, got {' and '.join(str(tensor.stride()) for tensor in weights)}"
         )
 
 
 def _strides(weight: Tensor) -> tuple[int, ...]:
-    """Of dimensions of size 1 they mean nothing."""
+    """Return the strides, but for those of dimensions of size 1, which mean nothing."""
     return tuple(stride for stride, size in zip(weight.stride(), weight.shape, strict=True) if size > 1)
 
 

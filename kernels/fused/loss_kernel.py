@@ -6,28 +6,26 @@ import triton
 import triton.language as tl
 
 from fastpeer.kernels.fused.softmax import log_softmax, one_hot, softmax
-
-
-@dataclass(frozen=True)
-class Row:
-    """A term as the kernel is compiled for it; the factors are divided by the batch there."""
-
-    kind: str
-    prediction: int
-    target: int | None
-    target_grad: bool
-    temperature: float
-    sample_weight: int | None
-    value_factor: float
-    gradient_factor: float
+from fastpeer.kernels.terms import KernelTerm
 
 
 @dataclass(frozen=True)
 class Table:
-    """The terms of a launch."""
+    """The terms that the kernel is compiled for, and what it multiplies their formulas by.
 
-    # The compiler takes tuples apart and loses the names in them; an object stays whole.
-    rows: tuple[Row, ...]
+    An object, since Triton's compiler takes tuples apart and loses the names in them. The factors are numbers
+    in it, and no properties of the terms, since Triton knows a compiled kernel by its source and by the
+    `repr` of its constants: on disk, one with the factors of an older fastpeer would be taken for this one's.
+
+    Attributes:
+        terms: forwards and sample weights by their places.
+        value_factors: of a term's value for each sample, but for 1 / batch.
+        gradient_factors: of its gradients at the logits, but for 1 / batch.
+    """
+
+    terms: tuple[KernelTerm[int], ...]
+    value_factors: tuple[float, ...]
+    gradient_factors: tuple[float, ...]
 
 
 # A batch of 1, or of a multiple of 16, is not worth a kernel of its own.
@@ -70,25 +68,25 @@ def loss_kernel(  # noqa: C901 - all of it is one launch
     factor = tl.load(scale).to(tl.float32) if SCALE_IS_TENSOR else scale
     sums = partial_sums + tl.program_id(0) * SLOTS
 
-    for index in tl.static_range(len(TABLE.rows)):
+    for index in tl.static_range(len(TABLE.terms)):
         share = _value(rows, inside, column, label, TABLE, index, CLASSES)
-        if TABLE.rows[index].sample_weight is not None:
-            share *= weights[TABLE.rows[index].sample_weight]
+        if TABLE.terms[index].sample_weight is not None:
+            share *= weights[TABLE.terms[index].sample_weight]
         # Few numbers are added from here on, so that float64 costs nothing.
         total = tl.sum(tl.where(present, share, 0.0).to(tl.float64), axis=0)
-        tl.store(sums + index, total * (TABLE.rows[index].value_factor * per_sample))
+        tl.store(sums + index, total * (TABLE.value_factors[index] * per_sample))
 
     for forward in tl.static_range(FORWARDS):
         hits = present & (_first_largest(rows[forward], inside, column, COLUMNS) == label)
-        tl.store(sums + len(TABLE.rows) + forward, tl.sum(hits.to(tl.float64), axis=0))
+        tl.store(sums + len(TABLE.terms) + forward, tl.sum(hits.to(tl.float64), axis=0))
         gradient = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for index in tl.static_range(len(TABLE.rows)):
-            share = tl.full((ROWS, 1), TABLE.rows[index].gradient_factor * per_sample, tl.float32)
-            if TABLE.rows[index].sample_weight is not None:
-                share *= weights[TABLE.rows[index].sample_weight][:, None]
-            if TABLE.rows[index].prediction == forward:
+        for index in tl.static_range(len(TABLE.terms)):
+            share = tl.full((ROWS, 1), TABLE.gradient_factors[index] * per_sample, tl.float32)
+            if TABLE.terms[index].sample_weight is not None:
+                share *= weights[TABLE.terms[index].sample_weight][:, None]
+            if TABLE.terms[index].prediction == forward:
                 gradient += share * _slope_at_prediction(rows, inside, column, label, TABLE, index, CLASSES)
-            if TABLE.rows[index].target_grad and TABLE.rows[index].target == forward:
+            if TABLE.terms[index].target_grad and TABLE.terms[index].target == forward:
                 gradient += share * _slope_at_target(rows, inside, TABLE, index)
         gradient = (gradient * factor).to(gradients[forward].dtype.element_ty)
         tl.store(gradients[forward] + tile, gradient, mask=present[:, None] & inside)
@@ -96,22 +94,22 @@ def loss_kernel(  # noqa: C901 - all of it is one launch
     # All threads of this program have written before one of them says so.
     tl.debug_barrier()
     if tl.atomic_add(arrived, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-        _add_up(partial_sums, values, correct, len(TABLE.rows), FORWARDS, SLOTS)
+        _add_up(partial_sums, values, correct, len(TABLE.terms), FORWARDS, SLOTS)
         tl.store(arrived, 0)
 
 
 @triton.jit
 def _value(rows, inside, column, label, TABLE: tl.constexpr, index: tl.constexpr, CLASSES: tl.constexpr):
     """Value of a term for each sample, without its factor."""
-    prediction = rows[TABLE.rows[index].prediction]
-    if TABLE.rows[index].kind == "labels":
+    prediction = rows[TABLE.terms[index].prediction]
+    if TABLE.terms[index].kind == "cross_entropy":
         return -tl.sum(one_hot(label, column, CLASSES) * log_softmax(prediction, inside, 1.0), axis=1)
     else:
-        target = rows[TABLE.rows[index].target]
-        if TABLE.rows[index].kind == "distance":
+        target = rows[TABLE.terms[index].target]
+        if TABLE.terms[index].kind == "logit_distance":
             return tl.sum((prediction - target) * (prediction - target), axis=1)
         else:
-            probability = softmax(target, inside, TABLE.rows[index].temperature)
+            probability = softmax(target, inside, TABLE.terms[index].temperature)
             return tl.sum(probability * _log_ratio(prediction, target, inside, TABLE, index), axis=1)
 
 
@@ -120,35 +118,35 @@ def _slope_at_prediction(
     rows, inside, column, label, TABLE: tl.constexpr, index: tl.constexpr, CLASSES: tl.constexpr
 ):
     """Gradient of a term at the logits of its prediction, without its factor."""
-    prediction = rows[TABLE.rows[index].prediction]
-    if TABLE.rows[index].kind == "labels":
+    prediction = rows[TABLE.terms[index].prediction]
+    if TABLE.terms[index].kind == "cross_entropy":
         return softmax(prediction, inside, 1.0) - one_hot(label, column, CLASSES)
     else:
-        target = rows[TABLE.rows[index].target]
-        if TABLE.rows[index].kind == "distance":
+        target = rows[TABLE.terms[index].target]
+        if TABLE.terms[index].kind == "logit_distance":
             return prediction - target
         else:
-            expected = softmax(target, inside, TABLE.rows[index].temperature)
-            return softmax(prediction, inside, TABLE.rows[index].temperature) - expected
+            expected = softmax(target, inside, TABLE.terms[index].temperature)
+            return softmax(prediction, inside, TABLE.terms[index].temperature) - expected
 
 
 @triton.jit
 def _slope_at_target(rows, inside, TABLE: tl.constexpr, index: tl.constexpr):
     """Gradient of a term at the logits of its target, without its factor."""
-    prediction = rows[TABLE.rows[index].prediction]
-    target = rows[TABLE.rows[index].target]
-    if TABLE.rows[index].kind == "distance":
+    prediction = rows[TABLE.terms[index].prediction]
+    target = rows[TABLE.terms[index].target]
+    if TABLE.terms[index].kind == "logit_distance":
         return target - prediction
     else:
-        probability = softmax(target, inside, TABLE.rows[index].temperature)
+        probability = softmax(target, inside, TABLE.terms[index].temperature)
         log_ratio = _log_ratio(prediction, target, inside, TABLE, index)
         return probability * (log_ratio - tl.sum(probability * log_ratio, axis=1)[:, None])
 
 
 @triton.jit
 def _log_ratio(prediction, target, inside, TABLE: tl.constexpr, index: tl.constexpr):
-    log_target = log_softmax(target, inside, TABLE.rows[index].temperature)
-    return log_target - log_softmax(prediction, inside, TABLE.rows[index].temperature)
+    log_target = log_softmax(target, inside, TABLE.terms[index].temperature)
+    return log_target - log_softmax(prediction, inside, TABLE.terms[index].temperature)
 
 
 @triton.jit

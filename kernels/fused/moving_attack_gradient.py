@@ -34,12 +34,14 @@ def moving_attack_gradient(
 
 
 def _check(logits: Tensor, target_logits: Tensor) -> None:
-    what = "the fused moving attack gradient"
-    for one in (logits, target_logits):
-        check_logits(one, what)
+    kernel = "fused moving attack gradient"
+    check_logits(logits, kernel)
+    check_logits(target_logits, kernel)
     if logits.shape != target_logits.shape or logits.device != target_logits.device:
-        both = [f"{tuple(one.shape)} on {one.device}" for one in (logits, target_logits)]
-        raise KernelRefusal(f"{what} needs logits of one shape on one device, not {both[0]} and {both[1]}")
+        raise KernelRefusal(
+            f"{kernel}: logits must be of one shape on one device, got {tuple(logits.shape)} on "
+            f"{logits.device} and {tuple(target_logits.shape)} on {target_logits.device}"
+        )
 
 
 @triton.jit(do_not_specialize=["batch"])

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpeer.kernels.refusal import KernelRefusal
+from fastpeer.kernels.refusal import require
 
 _BLOCK = 1024
 """Pixels of a program: eight for each thread, so that float32 moves in 16 bytes at a time."""
@@ -63,30 +63,29 @@ def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     first = tensors[0]
     channels_last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return tuple(one.contiguous(memory_format=layout) for one in tensors)
+    return tuple(tensor.contiguous(memory_format=layout) for tensor in tensors)
 
 
 def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Tensor | None) -> None:
-    _need(
+    _require(
         adversarial.dtype in _ITERATES and images.dtype == adversarial.dtype and gradient.is_floating_point(),
-        "float32 or float64 for iterate and images, both the same, and a floating gradient, "
-        f"not {adversarial.dtype}, {images.dtype} and {gradient.dtype}",
+        "adversarial and images must be both float32 or both float64, and gradient floating, "
+        f"got {adversarial.dtype}, {images.dtype} and {gradient.dtype}",
     )
-    shapes = [tuple(one.shape) for one in (adversarial, gradient, images)]
-    _need(len(set(shapes)) == 1, f"tensors of one shape, not {shapes}")
-    _need(0 < adversarial.numel() <= _MOST, f"1 to {_MOST} pixels, not {adversarial.numel()}")
+    shapes = [tuple(tensor.shape) for tensor in (adversarial, gradient, images)]
+    _require(len(set(shapes)) == 1, f"all images must be of one shape, got {shapes}")
+    _require(0 < adversarial.numel() <= _MOST, f"pixels must be 1 to {_MOST}, got {adversarial.numel()}")
     counters = [] if nan_count is None else [nan_count]
-    _need(
-        all(one.dtype == torch.int64 and one.numel() == 1 for one in counters),
-        "an int64 nan_count of one element",
-    )
-    devices = {one.device for one in (adversarial, gradient, images, *counters)}
-    _need(len(devices) == 1, f"all tensors on one device, not on {sorted(map(str, devices))}")
+    for counter in counters:
+        found = f"{counter.dtype} {tuple(counter.shape)}"
+        fits = counter.dtype == torch.int64 and counter.numel() == 1
+        _require(fits, f"nan_count must be one int64 number, got {found}")
+    devices = {tensor.device for tensor in (adversarial, gradient, images, *counters)}
+    _require(len(devices) == 1, f"all tensors must be on one device, got {sorted(map(str, devices))}")
 
 
-def _need(fulfilled: bool, what: str) -> None:
-    if not fulfilled:
-        raise KernelRefusal(f"the fused attack step needs {what}")
+def _require(fulfilled: bool, message: str) -> None:
+    require(fulfilled, "fused attack step", message)
 
 
 @triton.jit
@@ -115,7 +114,7 @@ def _pgd_update(
         nans = tl.sum((climb != climb).to(tl.int64), axis=0)
         tl.atomic_add(nan_count, nans, mask=nans > 0, sem="relaxed")
     step = tl.full((), step_size, exact)
-    # Neither comparison holds for NaN.
+    # Neither comparison holds for NaN, whose pixel stays: sign(NaN) is 0 in PyTorch.
     step = tl.where(climb > 0, step, tl.where(climb < 0, -step, 0.0))
     moved = tl.load(adversarial + pixel, mask=present) + step
     center = tl.load(images + pixel, mask=present)

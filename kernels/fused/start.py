@@ -10,6 +10,7 @@ from torch import Tensor
 from fastpeer.kernels.fused.counter_bits import random_bits
 from fastpeer.kernels.refusal import KernelRefusal
 
+_NAME = "fused start"
 BLOCK = 1024
 _LIMIT = 2**31
 
@@ -49,19 +50,24 @@ def noisy(kernel: Any, images: Tensor, amplitude: float, key: Tensor, clamp: boo
 
 def _is_channels_last(images: Tensor) -> bool:
     if not images.is_floating_point():
-        raise KernelRefusal(f"images must be of a floating dtype, not {images.dtype}")
+        raise KernelRefusal(f"{_NAME}: images must be floating, got {images.dtype}")
     if images.numel() >= _LIMIT:
-        raise KernelRefusal("images have 2^31 elements or more")
+        raise KernelRefusal(f"{_NAME}: images must have less than 2^31 elements, got {images.numel()}")
     if images.is_contiguous():
         return False
     if images.dim() != 4 or not images.is_contiguous(memory_format=torch.channels_last):
-        raise KernelRefusal(f"images must be contiguous or channels-last, not of strides {images.stride()}")
+        raise KernelRefusal(
+            f"{_NAME}: images must be contiguous or channels-last, got strides {images.stride()}"
+        )
     return True
 
 
 def _check_key(images: Tensor, key: Tensor) -> None:
     if key.dtype != torch.int64 or key.dim() != 0 or key.device != images.device:
-        raise KernelRefusal("key must be one int64 number, of shape (), on the device of the images")
+        raise KernelRefusal(
+            f"{_NAME}: key must be one int64 number (), on the device of the images ({images.device}), "
+            f"got {key.dtype} {tuple(key.shape)} on {key.device}"
+        )
 
 
 @triton.jit

@@ -19,8 +19,8 @@ def tiling(batch: int, classes: int) -> tuple[tuple[int], dict[str, int]]:
     return (triton.cdiv(batch, rows),), options
 
 
-def check_logits(logits: Tensor, what: str) -> None:
-    """Check that a kernel, called `what` in the message, can take logits.
+def check_logits(logits: Tensor, kernel: str) -> None:
+    """Check that a kernel, called `kernel` in the message, can take logits.
 
     Raises:
         KernelRefusal: they are not floating and of shape (B, C), or have more than 1024 classes.
@@ -28,8 +28,8 @@ def check_logits(logits: Tensor, what: str) -> None:
     shape = tuple(logits.shape)
     if not logits.is_floating_point() or len(shape) != 2 or not 1 <= shape[1] <= MAX_CLASSES:
         raise KernelRefusal(
-            f"{what} needs floating logits (B, C) with at most {MAX_CLASSES} classes, "
-            f"not {logits.dtype} {shape}"
+            f"{kernel}: logits must be floating (B, C) with at most {MAX_CLASSES} classes, "
+            f"got {logits.dtype} {shape}"
         )
 
 

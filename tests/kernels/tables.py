@@ -6,24 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, LogitDistanceTerm, Term
+from fastpeer.kernels.terms import CrossEntropy, Divergence, KernelTerm, LogitDistance
+
+Terms = tuple[KernelTerm[int], ...]
 
 
 class Setting(NamedTuple):
     """A published setting of PeerAiD."""
 
     classes: int
-    terms: tuple[Term, ...]
+    terms: Terms
 
 
-def peeraid(gamma2: float, lambda1: float, lambda2: float, lambda3: float, tau: float) -> tuple[Term, ...]:
+def peeraid(gamma2: float, lambda1: float, lambda2: float, lambda3: float, tau: float) -> Terms:
     """PeerAiD on the forwards peer, student (both adversarial) and student (clean), as released."""
     return (
-        CrossEntropyTerm(0, 1.0),
-        DivergenceTerm(0, 1, gamma2, 1.0, "mean", True),
-        CrossEntropyTerm(1, lambda1),
-        DivergenceTerm(1, 0, lambda2, tau, "mean", False),
-        DivergenceTerm(1, 2, lambda3, tau, "mean", True),
+        CrossEntropy(0, 1.0),
+        Divergence(0, 1, gamma2, 1.0, "mean", True),
+        CrossEntropy(1, lambda1),
+        Divergence(1, 0, lambda2, tau, "mean", False),
+        Divergence(1, 2, lambda3, tau, "mean", True),
     )
 
 
@@ -38,25 +40,25 @@ PEERAID = {
     "tiny": Setting(200, peeraid(100.0, 0.035, 35.0, 20.0, 1.0)),
 }
 
-EVERYTHING: tuple[Term, ...] = (
-    CrossEntropyTerm(0, 0.5),
-    CrossEntropyTerm(2, 0.25, sample_weight=1),
-    DivergenceTerm(0, 1, 2.0, 4.0, "batchmean", True),
-    DivergenceTerm(1, 2, 3.0, 1.0, "mean", True, sample_weight=0),
-    DivergenceTerm(2, 2, 3.0, 1.0, "batchmean", False),
-    LogitDistanceTerm(0, 2, 0.5, "mean", True),
-    LogitDistanceTerm(2, 1, 0.1, "batchmean", False, sample_weight=1),
+EVERYTHING: Terms = (
+    CrossEntropy(0, 0.5),
+    CrossEntropy(2, 0.25, sample_weight=1),
+    Divergence(0, 1, 2.0, 4.0, "batchmean", True),
+    Divergence(1, 2, 3.0, 1.0, "mean", True, sample_weight=0),
+    Divergence(2, 2, 3.0, 1.0, "batchmean", False),
+    LogitDistance(0, 2, 0.5, "mean", True),
+    LogitDistance(2, 1, 0.1, "batchmean", False, sample_weight=1),
 )
 """Every kind of term on three forwards, with two sample weights."""
 
-SIX_FORWARDS: tuple[Term, ...] = (
-    CrossEntropyTerm(0, 1.0),
-    DivergenceTerm(0, 1, 6.0, 1.0, "batchmean", True, sample_weight=0),
-    CrossEntropyTerm(3, 1.0, sample_weight=1),
-    DivergenceTerm(4, 5, 3.0, 4.0, "mean", True, sample_weight=1),
-    LogitDistanceTerm(1, 2, 1.0, "mean", False),
-    LogitDistanceTerm(4, 3, 1.0, "batchmean", True, sample_weight=0),
-    DivergenceTerm(2, 5, 0.5, 2.0, "batchmean", False, sample_weight=0),
+SIX_FORWARDS: Terms = (
+    CrossEntropy(0, 1.0),
+    Divergence(0, 1, 6.0, 1.0, "batchmean", True, sample_weight=0),
+    CrossEntropy(3, 1.0, sample_weight=1),
+    Divergence(4, 5, 3.0, 4.0, "mean", True, sample_weight=1),
+    LogitDistance(1, 2, 1.0, "mean", False),
+    LogitDistance(4, 3, 1.0, "batchmean", True, sample_weight=0),
+    Divergence(2, 5, 0.5, 2.0, "batchmean", False, sample_weight=0),
 )
 """Every kind of term, as many as CAT has: seven on six forwards, with two sample weights."""
 

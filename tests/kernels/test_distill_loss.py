@@ -9,24 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, LogitDistanceTerm, distill_loss
+from fastpeer.kernels.distill_loss import distill_loss
+from fastpeer.kernels.terms import CrossEntropy, Divergence, LogitDistance
 
 FORWARDS = 3
 PEERAID = (
-    CrossEntropyTerm(0, 1.0),
-    DivergenceTerm(0, 1, 0.1, 1.0, "mean", True),
-    DivergenceTerm(1, 0, 35.0, 5.0, "mean", False),
-    DivergenceTerm(1, 2, 20.0, 5.0, "batchmean", True),
+    CrossEntropy(0, 1.0),
+    Divergence(0, 1, 0.1, 1.0, "mean", True),
+    Divergence(1, 0, 35.0, 5.0, "mean", False),
+    Divergence(1, 2, 20.0, 5.0, "batchmean", True),
 )
 
 index, sample_weight = st.integers(0, FORWARDS - 1), st.none() | st.integers(0, 1)
 weight, reduction = st.floats(0, 10), st.sampled_from(["mean", "batchmean"])
 terms = st.one_of(
-    st.builds(CrossEntropyTerm, index, weight, sample_weight),
-    st.builds(
-        DivergenceTerm, index, index, weight, st.floats(0.5, 10), reduction, st.booleans(), sample_weight
-    ),
-    st.builds(LogitDistanceTerm, index, index, weight, reduction, st.booleans(), sample_weight),
+    st.builds(CrossEntropy, index, weight, sample_weight),
+    st.builds(Divergence, index, index, weight, st.floats(0.5, 10), reduction, st.booleans(), sample_weight),
+    st.builds(LogitDistance, index, index, weight, reduction, st.booleans(), sample_weight),
 )
 
 
@@ -60,10 +59,10 @@ def literal_value(term, leaves, labels, sample_weights):
             w * value for w, value in zip(sample_weights[term.sample_weight], one_by_one, strict=True)
         ]
         return sum(weighted) / len(labels)
-    if isinstance(term, CrossEntropyTerm):
+    if isinstance(term, CrossEntropy):
         return term.weight * F.cross_entropy(prediction, labels)
     target = leaves[term.target] if term.target_grad else leaves[term.target].detach()
-    if isinstance(term, LogitDistanceTerm):
+    if isinstance(term, LogitDistance):
         factor = 1 if term.reduction == "mean" else prediction.shape[1]
         return term.weight * factor * F.mse_loss(prediction, target)
     softened = torch.log_softmax(prediction / term.temperature, 1)
@@ -114,7 +113,7 @@ def test_half_precision_is_at_most_twice_as_far_off_as_plain_pytorch(dtype, seed
 )
 def test_extreme_logits_stay_finite(row, dtype):
     one = torch.tensor([row], dtype=dtype)
-    terms = (*PEERAID, DivergenceTerm(0, 2, 1.0, 1.0, "batchmean", True))
+    terms = (*PEERAID, Divergence(0, 2, 1.0, 1.0, "batchmean", True))
     values, gradients, _ = distill_loss([one, one.flip(1), one], torch.tensor([1]), terms)
     assert values.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -131,7 +130,7 @@ def test_equal_logits_diverge_by_nothing():
 def test_scale_enlarges_gradients_before_they_are_rounded_and_leaves_values_alone(scale):
     logits, labels = random_logits(0, batch=4, classes=10, spread=1)
     # Gradients that float16 would round to zero.
-    terms = [CrossEntropyTerm(0, 1e-7)]
+    terms = [CrossEntropy(0, 1e-7)]
     halves = [one.half() for one in logits[:1]]
     values, (scaled,), _ = distill_loss(halves, labels, terms, scale)
     true_values, (true,), _ = distill_loss([halves[0].double()], labels, terms)
@@ -142,7 +141,7 @@ def test_scale_enlarges_gradients_before_they_are_rounded_and_leaves_values_alon
 
 def test_sample_weights_may_be_of_lower_precision_than_the_logits():
     logits, labels = random_logits(0, batch=4, classes=10, spread=1)
-    terms = [CrossEntropyTerm(0, 1.0, sample_weight=0)]
+    terms = [CrossEntropy(0, 1.0, sample_weight=0)]
     halves = torch.tensor([0.5, 1.0, 0.0, 2.0]).half()
     ours, expected = (
         distill_loss(logits, labels, terms, sample_weights=[one]) for one in (halves, halves.double())
@@ -152,6 +151,6 @@ def test_sample_weights_may_be_of_lower_precision_than_the_logits():
 
 def test_correct_counts_the_first_of_equal_logits():
     logits = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
-    correct = distill_loss([logits], torch.tensor([0, 1, 1]), [CrossEntropyTerm(0, 1.0)]).correct
+    correct = distill_loss([logits], torch.tensor([0, 1, 1]), [CrossEntropy(0, 1.0)]).correct
     assert correct.dtype == torch.int64
     assert correct.tolist() == [2]

@@ -51,7 +51,7 @@ MISTAKES = {
         "terms": {**ENTROPY, "kl": Divergence(CLEAN, TEACHER, 1.0)},
         "balance": Balance(("kl", "kl"), 0.1, 0.0),
     },
-    "trained needs the student": {
+    "trained must be the student": {
         "trained": ("peer",),
         "forwards": (PEER,),
         "terms": {"ce": CrossEntropy(PEER, 1.0)},
@@ -59,14 +59,23 @@ MISTAKES = {
     "neither trained nor a teacher": {"terms": {**ENTROPY, "kl": Divergence(CLEAN, PEER, 1.0)}},
     "forwards has": {"forwards": (CLEAN, Forward("student", "foo"))},
     "call the attack something else": {"attacks": {"clean": Attack("student", LABELS, "none")}},
-    "not from 'clean'": {"attacks": {"adversarial": Attack("student", "clean", "none")}},
-    "what it says itself": {"attacks": {"adversarial": Attack("student", ADVERSARIAL, "none")}},
+    "a Forward, got 'clean'": {"attacks": {"adversarial": Attack("student", "clean", "none")}},
+    "its own prediction on the same images": {
+        "attacks": {"adversarial": Attack("student", ADVERSARIAL, "none")}
+    },
     "which is not trained": {"attacks": {"adversarial": Attack("teacher", LABELS, "none")}},
-    "needs a start of": {"attacks": {"adversarial": Attack("student", LABELS, "gausian")}},
-    "a batchnorm of": {"attacks": {"adversarial": Attack("student", LABELS, "none", False, "evel")}},
-    "needs a reduction of": {"terms": {**ENTROPY, "kl": Divergence(CLEAN, TEACHER, 1.0, 1.0, "sum")}},
+    "must be in ('gaussian', 'uniform', 'none')": {
+        "attacks": {"adversarial": Attack("student", LABELS, "gausian")}
+    },
+    "('eval', 'train'), got 'none' and 'evel'": {
+        "attacks": {"adversarial": Attack("student", LABELS, "none", False, "evel")}
+    },
+    "must be a Confidence, got 3": {"terms": {"ce": CrossEntropy(CLEAN, 1.0, 3)}},
+    "must be one of ('mean', 'batchmean'), got 'sum'": {
+        "terms": {**ENTROPY, "kl": Divergence(CLEAN, TEACHER, 1.0, 1.0, "sum")}
+    },
     "no term has a prediction of peer": {"trained": ("student", "peer")},
-    "both have to be the same": {
+    "both must be the same": {
         "later": Later(
             1, Method(("student", "peer"), (CLEAN, PEER), {**ENTROPY, "p": CrossEntropy(PEER, 1.0)})
         )
@@ -87,7 +96,7 @@ def test_a_mistake_in_a_later_table_is_found_now():
 
 
 def test_a_forgotten_comma_is_one_line_for_who_fills_in_the_table():
-    with pytest.raises(TypeError, match="need tuples"):
+    with pytest.raises(TypeError, match="must be tuples"):
         list(mistakes(Method(trained=("student"), forwards=(CLEAN,), terms=ENTROPY)))
 
 

@@ -2,13 +2,11 @@
 
 import torch
 
-from fastpeer.kernels.distill_loss import DivergenceTerm
 from fastpeer.kernels.fused.distill_loss import MAX_BATCH, MAX_CLASSES, MAX_FORWARDS, distill_loss
+from fastpeer.kernels.terms import Divergence
 from tests.kernels.tables import EVERYTHING, PEERAID, SIX_FORWARDS, random_batch
 
-PAIRS = tuple(
-    DivergenceTerm(one, MAX_FORWARDS - 1 - one, 1.0, 2.0, "mean", True) for one in range(MAX_FORWARDS)
-)
+PAIRS = tuple(Divergence(one, MAX_FORWARDS - 1 - one, 1.0, 2.0, "mean", True) for one in range(MAX_FORWARDS))
 
 
 def launch(classes, terms, dtype, batch=128, forwards=3, scale=1.0):

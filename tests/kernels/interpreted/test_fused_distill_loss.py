@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpeer.kernels.distill_loss import CrossEntropyTerm, DivergenceTerm, LogitDistanceTerm
 from fastpeer.kernels.distill_loss import distill_loss as oracle
 from fastpeer.kernels.fused.distill_loss import MAX_BATCH, MAX_CLASSES, MAX_FORWARDS, distill_loss
+from fastpeer.kernels.terms import CrossEntropy, Divergence, LogitDistance
 from tests.kernels.accuracy import assert_at_most_twice, errors, stored, worst
 from tests.kernels.tables import EVERYTHING, PEERAID, SIX_FORWARDS, Batch, random_batch
 
@@ -57,7 +57,7 @@ def test_largest_batch(device):
 
 def test_most_forwards(device):
     batch = random_batch(0, 3, 10, forwards=MAX_FORWARDS).to(device).to(torch.float32)
-    terms = [DivergenceTerm(7 - one, one, 1.0, 2.0, "mean", True) for one in range(MAX_FORWARDS)]
+    terms = [Divergence(7 - one, one, 1.0, 2.0, "mean", True) for one in range(MAX_FORWARDS)]
     assert_as_exact_as_pytorch(batch, terms)
 
 
@@ -88,11 +88,9 @@ index, weight, sample_weight = (
 )
 reduction = st.sampled_from(["mean", "batchmean"])
 terms = st.one_of(
-    st.builds(CrossEntropyTerm, index, weight, sample_weight),
-    st.builds(
-        DivergenceTerm, index, index, weight, st.floats(0.5, 10), reduction, st.booleans(), sample_weight
-    ),
-    st.builds(LogitDistanceTerm, index, index, weight, reduction, st.booleans(), sample_weight),
+    st.builds(CrossEntropy, index, weight, sample_weight),
+    st.builds(Divergence, index, index, weight, st.floats(0.5, 10), reduction, st.booleans(), sample_weight),
+    st.builds(LogitDistance, index, index, weight, reduction, st.booleans(), sample_weight),
 )
 
 
@@ -140,7 +138,7 @@ def test_equal_logits_neither_diverge_nor_pull(device):
 
 def test_forward_without_a_term_has_no_gradient(device):
     batch = random_batch(0, 2, 10).to(device).to(torch.float32)
-    gradients = evaluate(distill_loss, batch, [CrossEntropyTerm(1, 1.0)]).gradients
+    gradients = evaluate(distill_loss, batch, [CrossEntropy(1, 1.0)]).gradients
     assert [bool(one.any()) for one in gradients] == [False, True, False]
 
 
@@ -162,7 +160,7 @@ def test_correct_is_the_first_of_the_largest_logits_or_of_nan(device):
     for column in range(5):
         labels = torch.full((5,), column, device=device)
         batch = Batch([one], labels, [])
-        terms = [CrossEntropyTerm(0, 1.0)]
+        terms = [CrossEntropy(0, 1.0)]
         assert torch.equal(
             evaluate(distill_loss, batch, terms).correct, (one.argmax(1) == labels).sum()[None]
         )
@@ -171,7 +169,7 @@ def test_correct_is_the_first_of_the_largest_logits_or_of_nan(device):
 def test_scale_enlarges_gradients_before_they_are_rounded_and_leaves_values_alone(device):
     batch = random_batch(0, 4, 10, 1.0).to(device).to(torch.float16)
     # Gradients that float16 would round to zero.
-    terms = [CrossEntropyTerm(0, 1e-7)]
+    terms = [CrossEntropy(0, 1e-7)]
     for scale in (1024, torch.tensor(1024.0, device=device), torch.tensor([1024.0], device=device)):
         assert_as_exact_as_pytorch(batch, terms, scale)
         assert evaluate(distill_loss, batch, terms, scale).gradients[0].all()
@@ -182,7 +180,7 @@ def test_label_that_is_no_class_shows_as_nan_in_its_row(device, label):
     batch = random_batch(0, 20, 10).to(device).to(torch.float32)
     batch.labels[3] = label
     values, gradients, _ = evaluate(
-        distill_loss, batch, [CrossEntropyTerm(0, 1.0), *PEERAID["cifar10"].terms[3:]]
+        distill_loss, batch, [CrossEntropy(0, 1.0), *PEERAID["cifar10"].terms[3:]]
     )
     assert values.isnan().tolist() == [True, False, False]
     rows = gradients[0].isnan()
@@ -225,7 +223,7 @@ def valid(**changed):
     arguments = {
         "logits": [torch.zeros(2, 10)],
         "labels": torch.zeros(2, dtype=torch.int64),
-        "terms": [CrossEntropyTerm(0, 1.0)],
+        "terms": [CrossEntropy(0, 1.0)],
         "scale": 1.0,
         "sample_weights": [],
     }
@@ -235,30 +233,30 @@ def valid(**changed):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (valid(logits=[]), "1 to 8 forwards, not 0"),
-        (valid(logits=[torch.zeros(2, 10)] * (MAX_FORWARDS + 1)), "1 to 8 forwards, not 9"),
-        (valid(terms=[]), "at least one term"),
+        (valid(logits=[]), "forwards must be 1 to 8, got 0"),
+        (valid(logits=[torch.zeros(2, 10)] * (MAX_FORWARDS + 1)), "forwards must be 1 to 8, got 9"),
+        (valid(terms=[]), "at least one, got none"),
         (
             valid(logits=[torch.zeros(2, 10).double()]),
-            "float32, bfloat16 or float16 logits, not torch.float64",
+            "logits must be float32, bfloat16 or float16, got torch.float64",
         ),
         (valid(logits=[torch.zeros(2, 10), torch.zeros(2, 9)]), "one shape"),
         (valid(logits=[torch.zeros(2, MAX_CLASSES + 1)]), "C from 2 to 1024"),
         (valid(logits=[torch.zeros(2, 1)]), "C from 2 to 1024"),
         (valid(logits=[torch.zeros(MAX_BATCH + 1, 10)]), "B from 1 to 4096"),
         (valid(logits=[torch.zeros(0, 10)]), "B from 1 to 4096"),
-        (valid(logits=[torch.zeros(10)]), r"logits \(B, C\)"),
-        (valid(labels=torch.zeros(2, dtype=torch.int32)), "int64 labels"),
-        (valid(labels=torch.zeros(3, dtype=torch.int64)), "int64 labels"),
-        (valid(sample_weights=[torch.zeros(3)]), "floating sample weights"),
-        (valid(sample_weights=[torch.zeros(2).long()]), "floating sample weights"),
+        (valid(logits=[torch.zeros(10)]), r"logits must be \(B, C\)"),
+        (valid(labels=torch.zeros(2, dtype=torch.int32)), "labels must be int64"),
+        (valid(labels=torch.zeros(3, dtype=torch.int64)), "labels must be int64"),
+        (valid(sample_weights=[torch.zeros(3)]), "sample weights must be floating"),
+        (valid(sample_weights=[torch.zeros(2).long()]), "sample weights must be floating"),
         (valid(scale=torch.ones(2)), "one element"),
         (valid(scale=torch.ones((), device="meta")), "on one device"),
-        (valid(terms=[CrossEntropyTerm(1, 1.0)]), "forwards 0 to 0"),
-        (valid(terms=[DivergenceTerm(0, -1, 1.0, 1.0, "mean", True)]), "forwards 0 to 0"),
-        (valid(terms=[CrossEntropyTerm(0, 1.0, 0)]), "a sample weight for each"),
+        (valid(terms=[CrossEntropy(1, 1.0)]), "forwards must be 0 to 0"),
+        (valid(terms=[Divergence(0, -1, 1.0, 1.0, "mean", True)]), "forwards must be 0 to 0"),
+        (valid(terms=[CrossEntropy(0, 1.0, 0)]), "sample weight must be one of the 0 given"),
     ],
 )
 def test_what_is_outside_the_limits_is_refused(arguments, says):
-    with pytest.raises(ValueError, match=f"the fused loss needs .*{says}"):
+    with pytest.raises(ValueError, match=f"fused loss: .*{says}"):
         distill_loss(**arguments)
