@@ -21,7 +21,6 @@ from benchmarks.harness.table import missing, show
 from benchmarks.steps.cases import Case, measured_methods, measured_table
 from benchmarks.steps.fast import every_part, ready_networks
 from benchmarks.steps.literal import LiteralStep
-from benchmarks.steps.literal_methods import LiteralMethod
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
@@ -238,22 +237,11 @@ class Trial:
 
     def _literally(self, config: Config) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
         networks, initial = self._initial(config), self._initial(config)
-        step = literal_step(config, networks)
+        step = LiteralStep(config, networks)
         for number, batch in enumerate(self.batches):
             typed = _typed(batch, config)
-            step(typed, start_noise(typed.images, config, number))
+            step(typed.images, typed.labels, start_noise(typed.images, config, number))
         return networks, initial
-
-
-def literal_step(
-    config: Config, networks: dict[str, nn.Module]
-) -> Callable[[Batch, Mapping[str, Tensor]], None]:
-    """Return the literal step of a run's method, which takes the noise of each attack."""
-    if config.method != "peeraid":
-        other = LiteralMethod(config, networks)
-        return lambda batch, noise: other(batch.images, batch.labels, noise) and None
-    step = LiteralStep(config, networks["student"], networks["peer"])
-    return lambda batch, noise: step(batch.images, batch.labels, noise["adversarial"]) and None
 
 
 def relative_difference(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.quality.images import Images, training_batches
-from benchmarks.steps.literal import LiteralStep
+from benchmarks.steps.literal import LiteralStep, peeraid_loss
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision
 from fastpeer.config.recipes import load_recipe
 from fastpeer.data.stream import Batch
@@ -62,11 +62,16 @@ def train_fast(
 
 
 def train_literally(short: Short, config: Config, images: Images, device: torch.device) -> Networks:
-    """Train with the released step in float32, from the same weights and over the same batches."""
+    """Train with the released step in float32, from the same weights and over the same batches.
+
+    Raises:
+        UserError: the method is not PeerAiD.
+    """
+    peeraid_loss(config)
     networks = build_networks(replace(config, precision="fp32"), config.table, images.classes, device)
     for network in networks.values():
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    step = LiteralStep(config, networks["student"], networks["peer"])
+    step = LiteralStep(config, networks)
     torch.manual_seed(config.seed)
     batches = training_batches(images, config, short.steps)
     for batch, lr in zip(batches, short.rates(config), strict=True):

@@ -16,9 +16,8 @@ from benchmarks.harness.plot import bar_plot
 from benchmarks.harness.program import start
 from benchmarks.harness.record import Report
 from benchmarks.harness.table import missing, rates_table, show
-from benchmarks.steps.cases import Case, cases, random_batches
+from benchmarks.steps.cases import Case, cases, random_batches, random_teachers
 from benchmarks.steps.fast import every_part
-from benchmarks.steps.teachers import random_teachers
 from benchmarks.steps.variants import Build, Built, case_panels, compare
 from fastpeer.config import EngineConfig
 from fastpeer.device import placed

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness.flags import Flags
-from benchmarks.steps.cases import Case, measured_table, random_batches
-from benchmarks.steps.teachers import random_teachers
+from benchmarks.steps.cases import Case, measured_table, random_batches, random_teachers
 from benchmarks.steps.variants import Build, Built
 from fastpeer.config import Config, EngineConfig, Precision, Switch
 from fastpeer.step.precision import number_format, ready

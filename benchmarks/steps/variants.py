@@ -15,7 +15,7 @@ from benchmarks.harness.plot import Panel
 from benchmarks.harness.record import Record, Report, counted, record
 from benchmarks.harness.timing import Duration, Rounds, Run, alternate, paired_ratios
 from benchmarks.steps.cases import Case, random_batches
-from benchmarks.steps.literal_methods import literal_step
+from benchmarks.steps.literal import literal_step
 from benchmarks.steps.released import ReleasedCode
 from fastpeer.config import Precision
 from fastpeer.errors import UserError, one_line

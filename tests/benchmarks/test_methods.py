@@ -8,9 +8,8 @@ import torch
 
 from benchmarks.speed import methods
 from benchmarks.steps import fast
-from benchmarks.steps.cases import Case, measured_methods, measured_table, random_batches
-from benchmarks.steps.literal_methods import literal_step
-from benchmarks.steps.teachers import random_teachers
+from benchmarks.steps.cases import Case, measured_methods, measured_table, random_batches, random_teachers
+from benchmarks.steps.literal import literal_step
 from fastpeer.config import AttackConfig, EngineConfig
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
@@ -23,7 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:reduction:UserWarning")
 
 CPU = torch.device("cpu")
 NO_COMPILE = EngineConfig(compile="off")
-OTHERS = [name for name in measured_methods() if name != "peeraid"]
 
 
 def batch_of(case):
@@ -68,7 +66,7 @@ def test_every_method_runs_a_step_in_each_form(name):
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", pytest.param("cifar100", marks=pytest.mark.soak), "tiny"])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", measured_methods())
 def test_both_have_the_same_settings(name, dataset, monkeypatch):
     """Without attacks, whose noise differs, a step does the same."""
     case, still = Case("resnet8", dataset, 2, name), AttackConfig(steps=0, epsilon=0.0, start_std=0.0)
