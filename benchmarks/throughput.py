@@ -12,19 +12,24 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import bar_plot, missing, rates_table, show
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Record, Report, counted
-from benchmarks.harness.table import missing, rates_table, show
-from benchmarks.speed.limits import Limits, measured_limits
+from benchmarks.speed.roofline import Limits, measured_limits, step_work
 from benchmarks.speed.timeline import add_kernels
 from benchmarks.speed.timeline import table_of as timeline_of
-from benchmarks.speed.work import step_work
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import fast_step
 from benchmarks.steps.released import ReleasedCode
-from benchmarks.steps.variants import Build, Ready, case_panels, compare, literal, literal_amp, released_code
+from benchmarks.steps.variants import (
+    Build,
+    Ready,
+    case_panels,
+    compare,
+    fast_step,
+    literal,
+    literal_amp,
+    released_code,
+)
 from fastpeer.config import EngineConfig, Precision
 
 FIRST = "released step, fp32"

@@ -13,14 +13,18 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.flags import Flags, released_flags
-from benchmarks.harness.plot import Panel, bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, show
+from benchmarks.harness.measuring import Flags, released_flags
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted, record
-from benchmarks.harness.table import show
-from benchmarks.quality.images import Images, load_images, unseen_batches
-from benchmarks.quality.training import Short, train_fast, train_literally
+from benchmarks.quality.training import (
+    Images,
+    Short,
+    load_images,
+    train_fast,
+    train_literally,
+    unseen_batches,
+)
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
 from fastpeer.evaluation.accuracy import Evaluator

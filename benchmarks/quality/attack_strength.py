@@ -15,15 +15,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.flags import Flags
-from benchmarks.harness.plot import Panel, bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, beside, missing, show, spread
+from benchmarks.harness.measuring import Flags
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, record
-from benchmarks.harness.table import beside, missing, show, spread
-from benchmarks.quality.images import Images, load_images, unseen_batches
-from benchmarks.quality.training import Short, train_fast
-from benchmarks.steps.fast import every_part, obstacle
+from benchmarks.quality.training import Images, Short, load_images, train_fast, unseen_batches
+from benchmarks.steps.variants import every_part, obstacle
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError, one_line

@@ -13,14 +13,13 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.flags import Flags
-from benchmarks.harness.program import start
+from benchmarks.harness.display import missing, show
+from benchmarks.harness.measuring import Flags
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import missing, show
 from benchmarks.steps.cases import Case, measured_methods, measured_table
-from benchmarks.steps.fast import every_part, ready_networks
 from benchmarks.steps.literal import LiteralStep
+from benchmarks.steps.variants import every_part, ready_networks
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch

@@ -12,10 +12,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.program import start
+from benchmarks.harness.display import show
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import show
 from benchmarks.steps.cases import SHAPES, Case
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
 from fastpeer.step.loss import LossTable

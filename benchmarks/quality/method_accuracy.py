@@ -10,11 +10,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.harness.arguments import Common
+from benchmarks.harness.display import missing, show
 from benchmarks.harness.process import run_fastpeer
-from benchmarks.harness.program import start
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import missing, show
 from fastpeer.config import format_fraction
 from fastpeer.config.recipes import load_recipe
 from fastpeer.errors import UserError

@@ -18,17 +18,14 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness.arguments import Common
+from benchmarks.harness.display import show
+from benchmarks.harness.measuring import seconds_of
 from benchmarks.harness.process import run_fastpeer
-from benchmarks.harness.program import start
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import show
-from benchmarks.harness.timing import seconds_of
-from benchmarks.quality.images import Images, load_images
-from benchmarks.quality.training import Short, train_literally
+from benchmarks.quality.training import Images, Short, load_images, train_literally
 from benchmarks.steps.cases import Case
-from benchmarks.steps.fast import fast_step
-from benchmarks.steps.variants import literal
+from benchmarks.steps.variants import fast_step, literal
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision
 from fastpeer.config.recipes import load_recipe
 from fastpeer.data.dataset import PreparedDataset, open_dataset

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness.display import show
 from benchmarks.harness.process import run_fastpeer
 from benchmarks.harness.program import start
 from benchmarks.harness.record import Report, counted, read_json, write_json
-from benchmarks.harness.table import show
 from fastpeer.errors import UserError
 
 

@@ -10,15 +10,21 @@ from dataclasses import dataclass, fields
 import torch
 from rich.table import Table
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import bar_plot, short
-from benchmarks.harness.program import start
+from benchmarks.harness.display import bar_plot, missing, rates_table, short, show, spread
+from benchmarks.harness.measuring import Rounds, paired_ratios
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report, record
-from benchmarks.harness.table import missing, rates_table, show, spread
-from benchmarks.harness.timing import Rounds, paired_ratios
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import every_part, fast_step
-from benchmarks.steps.variants import AUTOCAST, Build, case_panels, compare, literal, literal_amp
+from benchmarks.steps.variants import (
+    AUTOCAST,
+    Build,
+    case_panels,
+    compare,
+    every_part,
+    fast_step,
+    literal,
+    literal_amp,
+)
 from fastpeer.config import EngineConfig, Precision
 from fastpeer.errors import UserError
 from fastpeer.step.options import options_of

@@ -10,15 +10,12 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.flags import Flags
-from benchmarks.harness.plot import bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import bar_plot, missing, rates_table, show
+from benchmarks.harness.measuring import Flags
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report
-from benchmarks.harness.table import missing, rates_table, show
 from benchmarks.steps.cases import Case, cases, random_batches, random_teachers
-from benchmarks.steps.fast import every_part
-from benchmarks.steps.variants import Build, Built, case_panels, compare
+from benchmarks.steps.variants import Build, Built, case_panels, compare, every_part
 from fastpeer.config import EngineConfig
 from fastpeer.device import placed
 from fastpeer.evaluation.accuracy import Evaluator, evaluation_options

@@ -17,12 +17,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import Panel, bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, show
+from benchmarks.harness.measuring import Run, alternate
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report, record
-from benchmarks.harness.table import show
-from benchmarks.harness.timing import Run, alternate
 from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource

@@ -9,14 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from rich.table import Table
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import Panel, bar_plot, short
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, missing, rates_table, short, show
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Record, Report
-from benchmarks.harness.table import missing, rates_table, show
 from benchmarks.steps.cases import Case, cases, measured_methods
-from benchmarks.steps.fast import fast_step
-from benchmarks.steps.variants import Build, compare, literal, literal_amp
+from benchmarks.steps.variants import Build, compare, fast_step, literal, literal_amp
 from fastpeer.config import EngineConfig, Precision
 
 FIRST = "literal step, fp32"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.harness.measuring import Call, sets_beyond_cache
 from benchmarks.harness.record import Label
-from benchmarks.harness.replay import Call, sets_beyond_cache
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -12,15 +12,10 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.flags import Flags
-from benchmarks.harness.plot import Panel, bar_plot, short
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, beside, missing, short, show, spread
+from benchmarks.harness.measuring import Flags, Run, alternate, in_turn, replayed
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Label, Record, Report, record
-from benchmarks.harness.replay import in_turn, replayed
-from benchmarks.harness.table import beside, missing, show, spread
-from benchmarks.harness.timing import Run, alternate
-from benchmarks.speed.limits import Limits, measured_limits
 from benchmarks.speed.primitive_cases import (
     STAGES,
     Group,
@@ -30,6 +25,7 @@ from benchmarks.speed.primitive_cases import (
     stems,
     surroundings,
 )
+from benchmarks.speed.roofline import Limits, measured_limits
 from fastpeer.errors import one_line
 
 Piece = Literal["convolutions", "surroundings", "stem", "batchnorm"]

@@ -13,15 +13,12 @@ from rich.table import Table
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import Panel, bar_plot, short
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, missing, short, show
+from benchmarks.harness.measuring import alternate
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report, counted, record
-from benchmarks.harness.table import missing, show
-from benchmarks.harness.timing import alternate
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import fast_step
-from benchmarks.steps.variants import Build, Ready, build_all
+from benchmarks.steps.variants import Build, Ready, build_all, fast_step
 from fastpeer.config import EngineConfig, Precision
 
 

@@ -29,15 +29,13 @@ from typing import Literal
 import tyro
 from rich.table import Table
 
-from benchmarks.harness.facts import device_name, facts
+from benchmarks.harness.display import show
 from benchmarks.harness.program import start
-from benchmarks.harness.record import read_json, write_json
-from benchmarks.harness.table import show
+from benchmarks.harness.record import device_name, facts, read_json, write_json
 from benchmarks.speed.auto_table import gains_of
 from benchmarks.suite.findings import Findings, merged, unpack_plots
 from benchmarks.suite.runner import Course, Runner
-from benchmarks.suite.sections import HERE, Section
-from benchmarks.suite.stages import SECONDS, STAGES
+from benchmarks.suite.stages import HERE, SECONDS, STAGES, Section
 from fastpeer.device import choose_device
 from fastpeer.errors import UserError
 from fastpeer.step.measured import TABLE

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.speed import methods
-from benchmarks.steps import fast
+from benchmarks.steps import variants
 from benchmarks.steps.cases import Case, measured_methods, measured_table, random_batches, random_teachers
 from benchmarks.steps.literal import literal_step
 from fastpeer.config import AttackConfig, EngineConfig
@@ -183,6 +183,6 @@ def test_what_cannot_run_has_a_dash_and_a_reason(monkeypatch, tmp_path):
 
 def test_fastpeer_gets_teachers_in_its_own_format():
     case = Case("resnet8", "cifar10", 2, "akd2")
-    networks = fast.ready_networks(case, case.config("bf16"), CPU)
+    networks = variants.ready_networks(case, case.config("bf16"), CPU)
     assert set(networks) == {"student", "teacher", "natural_teacher"}
     assert {type(one.conv1).__name__ for one in networks.values()} == {"ExactConv2d"}
