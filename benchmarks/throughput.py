@@ -95,7 +95,7 @@ def profile(
     for name in names:
         if name in ready:
             steps = 5 if device.type == "cuda" else 1
-            rate = next(one for one in report.select("images/s", **case.labels) if one.name == name)
+            rate = next(entry for entry in report.select("images/s", **case.labels) if entry.name == name)
             report.add(counted(name, 1e3 * case.batch / rate.value, "ms/step", **case.labels))
             add_kernels(name, ready[name], steps, LONGEST, case, device, report)
             show(timeline_of(name, case, report))
@@ -117,9 +117,9 @@ def variants(arguments: Arguments) -> dict[str, Build]:
 def add_shares(case: Case, ceiling: float, report: Report) -> None:
     """Record which share of the measured matrix product's rate the step's necessary operations reach."""
     flop = step_work(case).flop
-    for one in report.select("images/s", **case.labels):
-        middle, low, high = (100 * rate * flop / ceiling for rate in (one.value, one.p20, one.p80))
-        report.add(Record(one.name, middle, low, high, one.n, "% of matrix product", one.labels))
+    for entry in report.select("images/s", **case.labels):
+        middle, low, high = (100 * rate * flop / ceiling for rate in (entry.value, entry.p20, entry.p80))
+        report.add(Record(entry.name, middle, low, high, entry.n, "% of matrix product", entry.labels))
 
 
 def table_of(case: Case, report: Report) -> Table:

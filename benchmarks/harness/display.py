@@ -104,27 +104,27 @@ def show(*what: Table | str) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    for one in what:
-        console.print(one, highlight=False, markup=False, soft_wrap=isinstance(one, str))
+    for item in what:
+        console.print(item, highlight=False, markup=False, soft_wrap=isinstance(item, str))
 
 
-def spread(one: Record) -> str:
+def spread(entry: Record) -> str:
     """Write the 20th and 80th percentile."""
-    return f"{short(one.p20)} .. {short(one.p80)}"
+    return f"{short(entry.p20)} .. {short(entry.p80)}"
 
 
-def beside(report: Report, one: Record, unit: str) -> str:
+def beside(report: Report, entry: Record, unit: str) -> str:
     """Write another quantity of what a record is about: same name, same labels."""
-    found = [other for other in report.select(unit, **one.labels) if other.name == one.name]
+    found = [other for other in report.select(unit, **entry.labels) if other.name == entry.name]
     return short(found[0].value) if found else "–"
 
 
 def rates_table(report: Report, title: str, columns: Mapping[str, str], labels: Mapping[str, Label]) -> Table:
     """Return the images/s of what has these labels, with other units of it beside: by heading."""
     table = Table("step", "images/s", "20th..80th percentile", *columns, title=title)
-    for one in report.select("images/s", **labels):
-        row = (beside(report, one, unit) for unit in columns.values())
-        table.add_row(one.name, short(one.value), spread(one), *row)
+    for entry in report.select("images/s", **labels):
+        row = (beside(report, entry, unit) for unit in columns.values())
+        table.add_row(entry.name, short(entry.value), spread(entry), *row)
     return table
 
 

@@ -28,7 +28,7 @@ class Rounds:
 
     def rates(self, per_step: float) -> list[float]:
         """Return units a second, given how many of them a step handles."""
-        return [per_step / one for one in self.seconds]
+        return [per_step / each for each in self.seconds]
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def _cuda_seconds(run: Run, steps: int, device: torch.device) -> float:
 
 
 def _steps_lasting(seconds: float, run: Run, device: torch.device) -> int:
-    one = max(seconds_of(run, 1, device), 1e-6)
+    single = max(seconds_of(run, 1, device), 1e-6)
     # A single step can be mostly launch; a few more tell its cost in a row.
-    few = min(max(int(seconds / 4 / one), 1), 20)
+    few = min(max(int(seconds / 4 / single), 1), 20)
     each = max(seconds_of(run, few, device) / few, 1e-7)
     return min(max(round(seconds / each), 1), MOST_STEPS)
 

@@ -57,7 +57,7 @@ Arguments = TypeVar("Arguments")
 
 
 def start(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
-    """Read the arguments and run `main`; what the user can fix is said in one line."""
+    """Read the arguments and run `main`; what the user can fix is one line, without a traceback."""
     # The released losses warn at each call, and a measured step is no place for that.
     warnings.filterwarnings("ignore", message=".*reduction.*", category=UserWarning)
     signal.signal(signal.SIGTERM, _stop)

@@ -147,9 +147,9 @@ class Report:
     def select(self, unit: str, **labels: Label) -> list[Record]:
         """Return the records of a unit whose labels contain the given ones."""
         return [
-            one
-            for one in self.records
-            if one.unit == unit and all(one.labels.get(key) == value for key, value in labels.items())
+            entry
+            for entry in self.records
+            if entry.unit == unit and all(entry.labels.get(key) == value for key, value in labels.items())
         ]
 
     def content(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Report:
             "script": self.script,
             "facts": self.facts,
             "settings": self.settings,
-            "records": [asdict(one) for one in self.records],
+            "records": [asdict(entry) for entry in self.records],
             "missing": self.missing,
             "notes": self.notes,
         }

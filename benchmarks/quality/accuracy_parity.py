@@ -89,8 +89,8 @@ def students(
     for precision in arguments.precisions:
         with Flags.current().applied():
             fast = short.config(seed, precision, arguments.engine)
-            networks, said = train_fast(short, fast, images, device)
-        report.notes[f"fastpeer, {precision}"] = said
+            networks, log = train_fast(short, fast, images, device)
+        report.notes[f"fastpeer, {precision}"] = log
         yield f"fastpeer, {precision}", networks["student"]
 
 
@@ -120,17 +120,17 @@ def summarise(report: Report) -> None:
 
 def names(report: Report) -> list[str]:
     """Return the steps, in their order."""
-    return list(dict.fromkeys(one.name for one in report.select(UNITS[0])))
+    return list(dict.fromkeys(entry.name for entry in report.select(UNITS[0])))
 
 
 def values(report: Report, unit: str, name: str) -> list[float]:
     """Return a step's accuracies, seed after seed."""
-    return [one.value for one in report.select(unit) if one.name == name]
+    return [entry.value for entry in report.select(unit) if entry.name == name]
 
 
 def seeds_table(report: Report) -> Table:
     """Return each training's accuracies, clean and under attack."""
-    seeds = list(dict.fromkeys(one.labels["seed"] for one in report.select(UNITS[0])))
+    seeds = list(dict.fromkeys(entry.labels["seed"] for entry in report.select(UNITS[0])))
     table = Table("step", *(f"seed {seed}" for seed in seeds), title="accuracy in %, clean and under PGD-20")
     for name in names(report):
         pairs = zip(*(values(report, unit, name) for unit in UNITS), strict=True)

@@ -152,9 +152,9 @@ class Attacks:
         """
         with Flags.current().applied():
             number_format(precision).allow_tf32()
-            step, said = self._step(precision, engine, start)
+            step, log = self._step(precision, engine, start)
             found = [self._attacked(step, batch) for batch in self.batches]
-        if reason := obstacle(needs, step, said):
+        if reason := obstacle(needs, step, log):
             raise UserError(reason)
         return [self._judged(images, batch) for images, batch in zip(found, self.batches, strict=True)]
 
@@ -165,8 +165,8 @@ class Attacks:
             name: ready(copy.deepcopy(network), config, self.device)
             for name, network in self.networks.items()
         }
-        said: list[str] = []
-        return TrainingStep(config, config.table, networks, said.append), said
+        log: list[str] = []
+        return TrainingStep(config, config.table, networks, log.append), log
 
     def _attacked(self, step: TrainingStep, batch: Batch) -> Tensor:
         images = batch.images.to(step.format.weights)
@@ -210,10 +210,10 @@ def add(report: Report, name: str, found: list[Outcome], reference: list[Outcome
     off = [100 * (a.divergence / b.divergence - 1) for a, b in pairs]
     labels = {"data": images.name}
     report.add(
-        record(name, [one.divergence for one in found], "divergence", **labels),
+        record(name, [outcome.divergence for outcome in found], "divergence", **labels),
         record(name, off, "% off the reference", **labels),
-        record(name, [one.cross_entropy for one in found], "cross-entropy", **labels),
-        record(name, [one.accuracy for one in found], "% accuracy", **labels),
+        record(name, [outcome.cross_entropy for outcome in found], "cross-entropy", **labels),
+        record(name, [outcome.accuracy for outcome in found], "% accuracy", **labels),
         record(name, same, "% identical pixels", **labels),
     )
 
@@ -225,10 +225,10 @@ def table_of(report: Report) -> Table:
         "accuracy, %", "identical pixels, %",
         title="medians over batches, judged in float32",
     )  # fmt: skip
-    for one in report.select("divergence"):
-        off = next(other for other in report.select("% off the reference") if other.name == one.name)
-        rest = (beside(report, one, unit) for unit in ("cross-entropy", "% accuracy", "% identical pixels"))
-        table.add_row(one.name, f"{one.value:.4f}", f"{off.value:+.3f}", spread(off), *rest)
+    for entry in report.select("divergence"):
+        off = next(other for other in report.select("% off the reference") if other.name == entry.name)
+        rest = (beside(report, entry, unit) for unit in ("cross-entropy", "% accuracy", "% identical pixels"))
+        table.add_row(entry.name, f"{entry.value:.4f}", f"{off.value:+.3f}", spread(off), *rest)
     return table
 
 

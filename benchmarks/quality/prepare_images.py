@@ -73,7 +73,11 @@ def unpacked(arguments: Arguments) -> Path:
     folder.mkdir(parents=True)
     try:
         with tarfile.open(arguments.images) as archive:
-            members = [one for one in archive if not arguments.few or not one.isfile() or is_taken(one.name)]
+            members = [
+                member
+                for member in archive
+                if not arguments.few or not member.isfile() or is_taken(member.name)
+            ]
             archive.extractall(folder, members, filter="data")
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"--images {arguments.images}: cannot be unpacked ({error})") from None

@@ -109,17 +109,17 @@ class Short:
 def train_fast(
     short: Short, config: Config, images: Images, device: torch.device
 ) -> tuple[Networks, list[str]]:
-    """Train with fastpeer's step; return the networks and what the engine said."""
+    """Train with fastpeer's step; return the networks and the lines that the engine logged."""
     number_format(config.precision).allow_tf32()
     method = config.table
     networks = build_networks(config, method, images.classes, device)
-    said: list[str] = []
-    step = TrainingStep(config, method, networks, said.append)
+    log: list[str] = []
+    step = TrainingStep(config, method, networks, log.append)
     batches = training_batches(images, config, short.steps)
     for number, (batch, lr) in enumerate(zip(batches, short.rates(config), strict=True)):
         step.set_learning_rate(lr)
         step(batch, number)
-    return networks, [*step.options.describe(), *said]
+    return networks, [*step.options.describe(), *log]
 
 
 def train_literally(short: Short, config: Config, images: Images, device: torch.device) -> Networks:

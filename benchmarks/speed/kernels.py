@@ -91,7 +91,7 @@ def gradient_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
         "attack_gradient",
         {"batch": batch, "classes": classes},
         inputs,
-        lambda one: one.attack_gradient,
+        lambda kernels: kernels.attack_gradient,
         moved,
     )
 
@@ -108,7 +108,7 @@ def moving_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
         "moving_attack_gradient",
         {"batch": batch, "classes": classes},
         inputs,
-        lambda one: one.moving_attack_gradient,
+        lambda kernels: kernels.moving_attack_gradient,
         moved,
     )
 
@@ -193,13 +193,13 @@ def fold_case(model: str, device: torch.device) -> KernelCase:
     def function(kernels: Kernels) -> Callable[..., object]:
         return FoldedNetwork(network, torch.bfloat16, kernels.fold).refresh
 
-    weights = sum(one.numel() for one in network.parameters())
+    weights = sum(weight.numel() for weight in network.parameters())
     return KernelCase("fold", {"model": model}, lambda: (), function, weights * 6)
 
 
 def calls(function: Callable[..., object], sets: Sequence[Sequence[Any]]) -> list[Call]:
     """Bind a function to each set of inputs."""
-    return [lambda one=one: function(*one) for one in sets]  # type: ignore[misc]
+    return [lambda inputs=inputs: function(*inputs) for inputs in sets]  # type: ignore[misc]
 
 
 def normal(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -287,31 +287,31 @@ def add_runs(
 
 
 def _record(name: str, case: KernelCase, found: Rounds, calls_a_step: int, device: torch.device) -> Record:
-    micro = [1e6 * one / calls_a_step for one in found.seconds]
+    micro = [1e6 * seconds / calls_a_step for seconds in found.seconds]
     return record(name, micro, "µs", kernel=case.name, moved=case.bytes_moved, **case.shape)
 
 
 def table_of(report: Report) -> Table:
     """Return all kernels and variants."""
     table = Table("kernel", "inputs", "variant", "µs", "20th..80th percentile", "GB/s")
-    for one in report.select("µs"):
-        rate = float(one.labels["moved"] or 0) / one.value / 1e3
-        where = str(one.labels["kernel"]), shape_of(one)
-        table.add_row(*where, one.name, short(one.value), spread(one), short(rate))
+    for entry in report.select("µs"):
+        rate = float(entry.labels["moved"] or 0) / entry.value / 1e3
+        where = str(entry.labels["kernel"]), shape_of(entry)
+        table.add_row(*where, entry.name, short(entry.value), spread(entry), short(rate))
     return table
 
 
-def shape_of(one: Record) -> str:
+def shape_of(entry: Record) -> str:
     """Write what a kernel was given."""
-    inputs = {name: value for name, value in one.labels.items() if name not in ("kernel", "moved")}
+    inputs = {name: value for name, value in entry.labels.items() if name not in ("kernel", "moved")}
     return ", ".join(f"{name} {value}" for name, value in inputs.items())
 
 
 def panels(report: Report) -> list[Panel]:
     """Return the plot's panels: a kernel on a shape each."""
     found: dict[str, list[Record]] = {}
-    for one in report.select("µs"):
-        found.setdefault(f"{one.labels['kernel']}, {shape_of(one)}", []).append(one)
+    for entry in report.select("µs"):
+        found.setdefault(f"{entry.labels['kernel']}, {shape_of(entry)}", []).append(entry)
     return [Panel(title, bars) for title, bars in found.items()]
 
 

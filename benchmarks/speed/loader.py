@@ -157,8 +157,8 @@ def table_of(report: Report, dataset: PreparedDataset) -> Table:
     """Return the table that is shown."""
     title = f"{dataset.name}, {dataset.splits['train']['count']} images, {report.facts['device']}"
     table = Table("what", "images/s, median", "20th percentile", "80th", title=title)
-    for one in report.select(RATE):
-        table.add_row(one.name, *(f"{value:,.0f}" for value in (one.value, one.p20, one.p80)))
+    for entry in report.select(RATE):
+        table.add_row(entry.name, *(f"{value:,.0f}" for value in (entry.value, entry.p20, entry.p80)))
     return table
 
 

@@ -88,7 +88,7 @@ def overview(group: Sequence[Case], names: Sequence[str], report: Report) -> Tab
     for case in group:
         rates, gains = (_by_name(report, unit, case) for unit in ("images/s", GAIN))
         cells = [cell for name in names[1:] for cell in (rates.get(name), gains.get(name))]
-        table.add_row(case.method, *(_written(one) for one in (rates.get(FIRST), *cells)))
+        table.add_row(case.method, *(_written(entry) for entry in (rates.get(FIRST), *cells)))
     return table
 
 
@@ -105,12 +105,12 @@ def panels(all_cases: Sequence[Case], report: Report) -> list[Panel]:
 
 def _by_name(report: Report, unit: str, case: Case) -> dict[str, Record]:
     """Return what was measured of a case by variant; no gains where the literal step is missing."""
-    found = {one.name: one for one in report.select(unit, **case.labels)}
+    found = {entry.name: entry for entry in report.select(unit, **case.labels)}
     return {} if unit == GAIN and FIRST not in found else found
 
 
-def _written(one: Record | None) -> str:
-    return "–" if one is None else short(one.value)
+def _written(entry: Record | None) -> str:
+    return "–" if entry is None else short(entry.value)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Limits:
 
     def best_matmul(self) -> float:
         """Return the highest FLOP/s of any format."""
-        return max(one.value for one in self.matmuls.values())
+        return max(entry.value for entry in self.matmuls.values())
 
 
 def measured_limits(device: torch.device, seconds: float) -> Limits:
@@ -58,15 +58,15 @@ def measured_limits(device: torch.device, seconds: float) -> Limits:
     cuda = device.type == "cuda"
     side = 8192 if cuda else 512
     # A CPU has no TF32, and many emulate float16 slowly.
-    formats = {name: one for name, one in MATMULS.items() if cuda or name in ("bf16", "fp32")}
+    formats = {name: kind for name, kind in MATMULS.items() if cuda or name in ("bf16", "fp32")}
     size = (1 << 30) if cuda else (1 << 27)
-    runs = {name: product(side, one.dtype, device) for name, one in formats.items()}
-    flags = {name: _flags(one) for name, one in formats.items()}
+    runs = {name: product(side, kind.dtype, device) for name, kind in formats.items()}
+    flags = {name: _flags(kind) for name, kind in formats.items()}
     rounds = alternate(
         {**runs, "copy": copying(size, device)},
         device,
         Duration(rounds=10, seconds=seconds / 10),
-        {name: one.applied for name, one in flags.items()},
+        {name: switches.applied for name, switches in flags.items()},
     )
     operations = 2.0 * side**3
     matmuls = {
@@ -144,7 +144,7 @@ def step_work(case: Case, steps: int = 10) -> StepWork:
     """Count a step with `steps` steps of attack, peer and student being the same network."""
     model = build_on_meta(case)
     counts = count(model, case.size)
-    weights = sum(one.numel() for one in model.parameters())
+    weights = sum(weight.numel() for weight in model.parameters())
     # Attack: forward and input gradient, each as costly as a forward. Peer: in eval mode, and trained.
     # Student: trained on adversarial and on clean images. Training is three forwards' worth.
     forwards = 2 * steps + 1 + 3 + 3 + 3
@@ -263,9 +263,9 @@ def main(arguments: Arguments) -> None:
 def limits_table(limits: Limits, report: Report) -> Table:
     """Return the measured limits as a table."""
     table = Table("limit", "median", "20th..80th percentile", title=str(report.facts["device"]))
-    for one in limits.records():
-        tera = replace(one, value=one.value / 1e12, p20=one.p20 / 1e12, p80=one.p80 / 1e12)
-        table.add_row(one.name, f"{short(tera.value)} T{one.unit}", spread(tera))
+    for entry in limits.records():
+        tera = replace(entry, value=entry.value / 1e12, p20=entry.p20 / 1e12, p80=entry.p80 / 1e12)
+        table.add_row(entry.name, f"{short(tera.value)} T{entry.unit}", spread(tera))
     return table
 
 

@@ -39,9 +39,9 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.dataset not in SHAPES:
-            raise UserError(f"--datasets: there is no {self.dataset}; use {', '.join(SHAPES)}")
+            raise UserError(f"--datasets must be among {', '.join(SHAPES)}, got {self.dataset}")
         if self.method not in measured_methods():
-            raise UserError(f"there is no method {self.method}; use {', '.join(measured_methods())}")
+            raise UserError(f"the method must be among {', '.join(measured_methods())}, got {self.method}")
 
     @property
     def size(self) -> int:

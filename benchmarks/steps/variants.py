@@ -162,7 +162,7 @@ def compare(
         report.records = [*before, *_compared(list(builds), case, found, ready)]
         report.save()
 
-    runs, around = ({name: get(one) for name, one in ready.items()} for get in (_run_of, _around))
+    runs, around = ({name: get(step) for name, step in ready.items()} for get in (_run_of, _around))
     rounds = alternate(runs, device, left, around, keep)
     if after is not None:
         after(ready)
@@ -203,9 +203,9 @@ def _records(name: str, case: Case, found: Rounds, memory: Memory | None) -> lis
 def case_panels(report: Report) -> list[Panel]:
     """Return a plot's panels: the images/s of each case."""
     found: dict[str, list[Record]] = {}
-    for one in report.select("images/s"):
-        title = f"{one.labels['model']}, {one.labels['dataset']}, batch {one.labels['batch']}"
-        found.setdefault(title, []).append(one)
+    for entry in report.select("images/s"):
+        title = f"{entry.labels['model']}, {entry.labels['dataset']}, batch {entry.labels['batch']}"
+        found.setdefault(title, []).append(entry)
     return [Panel(title, bars) for title, bars in found.items()]
 
 
@@ -227,9 +227,9 @@ def fast_step(precision: Precision, engine: EngineConfig, needs: str = "") -> Bu
         Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=False).set()
         number_format(precision).allow_tf32()
         config = case.config(precision, engine)
-        said: list[str] = []
+        log: list[str] = []
         networks = ready_networks(case, config, device)
-        step = TrainingStep(config, measured_table(config), networks, said.append, case.size)
+        step = TrainingStep(config, measured_table(config), networks, log.append, case.size)
         if step.compiler is not None:
             step.compiler.longest = LONGEST_COMPILE
         batches, numbers = cycle(random_batches(case, device, torch.channels_last)), count()
@@ -240,17 +240,17 @@ def fast_step(precision: Precision, engine: EngineConfig, needs: str = "") -> Bu
 
         return Built(
             run,
-            notes=lambda: notes(step, said),
-            obstacle=lambda: obstacle(needs, step, said),
+            notes=lambda: notes(step, log),
+            obstacle=lambda: obstacle(needs, step, log),
         )
 
     return build
 
 
-def notes(step: TrainingStep, said: list[str]) -> dict[str, Any]:
+def notes(step: TrainingStep, log: list[str]) -> dict[str, Any]:
     """Return what is to be known of a step that has run."""
     seconds = {} if step.compiler is None else step.compiler.seconds
-    return {"plan": step.options.describe(), "said": said, "seconds of compiling": seconds}
+    return {"plan": step.options.describe(), "said": log, "seconds of compiling": seconds}
 
 
 def ready_networks(case: Case, config: Config, device: torch.device) -> dict[str, nn.Module]:
@@ -263,12 +263,12 @@ def ready_networks(case: Case, config: Config, device: torch.device) -> dict[str
 def every_part(switch: Literal["on", "off"], *but: str) -> EngineConfig:
     """Return all parts switched alike, but for some that are switched the other way."""
     other: Switch = "off" if switch == "on" else "on"
-    return EngineConfig(**{one.name: other if one.name in but else switch for one in fields(EngineConfig)})
+    return EngineConfig(**{part.name: other if part.name in but else switch for part in fields(EngineConfig)})
 
 
-def obstacle(part: str, step: TrainingStep, said: list[str]) -> str:
-    """Return why a part is not in use, by the step's options and by what it said while it ran; or nothing."""
+def obstacle(part: str, step: TrainingStep, log: list[str]) -> str:
+    """Return why a part is not in use, by the step's options and the log of its run; or nothing."""
     if part and not getattr(step.options, part):
         return step.options.reasons.get(part, "not used")
-    # A part that fails when it is first used falls back, and says so.
-    return next((line for line in said if part and line.startswith(f"engine.{part}:")), "")
+    # A part that fails when it is first used falls back, and logs that.
+    return next((line for line in log if part and line.startswith(f"engine.{part}:")), "")

@@ -223,8 +223,10 @@ def next_commands(findings: Findings, arguments: Arguments) -> list[str]:
 
 def write_gains(findings: Findings) -> None:
     """Write the table that auto would go by, if an ablation was measured here."""
-    reports = [one.get("report") for one in findings.sections.values() if not one["settings"]["short"]]
-    gains = [gain for one in reports if one and one["script"] == "ablation" for gain in gains_of(one)]
+    reports = [entry.get("report") for entry in findings.sections.values() if not entry["settings"]["short"]]
+    gains = [
+        gain for report in reports if report and report["script"] == "ablation" for gain in gains_of(report)
+    ]
     if gains:
         write_json(findings.folder / TABLE, [asdict(gain) for gain in gains])
 
