@@ -12,19 +12,24 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import bar_plot, missing, rates_table, show
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Record, Report, counted
-from benchmarks.harness.table import missing, rates_table, show
-from benchmarks.speed.limits import Limits, measured_limits
+from benchmarks.speed.roofline import Limits, measured_limits, step_work
 from benchmarks.speed.timeline import add_kernels
 from benchmarks.speed.timeline import table_of as timeline_of
-from benchmarks.speed.work import step_work
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import fast_step
 from benchmarks.steps.released import ReleasedCode
-from benchmarks.steps.variants import Build, Ready, case_panels, compare, literal, literal_amp, released_code
+from benchmarks.steps.variants import (
+    Build,
+    Ready,
+    case_panels,
+    compare,
+    fast_step,
+    literal,
+    literal_amp,
+    released_code,
+)
 from fastpeer.config import EngineConfig, Precision
 
 FIRST = "released step, fp32"
@@ -90,7 +95,7 @@ def profile(
     for name in names:
         if name in ready:
             steps = 5 if device.type == "cuda" else 1
-            rate = next(one for one in report.select("images/s", **case.labels) if one.name == name)
+            rate = next(entry for entry in report.select("images/s", **case.labels) if entry.name == name)
             report.add(counted(name, 1e3 * case.batch / rate.value, "ms/step", **case.labels))
             add_kernels(name, ready[name], steps, LONGEST, case, device, report)
             show(timeline_of(name, case, report))
@@ -112,9 +117,9 @@ def variants(arguments: Arguments) -> dict[str, Build]:
 def add_shares(case: Case, ceiling: float, report: Report) -> None:
     """Record which share of the measured matrix product's rate the step's necessary operations reach."""
     flop = step_work(case).flop
-    for one in report.select("images/s", **case.labels):
-        middle, low, high = (100 * rate * flop / ceiling for rate in (one.value, one.p20, one.p80))
-        report.add(Record(one.name, middle, low, high, one.n, "% of matrix product", one.labels))
+    for entry in report.select("images/s", **case.labels):
+        middle, low, high = (100 * rate * flop / ceiling for rate in (entry.value, entry.p20, entry.p80))
+        report.add(Record(entry.name, middle, low, high, entry.n, "% of matrix product", entry.labels))
 
 
 def table_of(case: Case, report: Report) -> Table:

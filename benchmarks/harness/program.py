@@ -1,21 +1,63 @@
-"""How a benchmark starts."""
+"""How a benchmark starts: the arguments that all take, and its one way out."""
 
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+import torch
 import tyro
 
+from benchmarks.harness.measuring import Duration
+from fastpeer.device import choose_device
 from fastpeer.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Where to measure, how long, and where to write."""
+
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: Path | None = None
+    """Write all records there, and the plot beside it; without it nothing is written."""
+
+    def chosen_device(self) -> torch.device:
+        """Return the device that `device` names."""
+        return choose_device(self.device)
+
+    @property
+    def plot(self) -> Path | None:
+        """Where the plot goes."""
+        return None if self.json is None else self.json.with_suffix(".png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(Common):
+    """How long to measure in alternation."""
+
+    rounds: int = 15
+    """Rounds of the alternation, at most."""
+    seconds: float = 0.5
+    """Seconds of a round for each variant, about."""
+    budget: float = 3600.0
+    """Seconds for a comparison, about: then nothing more is built and no further round begins; three are done
+    in any case."""
+
+    def duration(self) -> Duration:
+        """Return what `alternate` takes."""
+        return Duration(self.rounds, self.seconds, self.budget)
+
 
 Arguments = TypeVar("Arguments")
 
 
 def start(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
-    """Read the arguments and run `main`; what the user can fix is said in one line."""
+    """Read the arguments and run `main`; what the user can fix is one line, without a traceback."""
     # The released losses warn at each call, and a measured step is no place for that.
     warnings.filterwarnings("ignore", message=".*reduction.*", category=UserWarning)
     signal.signal(signal.SIGTERM, _stop)

@@ -13,14 +13,18 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.flags import Flags, released_flags
-from benchmarks.harness.plot import Panel, bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, show
+from benchmarks.harness.measuring import Flags, released_flags
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted, record
-from benchmarks.harness.table import show
-from benchmarks.quality.images import Images, load_images, unseen_batches
-from benchmarks.quality.training import Short, train_fast, train_literally
+from benchmarks.quality.training import (
+    Images,
+    Short,
+    load_images,
+    train_fast,
+    train_literally,
+    unseen_batches,
+)
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
 from fastpeer.evaluation.accuracy import Evaluator
@@ -85,8 +89,8 @@ def students(
     for precision in arguments.precisions:
         with Flags.current().applied():
             fast = short.config(seed, precision, arguments.engine)
-            networks, said = train_fast(short, fast, images, device)
-        report.notes[f"fastpeer, {precision}"] = said
+            networks, log = train_fast(short, fast, images, device)
+        report.notes[f"fastpeer, {precision}"] = log
         yield f"fastpeer, {precision}", networks["student"]
 
 
@@ -116,17 +120,17 @@ def summarise(report: Report) -> None:
 
 def names(report: Report) -> list[str]:
     """Return the steps, in their order."""
-    return list(dict.fromkeys(one.name for one in report.select(UNITS[0])))
+    return list(dict.fromkeys(entry.name for entry in report.select(UNITS[0])))
 
 
 def values(report: Report, unit: str, name: str) -> list[float]:
     """Return a step's accuracies, seed after seed."""
-    return [one.value for one in report.select(unit) if one.name == name]
+    return [entry.value for entry in report.select(unit) if entry.name == name]
 
 
 def seeds_table(report: Report) -> Table:
     """Return each training's accuracies, clean and under attack."""
-    seeds = list(dict.fromkeys(one.labels["seed"] for one in report.select(UNITS[0])))
+    seeds = list(dict.fromkeys(entry.labels["seed"] for entry in report.select(UNITS[0])))
     table = Table("step", *(f"seed {seed}" for seed in seeds), title="accuracy in %, clean and under PGD-20")
     for name in names(report):
         pairs = zip(*(values(report, unit, name) for unit in UNITS), strict=True)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.harness.arguments import Common
+from benchmarks.harness.display import show
 from benchmarks.harness.process import run_fastpeer
-from benchmarks.harness.program import start
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import show
 from fastpeer.evaluation.results import read_results
 
 

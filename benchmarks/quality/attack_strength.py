@@ -15,15 +15,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.flags import Flags
-from benchmarks.harness.plot import Panel, bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, beside, missing, show, spread
+from benchmarks.harness.engine_log import EngineLog
+from benchmarks.harness.measuring import Flags
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, record
-from benchmarks.harness.table import beside, missing, show, spread
-from benchmarks.quality.images import Images, load_images, unseen_batches
-from benchmarks.quality.training import Short, train_fast
-from benchmarks.steps.fast import every_part, obstacle
+from benchmarks.quality.training import Images, Short, load_images, train_fast, unseen_batches
+from benchmarks.steps.variants import every_part, obstacle
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError, one_line
@@ -153,23 +151,22 @@ class Attacks:
         Raises:
             UserError: the part that it `needs` cannot be had.
         """
-        with Flags.current().applied():
+        with Flags.current().applied(), EngineLog() as log:
             number_format(precision).allow_tf32()
-            step, said = self._step(precision, engine, start)
+            step = self._step(precision, engine, start)
             found = [self._attacked(step, batch) for batch in self.batches]
-        if reason := obstacle(needs, step, said):
+        if reason := obstacle(needs, step, log.lines):
             raise UserError(reason)
         return [self._judged(images, batch) for images, batch in zip(found, self.batches, strict=True)]
 
-    def _step(self, precision: Precision, engine: EngineConfig, start: int) -> tuple[TrainingStep, list[str]]:
+    def _step(self, precision: Precision, engine: EngineConfig, start: int) -> TrainingStep:
         seed = self.config.seed + start
         config = replace(self.config, seed=seed, precision=precision, engine=engine)
         networks = {
             name: ready(copy.deepcopy(network), config, self.device)
             for name, network in self.networks.items()
         }
-        said: list[str] = []
-        return TrainingStep(config, config.table, networks, said.append), said
+        return TrainingStep(config, config.table, networks)
 
     def _attacked(self, step: TrainingStep, batch: Batch) -> Tensor:
         images = batch.images.to(step.format.weights)
@@ -213,10 +210,10 @@ def add(report: Report, name: str, found: list[Outcome], reference: list[Outcome
     off = [100 * (a.divergence / b.divergence - 1) for a, b in pairs]
     labels = {"data": images.name}
     report.add(
-        record(name, [one.divergence for one in found], "divergence", **labels),
+        record(name, [outcome.divergence for outcome in found], "divergence", **labels),
         record(name, off, "% off the reference", **labels),
-        record(name, [one.cross_entropy for one in found], "cross-entropy", **labels),
-        record(name, [one.accuracy for one in found], "% accuracy", **labels),
+        record(name, [outcome.cross_entropy for outcome in found], "cross-entropy", **labels),
+        record(name, [outcome.accuracy for outcome in found], "% accuracy", **labels),
         record(name, same, "% identical pixels", **labels),
     )
 
@@ -228,10 +225,10 @@ def table_of(report: Report) -> Table:
         "accuracy, %", "identical pixels, %",
         title="medians over batches, judged in float32",
     )  # fmt: skip
-    for one in report.select("divergence"):
-        off = next(other for other in report.select("% off the reference") if other.name == one.name)
-        rest = (beside(report, one, unit) for unit in ("cross-entropy", "% accuracy", "% identical pixels"))
-        table.add_row(one.name, f"{one.value:.4f}", f"{off.value:+.3f}", spread(off), *rest)
+    for entry in report.select("divergence"):
+        off = next(other for other in report.select("% off the reference") if other.name == entry.name)
+        rest = (beside(report, entry, unit) for unit in ("cross-entropy", "% accuracy", "% identical pixels"))
+        table.add_row(entry.name, f"{entry.value:.4f}", f"{off.value:+.3f}", spread(off), *rest)
     return table
 
 

@@ -13,15 +13,14 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.flags import Flags
-from benchmarks.harness.program import start
+from benchmarks.harness.display import missing, show
+from benchmarks.harness.engine_log import EngineLog
+from benchmarks.harness.measuring import Flags
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import missing, show
 from benchmarks.steps.cases import Case, measured_methods, measured_table
-from benchmarks.steps.fast import every_part, ready_networks
 from benchmarks.steps.literal import LiteralStep
-from benchmarks.steps.literal_methods import LiteralMethod
+from benchmarks.steps.variants import every_part, ready_networks
 from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
@@ -64,7 +63,7 @@ class Arguments(Common):
 
     def __post_init__(self) -> None:
         if unknown := set(self.methods) - set(measured_methods()):
-            raise UserError(f"--methods: there is no {unknown.pop()}; use {', '.join(measured_methods())}")
+            raise UserError(f"--methods must be among {', '.join(measured_methods())}, got {unknown.pop()}")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Verdict:
         name: of the check.
         difference: of the weights, see `relative_difference`.
         limit: what rounding explains.
-        remarks: what the engine said.
+        remarks: the lines that the engine logged.
     """
 
     name: str
@@ -132,7 +131,7 @@ def method_checks(
         f"{method}, fp64: the literal step": lambda: trial.released("auto")
     }
     for precision in arguments.precisions[:1] if device.type == "cuda" else ():
-        found[f"{method}, {precision}: captured"] = lambda one=precision: trial.captured(one)  # type: ignore[misc]
+        found[f"{method}, {precision}: captured"] = lambda precision=precision: trial.captured(precision)  # type: ignore[misc]
     return found
 
 
@@ -145,10 +144,10 @@ def checks(model: str, arguments: Arguments, device: torch.device) -> dict[str, 
     }
     for part, precision in itertools.product(arguments.parts, arguments.part_precisions):
         name = f"{model}, {precision}, {part}: the plain step"
-        found[name] = lambda part=part, one=precision: trial.part(part, one)  # type: ignore[misc]
+        found[name] = lambda part=part, precision=precision: trial.part(part, precision)  # type: ignore[misc]
     for precision in arguments.precisions:
         if device.type == "cuda":
-            found[f"{model}, {precision}: captured"] = lambda one=precision: trial.captured(one)  # type: ignore[misc]
+            found[f"{model}, {precision}: captured"] = lambda precision=precision: trial.captured(precision)  # type: ignore[misc]
     found[f"{model}: learning rate 0 after the first step"] = lambda: trial.rate()
     return found
 
@@ -174,9 +173,9 @@ class Trial:
         engine = self.auto if switch == "auto" else every_part("off")
         config = self._config("fp64", engine)
         expected, initial = self._literally(config)
-        networks, said = self._fast(config)
+        networks, log = self._fast(config)
         difference = relative_difference(networks, expected, initial)
-        return Verdict(f"{self.name}, fp64, {switch}: the released step", difference, 1e-9, said)
+        return Verdict(f"{self.name}, fp64, {switch}: the released step", difference, 1e-9, log)
 
     def part(self, part: str, precision: Precision) -> Verdict:
         """Compare one part, and those it needs, with the step without any.
@@ -188,32 +187,32 @@ class Trial:
         needed = ("fold", part) if part == "chain" else (part,)
         plain = self._config(precision, every_part("off"))
         initial, (expected, _) = self._initial(plain), self._fast(plain, steps)
-        networks, said = self._fast(self._config(precision, every_part("off", *needed)), steps)
+        networks, log = self._fast(self._config(precision, every_part("off", *needed)), steps)
         limit = 1e-6
         if precision != "fp64":
             exact, _ = self._fast(self._config("fp64", every_part("off")), steps)
             limit = max(3 * relative_difference(expected, exact, initial), 1e-4)
         difference = relative_difference(networks, expected, initial)
-        return Verdict(f"{self.name}, {precision}, {part}: the plain step", difference, limit, said)
+        return Verdict(f"{self.name}, {precision}, {part}: the plain step", difference, limit, log)
 
     def captured(self, precision: Precision) -> Verdict:
         """Compare a replayed CUDA graph with the same step run by the host; two such runs differ too."""
         config = self._config(precision, replace(self.auto, graph="on"))
         by_host = self._config(precision, replace(self.auto, graph="off"))
         initial = self._initial(config)
-        networks, said = self._fast(config)
+        networks, log = self._fast(config)
         expected, again = (self._fast(by_host)[0] for _ in range(2))
         noise = relative_difference(again, expected, initial)
         difference = relative_difference(networks, expected, initial)
-        return Verdict(f"{self.name}, {precision}: captured", difference, max(3 * noise, 0.05), said)
+        return Verdict(f"{self.name}, {precision}: captured", difference, max(3 * noise, 0.05), log)
 
     def rate(self) -> Verdict:
         """See that a learning rate of 0 reaches the step, captured or not: no weight moves any more."""
         config = self._config("fp32", self.auto)
         expected, _ = self._fast(config, steps=1)
-        still, said = self._fast(config, stop_after=1)
+        still, log = self._fast(config, stop_after=1)
         difference = relative_difference(still, expected, self._initial(config), statistics=False)
-        return Verdict(f"{self.name}: learning rate 0 after the first step", difference, 1e-3, said)
+        return Verdict(f"{self.name}: learning rate 0 after the first step", difference, 1e-3, log)
 
     def _config(self, precision: Precision, engine: EngineConfig) -> Config:
         return self.case.config(precision, engine)
@@ -225,35 +224,23 @@ class Trial:
         self, config: Config, steps: int = 0, stop_after: int = 0
     ) -> tuple[dict[str, nn.Module], list[str]]:
         """Train; from step `stop_after` on (if any) at a learning rate of 0."""
-        said: list[str] = []
-        with Flags.current().applied():
+        with Flags.current().applied(), EngineLog() as log:
             number_format(config.precision).allow_tf32()
             networks = self._initial(config)
-            step = TrainingStep(config, measured_table(config), networks, said.append)
+            step = TrainingStep(config, measured_table(config), networks)
             for number, batch in enumerate(self.batches[: steps or self.steps]):
                 if stop_after and number >= stop_after:
                     step.set_learning_rate(0.0)
                 step(_typed(batch, config), number)
-        return networks, said
+        return networks, log.lines
 
     def _literally(self, config: Config) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
         networks, initial = self._initial(config), self._initial(config)
-        step = literal_step(config, networks)
+        step = LiteralStep(config, networks)
         for number, batch in enumerate(self.batches):
             typed = _typed(batch, config)
-            step(typed, start_noise(typed.images, config, number))
+            step(typed.images, typed.labels, start_noise(typed.images, config, number))
         return networks, initial
-
-
-def literal_step(
-    config: Config, networks: dict[str, nn.Module]
-) -> Callable[[Batch, Mapping[str, Tensor]], None]:
-    """Return the literal step of a run's method, which takes the noise of each attack."""
-    if config.method != "peeraid":
-        other = LiteralMethod(config, networks)
-        return lambda batch, noise: other(batch.images, batch.labels, noise) and None
-    step = LiteralStep(config, networks["student"], networks["peer"])
-    return lambda batch, noise: step(batch.images, batch.labels, noise["adversarial"]) and None
 
 
 def relative_difference(
@@ -265,9 +252,9 @@ def relative_difference(
     """
     worst = 0.0
     for name in expected:
-        if not any(one.requires_grad for one in expected[name].parameters()):
+        if not any(weight.requires_grad for weight in expected[name].parameters()):
             continue  # A teacher does not move.
-        numbers = zip(*(_flat(one[name]) for one in (found, expected, initial)), strict=True)
+        numbers = zip(*(_flat(networks[name]) for networks in (found, expected, initial)), strict=True)
         for ours, theirs, before in list(numbers)[: 2 if statistics else 1]:
             worst = max(worst, ((ours - theirs).norm() / (theirs - before).norm()).item())
     return worst
@@ -291,20 +278,26 @@ def start_noise(images: Tensor, config: Config, number: int) -> dict[str, Tensor
 
 def table_of(verdicts: Sequence[Verdict]) -> Table:
     """Return all verdicts."""
-    table = Table("check", "relative difference", "limit", "verdict", "the engine said")
-    for one in verdicts:
-        said = " ".join(one.remarks)
+    table = Table("check", "relative difference", "limit", "verdict", "log of the engine")
+    for verdict in verdicts:
+        log = " ".join(verdict.remarks)
         table.add_row(
-            one.name, f"{one.difference:.1e}", f"{one.limit:.0e}", "passed" if one.passed else "FAILED", said
+            verdict.name,
+            f"{verdict.difference:.1e}",
+            f"{verdict.limit:.0e}",
+            "passed" if verdict.passed else "FAILED",
+            log,
         )
     return table
 
 
 def _flat(network: nn.Module) -> tuple[Tensor, Tensor]:
     """All weights, and all statistics."""
-    statistics = [one.double() for one in network.buffers() if one.is_floating_point()]
-    weights = [one.detach().double() for one in network.parameters()]
-    return torch.cat([one.flatten() for one in weights]), torch.cat([one.flatten() for one in statistics])
+    statistics = [buffer.double() for buffer in network.buffers() if buffer.is_floating_point()]
+    weights = [weight.detach().double() for weight in network.parameters()]
+    return torch.cat([tensor.flatten() for tensor in weights]), torch.cat(
+        [tensor.flatten() for tensor in statistics]
+    )
 
 
 def _batch(count: int, size: int, source: torch.Generator, device: torch.device) -> Batch:

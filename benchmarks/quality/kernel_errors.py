@@ -12,10 +12,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.program import start
+from benchmarks.harness.display import show
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import show
 from benchmarks.steps.cases import SHAPES, Case
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
 from fastpeer.step.loss import LossTable
@@ -110,7 +109,7 @@ def update(case: str, size: int, device: torch.device) -> Comparison:
     def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"": kernels.pgd_update(*inputs, 2 / 255, 8 / 255)[0]}
 
-    return Comparison("pgd_update", case, [one.to(device) for one in inputs], results)
+    return Comparison("pgd_update", case, [tensor.to(device) for tensor in inputs], results)
 
 
 def epilogue(case: str, dtype: torch.dtype, device: torch.device) -> Comparison:
@@ -134,19 +133,19 @@ def random_start(case: str, size: int, device: torch.device) -> Comparison:
     return Comparison("uniform_start", case, [torch.rand(8, 3, size, size).to(device)], results)
 
 
-def rows(one: Comparison, report: Report) -> Iterator[tuple[str, ...]]:
+def rows(comparison: Comparison, report: Report) -> Iterator[tuple[str, ...]]:
     """Record the errors of a comparison, and yield a row for each result."""
-    true = one.results(torch_kernels(), [tensor.double() for tensor in one.inputs])
-    plain = one.results(torch_kernels(), [tensor.float() for tensor in one.inputs])
-    for name, ours in one.results(triton_kernels(), one.inputs).items():
+    true = comparison.results(torch_kernels(), [tensor.double() for tensor in comparison.inputs])
+    plain = comparison.results(torch_kernels(), [tensor.float() for tensor in comparison.inputs])
+    for name, ours in comparison.results(triton_kernels(), comparison.inputs).items():
         error = largest_error(ours, true[name])
         beside = largest_error(stored(plain[name], ours.dtype), true[name])
         ratio = f"{error / beside:.2f}" if beside else "equal" if not error else "∞"
         times = error / beside if beside else (float("inf") if error else 0.0)
-        report.add(counted(one.kernel, times, RATIO, case=one.case, result=name))
+        report.add(counted(comparison.kernel, times, RATIO, case=comparison.case, result=name))
         yield (
-            one.kernel,
-            one.case,
+            comparison.kernel,
+            comparison.case,
             name,
             f"{true[name].abs().max():.1e}",
             f"{error:.1e}",

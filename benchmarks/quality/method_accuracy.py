@@ -10,11 +10,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.harness.arguments import Common
+from benchmarks.harness.display import missing, show
 from benchmarks.harness.process import run_fastpeer
-from benchmarks.harness.program import start
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import missing, show
 from fastpeer.config import format_fraction
 from fastpeer.config.recipes import load_recipe
 from fastpeer.errors import UserError
@@ -114,7 +113,7 @@ def variants(arguments: Arguments) -> list[Variant]:
     late = ("--loss.begin", str(arguments.epochs // 2))
     flags = {"iad": late, "iad-ii": late}
     found = [Variant(name, name, flags.get(name, ())) for name in arguments.methods or sorted(method_names())]
-    if any(one.method == "kdiga" for one in found):
+    if any(variant.method == "kdiga" for variant in found):
         found.append(Variant("kdiga-adversarial", "kdiga", ("--loss.adversarial",)))
     return found
 
@@ -181,11 +180,11 @@ def latest(results: list[Result]) -> list[Result]:
 def table_of(report: Report) -> Table:
     """Return all trainings, by what they withstand."""
     table = Table("method", "epochs", *ATTACKS.values(), title=title(report))
-    names = list(dict.fromkeys(one.name for one in report.records))
-    values = {(one.name, one.unit): one for one in report.records}
+    names = list(dict.fromkeys(entry.name for entry in report.records))
+    values = {(entry.name, entry.unit): entry for entry in report.records}
     for name in names:
         found = [values[name, unit] for unit in ATTACKS.values()]
-        table.add_row(name, str(found[0].labels["epochs"]), *(f"{one.value:.2f}" for one in found))
+        table.add_row(name, str(found[0].labels["epochs"]), *(f"{entry.value:.2f}" for entry in found))
     return table
 
 

@@ -18,17 +18,14 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness.arguments import Common
+from benchmarks.harness.display import show
+from benchmarks.harness.measuring import seconds_of
 from benchmarks.harness.process import run_fastpeer
-from benchmarks.harness.program import start
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import show
-from benchmarks.harness.timing import seconds_of
-from benchmarks.quality.images import Images, load_images
-from benchmarks.quality.training import Short, train_literally
+from benchmarks.quality.training import Images, Short, load_images, train_literally
 from benchmarks.steps.cases import Case
-from benchmarks.steps.fast import fast_step
-from benchmarks.steps.variants import literal
+from benchmarks.steps.variants import fast_step, literal
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision
 from fastpeer.config.recipes import load_recipe
 from fastpeer.data.dataset import PreparedDataset, open_dataset
@@ -142,8 +139,8 @@ def epochs_in(minutes: float, rate: float, dataset: PreparedDataset) -> int:
 def falls(arguments: Arguments, epochs: int) -> list[int]:
     """Return the epochs at which the learning rate falls: the recipe's fractions of all epochs."""
     config = arguments.settings
-    scaled = [round(epochs * one / config.train.epochs) for one in config.optim.milestones]
-    return sorted({one for one in scaled if 0 < one < epochs}) or [epochs]
+    scaled = [round(epochs * milestone / config.train.epochs) for milestone in config.optim.milestones]
+    return sorted({epoch for epoch in scaled if 0 < epoch < epochs}) or [epochs]
 
 
 def train_by_command(arguments: Arguments, epochs: int, device: torch.device) -> None:
@@ -214,14 +211,14 @@ def command(words: list[str], arguments: Arguments, seconds: float) -> None:
 def add_curves(arguments: Arguments, report: Report) -> None:
     """Record what the run's log holds: accuracies at epochs' ends, and the images/s of all its lines."""
     lines = list(log_lines(arguments.run / "metrics.jsonl"))
-    report.notes["epochs"] = [one for one in lines if "selection" in one]
-    rates = [one["images_per_second"] for one in lines if "images_per_second" in one]
+    report.notes["epochs"] = [line for line in lines if "selection" in line]
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
     if rates:
         # The first line has the start in it.
         later = sorted(rates[1:] or rates)
         report.add(counted(arguments.run.name, later[len(later) // 2], "images/s in training"))
     report.notes["losses"] = [
-        {"step": one["step"], **one["losses"]} for one in lines if "losses" in one
+        {"step": line["step"], **line["losses"]} for line in lines if "losses" in line
     ]  # fmt: skip
 
 
@@ -237,8 +234,8 @@ def table_of(report: Report, arguments: Arguments) -> Table:
     table = Table(
         "what", "value", title=f"{arguments.run.name}, {arguments.recipe}, {arguments.minutes:g} minutes"
     )
-    for one in report.records:
-        table.add_row(one.unit, f"{one.value:.2f}")
+    for entry in report.records:
+        table.add_row(entry.unit, f"{entry.value:.2f}")
     return table
 
 

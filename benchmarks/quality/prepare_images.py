@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness.display import show
 from benchmarks.harness.process import run_fastpeer
 from benchmarks.harness.program import start
 from benchmarks.harness.record import Report, counted, read_json, write_json
-from benchmarks.harness.table import show
 from fastpeer.errors import UserError
 
 
@@ -73,7 +73,11 @@ def unpacked(arguments: Arguments) -> Path:
     folder.mkdir(parents=True)
     try:
         with tarfile.open(arguments.images) as archive:
-            members = [one for one in archive if not arguments.few or not one.isfile() or is_taken(one.name)]
+            members = [
+                member
+                for member in archive
+                if not arguments.few or not member.isfile() or is_taken(member.name)
+            ]
             archive.extractall(folder, members, filter="data")
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"--images {arguments.images}: cannot be unpacked ({error})") from None

@@ -10,15 +10,21 @@ from dataclasses import dataclass, fields
 import torch
 from rich.table import Table
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import bar_plot, short
-from benchmarks.harness.program import start
+from benchmarks.harness.display import bar_plot, missing, rates_table, short, show, spread
+from benchmarks.harness.measuring import Rounds, paired_ratios
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report, record
-from benchmarks.harness.table import missing, rates_table, show, spread
-from benchmarks.harness.timing import Rounds, paired_ratios
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import every_part, fast_step
-from benchmarks.steps.variants import AUTOCAST, Build, case_panels, compare, literal, literal_amp
+from benchmarks.steps.variants import (
+    AUTOCAST,
+    Build,
+    case_panels,
+    compare,
+    every_part,
+    fast_step,
+    literal,
+    literal_amp,
+)
 from fastpeer.config import EngineConfig, Precision
 from fastpeer.errors import UserError
 from fastpeer.step.options import options_of
@@ -49,7 +55,7 @@ class Arguments(Timed):
     def __post_init__(self) -> None:
         names = [field.name for field in fields(EngineConfig)]
         if unknown := set(self.parts) - set(names):
-            raise UserError(f"--parts: there is no {unknown.pop()}; use {', '.join(names)}")
+            raise UserError(f"--parts must be among {', '.join(names)}, got {unknown.pop()}")
 
 
 def main(arguments: Arguments) -> None:
@@ -102,19 +108,19 @@ def pairs_of(
 
 def pair(part: str, usable: list[str], precision: Precision) -> dict[str, Build]:
     """Return the full step, and the one without a part. Without folding there is no chain in either."""
-    full = [one for one in usable if one != "streams"]
+    full = [other for other in usable if other != "streams"]
     if part == "streams":
         return {
             "+ streams": fast_step(precision, every_part("off", *full, "streams"), needs="streams"),
             FULL: fast_step(precision, every_part("off", *full)),
         }
-    rest = [one for one in full if one != part]
+    rest = [other for other in full if other != part]
     if part != "fold" or "chain" not in full:
         return {
             FULL: fast_step(precision, every_part("off", *full)),
             f"without {part}": fast_step(precision, every_part("off", *rest)),
         }
-    bare = [one for one in rest if one != "chain"]
+    bare = [other for other in rest if other != "chain"]
     return {
         "without chain": fast_step(precision, every_part("off", *bare, "fold")),
         "without fold, chain": fast_step(precision, every_part("off", *bare)),
@@ -145,8 +151,8 @@ def table_of(case: Case, report: Report) -> Table:
 def gains_table(case: Case, report: Report) -> Table:
     """Return what each part brings to the full step."""
     table = Table("part", "× without it", "20th..80th percentile", title=case.title)
-    for one in report.select(GAIN, **case.labels):
-        table.add_row(one.name, short(one.value), spread(one))
+    for entry in report.select(GAIN, **case.labels):
+        table.add_row(entry.name, short(entry.value), spread(entry))
     return table
 
 

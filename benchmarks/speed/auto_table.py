@@ -33,26 +33,26 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Read the reports, and write the table."""
     known = read_gains(arguments.table.read_text("utf-8")) if arguments.table.exists() else ()
-    rows = {_question(one): one for one in known}
+    rows = {_question(gain): gain for gain in known}
     found = [gain for path in arguments.reports for report in _reports(path) for gain in gains_of(report)]
     for gain in found:
         rows[_question(gain)] = gain
         print(f"{gain.part}: {gain.reason} ({gain.workload.title})")
     if not found:
         raise UserError("no report of an ablation is among these")
-    write_json(arguments.table, [asdict(one) for one in sorted(rows.values(), key=_question)])
+    write_json(arguments.table, [asdict(gain) for gain in sorted(rows.values(), key=_question)])
 
 
 def gains_of(report: Mapping[str, Any]) -> Iterable[Gain]:
     """Yield what a report says of the parts: taken away from the full step, or else added in turn."""
-    taken_away = [one for one in report["records"] if one["unit"] == "times without it"]
-    names = {one["name"] for one in taken_away}
+    taken_away = [entry for entry in report["records"] if entry["unit"] == "times without it"]
+    names = {entry["name"] for entry in taken_away}
     added = [
-        {**one, "name": one["name"].removeprefix("+ ")}
-        for one in report["records"]
-        if one["unit"] == "times the one above" and one["name"].startswith("+ ")
+        {**entry, "name": entry["name"].removeprefix("+ ")}
+        for entry in report["records"]
+        if entry["unit"] == "times the one above" and entry["name"].startswith("+ ")
     ]
-    for record in [*taken_away, *(one for one in added if one["name"] not in names)]:
+    for record in [*taken_away, *(entry for entry in added if entry["name"] not in names)]:
         yield _gain(record, report)
 
 
@@ -89,7 +89,7 @@ def _reports(path: Path) -> Iterable[dict[str, Any]]:
     content = read_json(path)
     sections = content.get("sections", {"": {"report": content}})
     reports = (section.get("report") for section in sections.values())
-    return [one for one in reports if one and one.get("script") == "ablation"]
+    return [entry for entry in reports if entry and entry.get("script") == "ablation"]
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from benchmarks.harness.arguments import Common
-from benchmarks.harness.program import start
+from benchmarks.harness.display import missing, show
+from benchmarks.harness.measuring import seconds_of
+from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.harness.table import missing, show
-from benchmarks.harness.timing import seconds_of
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import fast_step
-from benchmarks.steps.variants import GIBIBYTE
+from benchmarks.steps.variants import GIBIBYTE, fast_step
 from fastpeer.config import EngineConfig, Precision
 from fastpeer.errors import one_line
 

@@ -10,22 +10,18 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.flags import Flags
-from benchmarks.harness.plot import bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import bar_plot, missing, rates_table, show
+from benchmarks.harness.measuring import Flags
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report
-from benchmarks.harness.table import missing, rates_table, show
-from benchmarks.steps.cases import Case, cases, random_batches
-from benchmarks.steps.fast import every_part
-from benchmarks.steps.teachers import random_teachers
-from benchmarks.steps.variants import Build, Built, case_panels, compare
+from benchmarks.steps.cases import Case, cases, random_batches, random_teachers
+from benchmarks.steps.variants import Build, Built, case_panels, compare, every_part
 from fastpeer.config import EngineConfig
 from fastpeer.device import placed
 from fastpeer.evaluation.accuracy import Evaluator, evaluation_options
 from fastpeer.evaluation.attacks import label_pgd
 from fastpeer.step.measured import Workload
-from fastpeer.step.options import choose_options, unheard
+from fastpeer.step.options import choose_options
 from fastpeer.step.precision import number_format
 
 
@@ -74,14 +70,14 @@ def attack(steps: int, engine: EngineConfig | None, search: bool) -> Build:
         workload = Workload(network=case.model, size=case.size, batch=case.batch, precision="fp32")
         options = evaluation_options(device) if engine is None else choose_options(engine, device, workload)
         network: nn.Module = placed(random_teachers(case, device)["teacher"], device, torch.float32)
-        victim_factory = options.victim_factory(number_format("fp32"), device, unheard)
+        victim_factory = options.victim_factory(number_format("fp32"), device)
         victim = victim_factory.victim(network, "network")
         victim.refresh()
         pgd = label_pgd(victim, victim_factory.kernels, 8 / 255, 2 / 255, steps, seed=0)
         evaluator = Evaluator(
             {"it": network},
             pgd,
-            record=lambda function: options.recorded(function, device, unheard, "the evaluation"),
+            record=lambda function: options.recorded(function, device, "the evaluation"),
         )
         batches = random_batches(case, device, torch.channels_last, count=2)
 

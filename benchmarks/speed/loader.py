@@ -17,12 +17,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import Panel, bar_plot
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, show
+from benchmarks.harness.measuring import Run, alternate
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report, record
-from benchmarks.harness.table import show
-from benchmarks.harness.timing import Run, alternate
 from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
@@ -159,8 +157,8 @@ def table_of(report: Report, dataset: PreparedDataset) -> Table:
     """Return the table that is shown."""
     title = f"{dataset.name}, {dataset.splits['train']['count']} images, {report.facts['device']}"
     table = Table("what", "images/s, median", "20th percentile", "80th", title=title)
-    for one in report.select(RATE):
-        table.add_row(one.name, *(f"{value:,.0f}" for value in (one.value, one.p20, one.p80)))
+    for entry in report.select(RATE):
+        table.add_row(entry.name, *(f"{value:,.0f}" for value in (entry.value, entry.p20, entry.p80)))
     return table
 
 

@@ -9,14 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from rich.table import Table
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import Panel, bar_plot, short
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, missing, rates_table, short, show
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Record, Report
-from benchmarks.harness.table import missing, rates_table, show
 from benchmarks.steps.cases import Case, cases, measured_methods
-from benchmarks.steps.fast import fast_step
-from benchmarks.steps.variants import Build, compare, literal, literal_amp
+from benchmarks.steps.variants import Build, compare, fast_step, literal, literal_amp
 from fastpeer.config import EngineConfig, Precision
 
 FIRST = "literal step, fp32"
@@ -91,7 +88,7 @@ def overview(group: Sequence[Case], names: Sequence[str], report: Report) -> Tab
     for case in group:
         rates, gains = (_by_name(report, unit, case) for unit in ("images/s", GAIN))
         cells = [cell for name in names[1:] for cell in (rates.get(name), gains.get(name))]
-        table.add_row(case.method, *(_written(one) for one in (rates.get(FIRST), *cells)))
+        table.add_row(case.method, *(_written(entry) for entry in (rates.get(FIRST), *cells)))
     return table
 
 
@@ -108,12 +105,12 @@ def panels(all_cases: Sequence[Case], report: Report) -> list[Panel]:
 
 def _by_name(report: Report, unit: str, case: Case) -> dict[str, Record]:
     """Return what was measured of a case by variant; no gains where the literal step is missing."""
-    found = {one.name: one for one in report.select(unit, **case.labels)}
+    found = {entry.name: entry for entry in report.select(unit, **case.labels)}
     return {} if unit == GAIN and FIRST not in found else found
 
 
-def _written(one: Record | None) -> str:
-    return "–" if one is None else short(one.value)
+def _written(entry: Record | None) -> str:
+    return "–" if entry is None else short(entry.value)
 
 
 if __name__ == "__main__":

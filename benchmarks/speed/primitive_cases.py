@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.harness.measuring import Call, sets_beyond_cache
 from benchmarks.harness.record import Label
-from benchmarks.harness.replay import Call, sets_beyond_cache
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -86,26 +86,28 @@ def _groups(
 
 def _convolution(stage: Stage, batch: int, dtype: str, device: torch.device) -> list[Item]:
     sets = [_tensors(stage, batch, DTYPES[dtype], device) for _ in range(_sets(stage, batch, device))]
-    planes = [tuple(part.contiguous() for part in one) for one in sets]
+    planes = [tuple(part.contiguous() for part in tensors) for tensors in sets]
     turned = _channels_last(sets[0][1].flip(2, 3).transpose(0, 1), DTYPES[dtype])
     labels: dict[str, Label] = {"stage": stage.name, "batch": batch, "dtype": dtype}
     kinds: dict[str, Sequence[Call]] = {
-        "forward": [lambda one=one: F.conv2d(one[0], one[1], padding=1) for one in sets],  # type: ignore[misc]
-        "forward, NCHW": [lambda one=one: F.conv2d(one[0], one[1], padding=1) for one in planes],  # type: ignore[misc]
-        "input gradient": [_backward(one, [True, False, False]) for one in sets],
+        "forward": [lambda tensors=tensors: F.conv2d(tensors[0], tensors[1], padding=1) for tensors in sets],  # type: ignore[misc]
+        "forward, NCHW": [
+            lambda tensors=tensors: F.conv2d(tensors[0], tensors[1], padding=1) for tensors in planes
+        ],  # type: ignore[misc]
+        "input gradient": [_backward(tensors, [True, False, False]) for tensors in sets],
         "input gradient as a convolution": [
-            lambda one=one: F.conv2d(one[2], turned, padding=1)  # type: ignore[misc]
-            for one in sets
+            lambda tensors=tensors: F.conv2d(tensors[2], turned, padding=1)  # type: ignore[misc]
+            for tensors in sets
         ],
-        "weight gradient": [_backward(one, [False, True, False]) for one in sets],
+        "weight gradient": [_backward(tensors, [False, True, False]) for tensors in sets],
     }
     return [
         Item(f"{name}, {dtype}", labels, calls, stage.flop(batch), dtype) for name, calls in kinds.items()
     ]
 
 
-def _backward(one: Sequence[Tensor], mask: list[bool]) -> Call:
-    x, weight, gradient = one[:3]
+def _backward(tensors: Sequence[Tensor], mask: list[bool]) -> Call:
+    x, weight, gradient = tensors[:3]
     return lambda: torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
     )
@@ -272,7 +274,7 @@ def _trained(forward: Callable[[Tensor], Tensor], inputs: Sequence[tuple[Tensor,
     def call(x: Tensor, gradient: Tensor) -> object:
         return torch.autograd.grad(forward(x), x, gradient)
 
-    return [lambda one=one: call(*one) for one in inputs]  # type: ignore[misc]
+    return [lambda tensors=tensors: call(*tensors) for tensors in inputs]  # type: ignore[misc]
 
 
 def _tensors(stage: Stage, batch: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
@@ -290,7 +292,7 @@ def _channels_last(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _bound(
     call: Callable[[Tensor, Tensor, Tensor, Tensor], object], sets: Sequence[tuple[Tensor, ...]]
 ) -> list[Call]:
-    return [lambda one=one: call(*one) for one in sets]  # type: ignore[misc]
+    return [lambda tensors=tensors: call(*tensors) for tensors in sets]  # type: ignore[misc]
 
 
 def _sets(stage: Stage, batch: int, device: torch.device) -> int:

@@ -12,15 +12,10 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.flags import Flags
-from benchmarks.harness.plot import Panel, bar_plot, short
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, beside, missing, short, show, spread
+from benchmarks.harness.measuring import Flags, Run, alternate, in_turn, replayed
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Label, Record, Report, record
-from benchmarks.harness.replay import in_turn, replayed
-from benchmarks.harness.table import beside, missing, show, spread
-from benchmarks.harness.timing import Run, alternate
-from benchmarks.speed.limits import Limits, measured_limits
 from benchmarks.speed.primitive_cases import (
     STAGES,
     Group,
@@ -30,6 +25,7 @@ from benchmarks.speed.primitive_cases import (
     stems,
     surroundings,
 )
+from benchmarks.speed.roofline import Limits, measured_limits
 from fastpeer.errors import one_line
 
 Piece = Literal["convolutions", "surroundings", "stem", "batchnorm"]
@@ -111,18 +107,18 @@ def measure(
             report.miss(f"{piece}, {item.name}", one_line(error)[:200], **item.labels)
     found = alternate({name: run for name, (run, _) in runs.items()}, device, arguments.duration())
     for name, rounds in found.items():
-        each = [one / runs[name][1] for one in rounds.seconds]
+        each = [seconds / runs[name][1] for seconds in rounds.seconds]
         report.add(*_records(piece, items[name], each, limits))
 
 
 def _records(piece: str, item: Item, seconds: list[float], limits: Limits) -> list[Record]:
     labels: dict[str, Label] = {"piece": piece, **item.labels}
-    records = [record(item.name, [1e6 * one for one in seconds], "µs", **labels)]
+    records = [record(item.name, [1e6 * each for each in seconds], "µs", **labels)]
     if item.flop:
         # A CPU's limits leave formats out.
         ceiling = limits.matmuls.get("tf32" if item.dtype == "fp32" else item.dtype)
         if ceiling is not None:
-            shares = [100 * item.flop / one / ceiling.value for one in seconds]
+            shares = [100 * item.flop / each / ceiling.value for each in seconds]
             records.append(record(item.name, shares, "% of matrix product", **labels))
     return records
 
@@ -130,18 +126,18 @@ def _records(piece: str, item: Item, seconds: list[float], limits: Limits) -> li
 def table_of(piece: str, report: Report) -> Table:
     """Return a piece's results."""
     table = Table("where", "batch", "what", "µs", "20th..80th percentile", "% of matrix product", title=piece)
-    for one in report.select("µs", piece=piece):
-        place = str(one.labels["stage"]), str(one.labels["batch"])
-        share = beside(report, one, "% of matrix product")
-        table.add_row(*place, one.name, short(one.value), spread(one), share)
+    for entry in report.select("µs", piece=piece):
+        place = str(entry.labels["stage"]), str(entry.labels["batch"])
+        share = beside(report, entry, "% of matrix product")
+        table.add_row(*place, entry.name, short(entry.value), spread(entry), share)
     return table
 
 
 def panels(report: Report) -> list[Panel]:
     """Return the plot's panels: the convolutions' shares, a stage each."""
     found: dict[str, list[Record]] = {}
-    for one in report.select("% of matrix product", piece="convolutions"):
-        found.setdefault(f"{one.labels['stage']}, batch {one.labels['batch']}", []).append(one)
+    for entry in report.select("% of matrix product", piece="convolutions"):
+        found.setdefault(f"{entry.labels['stage']}, batch {entry.labels['batch']}", []).append(entry)
     return [Panel(title, bars) for title, bars in found.items()]
 
 

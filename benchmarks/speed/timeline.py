@@ -13,15 +13,12 @@ from rich.table import Table
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness.arguments import Timed
-from benchmarks.harness.plot import Panel, bar_plot, short
-from benchmarks.harness.program import start
+from benchmarks.harness.display import Panel, bar_plot, missing, short, show
+from benchmarks.harness.measuring import alternate
+from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report, counted, record
-from benchmarks.harness.table import missing, show
-from benchmarks.harness.timing import alternate
 from benchmarks.steps.cases import Case, cases
-from benchmarks.steps.fast import fast_step
-from benchmarks.steps.variants import Build, Ready, build_all
+from benchmarks.steps.variants import Build, Ready, build_all, fast_step
 from fastpeer.config import EngineConfig, Precision
 
 
@@ -54,11 +51,11 @@ def main(arguments: Arguments) -> None:
     for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes):
         ready = build_all(builds(arguments), case, device, report, arguments.budget)
         found = alternate(
-            {name: one.run for name, one in ready.items()}, device, arguments.duration(),
-            {name: one.around for name, one in ready.items()},
+            {name: step.run for name, step in ready.items()}, device, arguments.duration(),
+            {name: step.around for name, step in ready.items()},
         )  # fmt: skip
         for name, rounds in found.items():
-            report.add(record(name, [1e3 * one for one in rounds.seconds], "ms/step", **case.labels))
+            report.add(record(name, [1e3 * seconds for seconds in rounds.seconds], "ms/step", **case.labels))
             add_kernels(name, ready[name], arguments.steps, arguments.top, case, device, report)
             show(table_of(name, case, report))
         report.save()
@@ -107,7 +104,7 @@ def add_kernels(
         counted(name, sum(map(sum, times.values())) / steps, "ms/step in all", **case.labels),
         counted(name, sum(map(len, times.values())) / steps, "kernels/step", **case.labels),
     )
-    longest = sorted(times.items(), key=lambda one: -sum(one[1]))[:top]
+    longest = sorted(times.items(), key=lambda item: -sum(item[1]))[:top]
     for kernel, each in longest:
         labels = {**case.labels, "step": name, "launches": len(each) / steps}
         report.add(counted(kernel[:160], sum(each) / steps, "ms of a step", **labels))
@@ -115,18 +112,18 @@ def add_kernels(
 
 def table_of(name: str, case: Case, report: Report) -> Table:
     """Return a step's longest kernels below its sums."""
-    whole = next(one for one in report.select("ms/step", **case.labels) if one.name == name)
-    total = next(one for one in report.select("ms/step in all", **case.labels) if one.name == name)
-    number = next(one for one in report.select("kernels/step", **case.labels) if one.name == name)
+    whole = next(entry for entry in report.select("ms/step", **case.labels) if entry.name == name)
+    total = next(entry for entry in report.select("ms/step in all", **case.labels) if entry.name == name)
+    number = next(entry for entry in report.select("kernels/step", **case.labels) if entry.name == name)
     title = (
         f"{case.title}, {name}: {short(whole.value)} ms a step, its {short(number.value)} kernels"
         f" {short(total.value)} ms"
     )
     table = Table("kernel", "launches a step", "ms a step", "%", title=title)
-    for one in report.select("ms of a step", **case.labels, step=name):
-        share = 100 * one.value / total.value
+    for entry in report.select("ms of a step", **case.labels, step=name):
+        share = 100 * entry.value / total.value
         table.add_row(
-            one.name[:80], short(float(one.labels["launches"] or 0)), short(one.value), short(share)
+            entry.name[:80], short(float(entry.labels["launches"] or 0)), short(entry.value), short(share)
         )
     return table
 

@@ -1,17 +1,19 @@
-"""What is trained in a comparison: method, network, data shape, batch size, and images to feed it with."""
+"""What is trained in a comparison: method, networks, data shape, batch size, and images to feed them with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision, TrainConfig
 from fastpeer.config.recipes import recipe_of_method
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
 from fastpeer.methods import Method, method_names
+from fastpeer.models import build_model
+from fastpeer.step.split_batchnorm import batchnorms, momenta_restored
 
 SHAPES = {"cifar10": (32, 10), "cifar100": (32, 100), "tiny": (64, 200)}
 """Side of an image in pixels, and classes, by data set."""
@@ -37,9 +39,9 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.dataset not in SHAPES:
-            raise UserError(f"--datasets: there is no {self.dataset}; use {', '.join(SHAPES)}")
+            raise UserError(f"--datasets must be among {', '.join(SHAPES)}, got {self.dataset}")
         if self.method not in measured_methods():
-            raise UserError(f"there is no method {self.method}; use {', '.join(measured_methods())}")
+            raise UserError(f"the method must be among {', '.join(measured_methods())}, got {self.method}")
 
     @property
     def size(self) -> int:
@@ -129,3 +131,45 @@ def _random_batch(
     labels = torch.randint(0, case.classes, (case.batch,), generator=source)
     images = (pixels.float() / 255).to(device).contiguous(memory_format=memory_format)
     return Batch(images, labels.to(device))
+
+
+def trained_networks(
+    case: Case, device: torch.device, memory_format: torch.memory_format
+) -> dict[str, nn.Module]:
+    """Build the trained networks in float32, with weights that are a function of the seed."""
+    config = case.config("fp32")
+    networks = {}
+    for number, name in enumerate(sorted(config.table.trained, reverse=True)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + number)
+            network = build_model(getattr(config.model, name), case.classes, case.sides)
+        networks[name] = network.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
+    return networks
+
+
+TEACHER_SEEDS = {"teacher": 100, "natural_teacher": 101}
+"""Of the weights of each teacher."""
+
+
+def random_teachers(case: Case, device: torch.device) -> dict[str, nn.Module]:
+    """Build a method's frozen networks: in float32, NCHW and eval mode; their weights want no gradient."""
+    config = case.config("fp32")
+    images = random_batches(case, device, torch.contiguous_format, count=1)[0].images
+    teachers = {}
+    for role in config.table.frozen:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(TEACHER_SEEDS[role])
+            network = build_model(config.model.student, case.classes, case.sides).to(device)
+        _see(network, images)
+        teachers[role] = network.eval().requires_grad_(False)
+    return teachers
+
+
+@torch.no_grad()
+def _see(network: nn.Module, images: torch.Tensor) -> None:
+    """Make BatchNorm's statistics those of a batch, so that values keep their size through the layers."""
+    norms = batchnorms(network)
+    with momenta_restored(norms):
+        for norm in norms:
+            norm.momentum = 1.0
+        network.train()(images)

@@ -1,119 +1,133 @@
-"""The released PeerAiD step, run literally: what fastpeer's step is measured against.
+"""The literal step of every method: the transcription that the tests hold fastpeer's step against.
 
-Statement by statement as the released training loop runs it in eager mode, and with what it makes the
-host do: the start noise is drawn on the CPU and copied, the peer's softmax is taken in each attack step,
-the student runs on the adversarial images twice, four numbers of each step are read back, and each
-network has an SGD of its own. tests/literal/peeraid.py is its oracle for the mathematics.
+tests/literal has one of each released training step; it is measured as it stands there, not written down a
+second time. PeerAiD's does what the released loop makes the host do: the start noise is drawn on the CPU and
+copied, four numbers of each step are read back. The others' start noise is drawn on the device.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from benchmarks.steps.cases import Case
-from fastpeer.config import AttackConfig, Config, OptimConfig
+from benchmarks.steps.cases import Case, measured_epoch, measured_table, random_teachers, trained_networks
+from fastpeer.config import Config, OptimConfig
 from fastpeer.errors import UserError
 from fastpeer.methods.peeraid import Loss
-from fastpeer.models import build_model
+from fastpeer.methods.table import Attack
+from fastpeer.step.attacks import overruled
 
-Casting = Callable[[], AbstractContextManager[object]]
 
+def literal_step(
+    case: Case, device: torch.device, layout: torch.memory_format, autocast: torch.dtype | None
+) -> "LiteralStep":
+    """Build the networks of a case and return the literal step of its method.
 
-@dataclass(frozen=True)
-class LiteralResult:
-    """What the released loop reads back from each step.
-
-    Attributes:
-        peer_loss, student_loss: as differentiated.
-        peer_correct, student_correct: of the adversarial images.
+    Args:
+        case: what is trained.
+        device: where.
+        layout: of the weights.
+        autocast: the dtype of mixed precision, see `LiteralStep`.
     """
-
-    peer_loss: float
-    student_loss: float
-    peer_correct: int
-    student_correct: int
+    networks = trained_networks(case, device, layout)
+    for role, teacher in random_teachers(case, device).items():
+        networks[role] = teacher.to(memory_format=layout)  # type: ignore[call-overload]
+    return LiteralStep(case.config("fp32"), networks, autocast)
 
 
 class LiteralStep:
-    """Does the released training step on each batch.
+    """Does a method's literal training step on each batch.
 
     Args:
-        config: attack, loss and optimizer.
-        student, peer: on the device they are to compute on.
-        autocast: run forwards and losses, those of the attack too, under autocast to this dtype.
+        config: method, attack, loss and optimizer.
+        networks: trained ones and teachers, on the device they are to compute on.
+        autocast: run the networks under autocast to this dtype, in the attack too. PeerAiD's losses run under
+            it as well, with a gradient scaler for float16; those of the others are computed in float32.
     """
 
     def __init__(
-        self, config: Config, student: nn.Module, peer: nn.Module, autocast: torch.dtype | None = None
+        self, config: Config, networks: Mapping[str, nn.Module], autocast: torch.dtype | None = None
     ) -> None:
         self.config = config
-        self.loss = peeraid_loss(config)
-        self.student, self.peer = student, peer
-        self.device = next(student.parameters()).device
-        self.autocast = autocast
-        self.student_optimizer = released_sgd(student, config.optim)
-        self.peer_optimizer = released_sgd(peer, config.optim)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast == torch.float16)
-        self.criterion = nn.CrossEntropyLoss()
+        self.epoch = measured_epoch(config)
+        self.attacks = {
+            name: overruled(attack, config.attack) for name, attack in measured_table(config).attacks.items()
+        }
+        self.module = transcription(config.method)
+        self.settings = literal_settings(config, self.attacks, self.module)
+        self.optimizers = {name: released_sgd(networks[name], config.optim) for name in config.table.trained}
+        self.networks = dict(networks)
+        self.mixed_precision: dict[str, Any] = {}
+        if autocast is not None and config.method == "peeraid":
+            self.mixed_precision = mixed_precision(next(networks["student"].parameters()).device, autocast)
+        elif autocast is not None:
+            self.networks = {name: Cast(network, autocast) for name, network in networks.items()}
+        # What MTARD's weights follow.
+        self.state: dict[str, float] = {}
 
-    def __call__(self, images: Tensor, labels: Tensor, noise: Tensor | None = None) -> LiteralResult:
-        """Train on images (B, 3, H, W) and labels int64 (B,), both on the device.
+    def __call__(
+        self, images: Tensor, labels: Tensor, noise: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
+        """Train on images (B, 3, H, W) and labels int64 (B,), both on the device; return the losses read.
 
-        `noise`, (B, 3, H, W), takes the place of the attack's random start.
+        `noise`, (B, 3, H, W) for each attack, takes the place of the random starts.
         """
-        self.student_optimizer.zero_grad()
-        self.peer_optimizer.zero_grad()
-        adversarial = self.attack(images, noise).detach_()
-        self.student.train()
-        with self._casting():
-            peer_logits, peer_loss = self._peer_loss(adversarial, labels)
-            peer_read = peer_loss.item(), int(peer_logits.max(1)[1].eq(labels).sum().item())
-            student_loss, correct = self._student_loss(images, adversarial, peer_logits, labels)
-        self._descend(peer_loss + student_loss)
-        return LiteralResult(peer_read[0], student_loss.item(), peer_read[1], correct)
+        read: dict[str, float] = self.module.training_step(
+            self.networks, self.optimizers, images, labels, self.settings,
+            self._noise(images) if noise is None else noise, self.epoch, self.state, **self.mixed_precision,
+        )  # fmt: skip
+        return read
 
     def set_learning_rate(self, lr: float) -> None:
-        """Set it for both networks."""
-        for optimizer in (self.student_optimizer, self.peer_optimizer):
+        """Set it for all trained networks."""
+        for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-    def attack(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Make the adversarial images, (B, 3, H, W) like `images`."""
-        self.peer.eval()
-        with torch.no_grad(), self._casting():
-            peer_logits = self.peer(images)
-        self.peer.train()
-        return literal_attack(self.student, peer_logits, images, self.config.attack, self._casting, noise)
+    def _noise(self, images: Tensor) -> dict[str, Tensor]:
+        """Draw the starts, but for PeerAiD, which draws its own on the host while the device is busy."""
+        if self.config.method == "peeraid":
+            return {}
+        settings = self.config.attack
+        draws: dict[str, Callable[[], Tensor]] = {
+            "uniform": lambda: settings.epsilon * (2 * torch.rand_like(images) - 1),
+            "gaussian": lambda: settings.start_std * torch.randn_like(images),
+            "none": lambda: torch.zeros_like(images),
+        }
+        return {name: draws[attack.start]() for name, attack in self.attacks.items()}
 
-    def _peer_loss(self, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.loss
-        logits = self.peer(adversarial)
-        target = self.student(adversarial)
-        value = self.criterion(logits, labels) * loss.gamma1
-        return logits, value + divergence(logits, target, loss.peer_temperature) * loss.gamma2
 
-    def _student_loss(
-        self, images: Tensor, adversarial: Tensor, peer_logits: Tensor, labels: Tensor
-    ) -> tuple[Tensor, int]:
-        fixed = peer_logits.clone().detach_()
-        logits = self.student(adversarial)
-        correct = int(logits.max(1)[1].eq(labels).sum().item())
-        natural = self.student(images)
-        return literal_student_loss(logits, fixed, natural, labels, self.loss), correct
+def mixed_precision(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what PeerAiD's literal step takes for autocast to a dtype; only float16 is scaled."""
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    return {"casting": partial(torch.autocast, device.type, dtype), "scaler": scaler}
 
-    def _descend(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.step(self.peer_optimizer)
-        self.scaler.step(self.student_optimizer)
-        self.scaler.update()
 
-    def _casting(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+class Cast(nn.Module):
+    """A network under autocast, with logits in float32."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, C)."""
+        with torch.autocast(images.device.type, self.dtype):
+            logits: Tensor = self.network(images)
+        return logits.float()
+
+
+def released_sgd(network: nn.Module, optim: OptimConfig) -> torch.optim.SGD:
+    """Return the SGD of the released code, which has one for each network."""
+    return torch.optim.SGD(
+        network.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+    )
 
 
 def peeraid_loss(config: Config) -> Loss:
@@ -123,68 +137,49 @@ def peeraid_loss(config: Config) -> Loss:
         UserError: they are another method's.
     """
     if not isinstance(config.loss, Loss):
-        raise UserError(f"the released step is PeerAiD's, not that of {config.method}")
+        raise UserError(f"the released step is PeerAiD's: the method must be peeraid, got {config.method}")
     return config.loss
 
 
-def literal_attack(
-    student: nn.Module,
-    peer_logits: Tensor,
-    images: Tensor,
-    attack: AttackConfig,
-    casting: Casting = nullcontext,
-    noise: Tensor | None = None,
-) -> Tensor:
-    """Run the released attack and return its last iterate, (B, 3, H, W)."""
-    criterion = nn.KLDivLoss(reduction="none")
-    student.eval()
-    if noise is None:
-        noise = attack.start_std * torch.randn(images.shape).to(images.device)
-    adversarial = images.detach() + noise.to(images.dtype)
-    for _ in range(attack.steps):
-        adversarial.requires_grad_()
-        with torch.enable_grad(), casting():
-            log_probabilities = F.log_softmax(student(adversarial), dim=1)
-            loss = torch.sum(criterion(log_probabilities, F.softmax(peer_logits, dim=1)))
-        gradient = torch.autograd.grad(loss, [adversarial])[0]
-        adversarial = adversarial.detach() + attack.step_size * torch.sign(gradient.detach())
-        adversarial = torch.min(torch.max(adversarial, images - attack.epsilon), images + attack.epsilon)
-        adversarial = torch.clamp(adversarial, 0, 1).detach()
-    return adversarial
+def transcription(method: str) -> ModuleType:
+    """Import a method's literal step from the tests, which lie beside the benchmarks."""
+    return importlib.import_module(f"tests.literal.{method.replace('-', '_')}")
 
 
-def literal_student_loss(logits: Tensor, peer: Tensor, natural: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-    """Evaluate the student's loss as released, a scalar, from three logits (B, C)."""
-    return (
-        F.cross_entropy(logits, labels) * loss.lambda1
-        + divergence(logits, peer, loss.temperature) * loss.lambda2
-        + divergence(logits, natural, loss.temperature) * loss.lambda3
-    )
+RENAMED = {
+    "labels": "ce_weight",
+    "natural": "natural_teacher_weight",
+    "robust": "teacher_weight",
+    "rate": "eta",
+    "target_grad": "clean_target_grad",
+}
+"""What the transcriptions call a setting of a loss, where that is something else."""
 
 
-def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """τ² · KL(softmax(target/τ) ‖ softmax(logits/τ)), averaged over the classes too; the target learns."""
-    kl = nn.KLDivLoss()(F.log_softmax(logits / temperature, dim=1), F.softmax(target / temperature, dim=1))
-    scaled: Tensor = kl * (temperature * temperature)
-    return scaled
+def literal_settings(config: Config, attacks: Mapping[str, Attack], module: ModuleType) -> Any:
+    """Return a run's settings as a transcription takes them."""
+    values = {**asdict(config.attack), **_of_attacks(attacks), **_of_loss(asdict(config.loss))}
+    known = [entry.name for entry in fields(module.Settings)]
+    return module.Settings(**{name: value for name, value in values.items() if name in known})
 
 
-def released_sgd(network: nn.Module, optim: OptimConfig) -> torch.optim.SGD:
-    """Return the SGD of the released code."""
-    return torch.optim.SGD(
-        network.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-    )
+def _of_attacks(attacks: Mapping[str, Attack]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, attack in attacks.items():
+        whose = name.removesuffix("adversarial")
+        values[f"{whose}attack_batch_norm"] = attack.batchnorm
+        values[f"{whose}clamp_start"] = attack.clamped
+    return values
 
 
-def literal_networks(
-    case: Case, device: torch.device, memory_format: torch.memory_format
-) -> dict[str, nn.Module]:
-    """Build the trained networks in float32, with weights that are a function of the seed."""
-    config = case.config("fp32")
-    networks = {}
-    for number, name in enumerate(sorted(config.table.trained, reverse=True)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed + number)
-            network = build_model(getattr(config.model, name), case.classes, case.sides)
-        networks[name] = network.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
-    return networks
+def _of_loss(loss: dict[str, Any]) -> dict[str, Any]:
+    """Return a loss's settings by the transcriptions' names; some write both α and 1 − α down."""
+    alpha = loss.get("alpha", 0.0)
+    return {
+        "adv_weight": alpha,
+        "clean_weight": 1 - alpha,
+        "mutual_weight": alpha,
+        "own_weight": 1 - alpha,
+        "variant": "kdiga_ard" if loss.get("adversarial") else "kdiga",
+        **{RENAMED.get(name, name): value for name, value in loss.items()},
+    }

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness.timing import Run
+from benchmarks.harness.measuring import Run
 from benchmarks.steps.cases import Case
 from benchmarks.steps.literal import peeraid_loss, released_sgd
 from fastpeer.config import Config

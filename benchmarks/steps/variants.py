@@ -1,24 +1,37 @@
-"""The training steps that are compared, each ready to be run so many times."""
+"""The training steps that are compared, each ready to be run so many times; fastpeer's own among them."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from itertools import cycle
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from itertools import count, cycle
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from benchmarks.harness.flags import Flags, released_flags
-from benchmarks.harness.memory import Memory, MemoryMeter
-from benchmarks.harness.plot import Panel
+from benchmarks.harness.display import Panel
+from benchmarks.harness.engine_log import EngineLog
+from benchmarks.harness.measuring import (
+    Duration,
+    Flags,
+    Memory,
+    MemoryMeter,
+    Rounds,
+    Run,
+    alternate,
+    paired_ratios,
+    released_flags,
+)
 from benchmarks.harness.record import Record, Report, counted, record
-from benchmarks.harness.timing import Duration, Rounds, Run, alternate, paired_ratios
-from benchmarks.steps.cases import Case, random_batches
-from benchmarks.steps.literal_methods import literal_step
+from benchmarks.steps.cases import Case, measured_table, random_batches, random_teachers
+from benchmarks.steps.literal import literal_step
 from benchmarks.steps.released import ReleasedCode
-from fastpeer.config import Precision
+from fastpeer.config import Config, EngineConfig, Precision, Switch
 from fastpeer.errors import UserError, one_line
+from fastpeer.step.precision import number_format, ready
+from fastpeer.step.step import TrainingStep
+from fastpeer.training.networks import build_networks
 
 GIBIBYTE = 1 << 30
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -150,7 +163,7 @@ def compare(
         report.records = [*before, *_compared(list(builds), case, found, ready)]
         report.save()
 
-    runs, around = ({name: get(one) for name, one in ready.items()} for get in (_run_of, _around))
+    runs, around = ({name: get(step) for name, step in ready.items()} for get in (_run_of, _around))
     rounds = alternate(runs, device, left, around, keep)
     if after is not None:
         after(ready)
@@ -191,7 +204,73 @@ def _records(name: str, case: Case, found: Rounds, memory: Memory | None) -> lis
 def case_panels(report: Report) -> list[Panel]:
     """Return a plot's panels: the images/s of each case."""
     found: dict[str, list[Record]] = {}
-    for one in report.select("images/s"):
-        title = f"{one.labels['model']}, {one.labels['dataset']}, batch {one.labels['batch']}"
-        found.setdefault(title, []).append(one)
+    for entry in report.select("images/s"):
+        title = f"{entry.labels['model']}, {entry.labels['dataset']}, batch {entry.labels['batch']}"
+        found.setdefault(title, []).append(entry)
     return [Panel(title, bars) for title, bars in found.items()]
+
+
+LONGEST_COMPILE = 150.0
+"""Seconds that a function may take to compile here: lest one eats up what all are to be measured in."""
+
+
+def fast_step(precision: Precision, engine: EngineConfig, needs: str = "") -> Build:
+    """Return fastpeer's step with the given parts.
+
+    Args:
+        precision: of the whole run.
+        engine: which parts are on.
+        needs: a part without which the step is not what it is called, and is not measured.
+    """
+
+    def build(case: Case, device: torch.device) -> Built:
+        # As `set_up` has it in a run.
+        Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=False).set()
+        number_format(precision).allow_tf32()
+        config = case.config(precision, engine)
+        networks = ready_networks(case, config, device)
+        with EngineLog() as log:
+            step = TrainingStep(config, measured_table(config), networks, case.size)
+        if step.compiler is not None:
+            step.compiler.longest = LONGEST_COMPILE
+        batches, numbers = cycle(random_batches(case, device, torch.channels_last)), count()
+
+        def run(steps: int) -> None:
+            with log:
+                for _ in range(steps):
+                    step(next(batches), next(numbers))
+
+        return Built(
+            run,
+            notes=lambda: notes(step, log.lines),
+            obstacle=lambda: obstacle(needs, step, log.lines),
+        )
+
+    return build
+
+
+def notes(step: TrainingStep, log: list[str]) -> dict[str, Any]:
+    """Return what is to be known of a step that has run."""
+    seconds = {} if step.compiler is None else step.compiler.seconds
+    return {"plan": step.options.describe(), "said": log, "seconds of compiling": seconds}
+
+
+def ready_networks(case: Case, config: Config, device: torch.device) -> dict[str, nn.Module]:
+    """Build the networks that are trained, and the teachers in the same format."""
+    networks = build_networks(config, config.table, case.classes, device, size=case.sides)
+    teachers = random_teachers(case, device).items()
+    return networks | {role: ready(teacher, config, device) for role, teacher in teachers}
+
+
+def every_part(switch: Literal["on", "off"], *but: str) -> EngineConfig:
+    """Return all parts switched alike, but for some that are switched the other way."""
+    other: Switch = "off" if switch == "on" else "on"
+    return EngineConfig(**{part.name: other if part.name in but else switch for part in fields(EngineConfig)})
+
+
+def obstacle(part: str, step: TrainingStep, log: list[str]) -> str:
+    """Return why a part is not in use, by the step's options and the log of its run; or nothing."""
+    if part and not getattr(step.options, part):
+        return step.options.reasons.get(part, "not used")
+    # A part that fails when it is first used falls back, and logs that.
+    return next((line for line in log if part and line.startswith(f"engine.{part}:")), "")

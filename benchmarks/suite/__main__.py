@@ -29,15 +29,13 @@ from typing import Literal
 import tyro
 from rich.table import Table
 
-from benchmarks.harness.facts import device_name, facts
+from benchmarks.harness.display import show
 from benchmarks.harness.program import start
-from benchmarks.harness.record import read_json, write_json
-from benchmarks.harness.table import show
+from benchmarks.harness.record import device_name, facts, read_json, write_json
 from benchmarks.speed.auto_table import gains_of
 from benchmarks.suite.findings import Findings, merged, unpack_plots
 from benchmarks.suite.runner import Course, Runner
-from benchmarks.suite.sections import HERE, Section
-from benchmarks.suite.stages import SECONDS, STAGES
+from benchmarks.suite.stages import HERE, SECONDS, STAGES, Section
 from fastpeer.device import choose_device
 from fastpeer.errors import UserError
 from fastpeer.step.measured import TABLE
@@ -225,8 +223,10 @@ def next_commands(findings: Findings, arguments: Arguments) -> list[str]:
 
 def write_gains(findings: Findings) -> None:
     """Write the table that auto would go by, if an ablation was measured here."""
-    reports = [one.get("report") for one in findings.sections.values() if not one["settings"]["short"]]
-    gains = [gain for one in reports if one and one["script"] == "ablation" for gain in gains_of(one)]
+    reports = [entry.get("report") for entry in findings.sections.values() if not entry["settings"]["short"]]
+    gains = [
+        gain for report in reports if report and report["script"] == "ablation" for gain in gains_of(report)
+    ]
     if gains:
         write_json(findings.folder / TABLE, [asdict(gain) for gain in gains])
 

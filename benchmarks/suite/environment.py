@@ -53,7 +53,7 @@ def main() -> None:
             report["missing"].append({"name": name, "reason": str(answer)})
         if arguments.json:
             write(arguments.json, report)
-    failed = [one["name"] for one in report["missing"]]
+    failed = [entry["name"] for entry in report["missing"]]
     print(f"{len(report['records']) - len(failed)} as they should be; failed: {', '.join(failed) or 'none'}")
     lost = [name for name in VITAL if name in failed]
     sys.exit(f"nothing else makes sense without: {', '.join(lost)}" if lost else 0)
@@ -186,7 +186,9 @@ def triton_kernel() -> str:
 
     images = torch.rand(16, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
     gradient = torch.randn_like(images).bfloat16()
-    ours, theirs = (one.pgd_update(images, gradient, images, 2 / 255, 8 / 255)[0] for one in (fused, plain))
+    ours, theirs = (
+        module.pgd_update(images, gradient, images, 2 / 255, 8 / 255)[0] for module in (fused, plain)
+    )
     if not torch.equal(ours, theirs):
         raise AssertionError(f"they differ by {(ours - theirs).abs().max().item():.1e}")
     return "equal"

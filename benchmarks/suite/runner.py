@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.display import show
 from benchmarks.harness.process import Ended, end, started
-from benchmarks.harness.table import show
-from benchmarks.suite.sections import HERE, Section
+from benchmarks.suite.stages import HERE, Section
 
 ALIVE = "import torch; assert torch.ones(8, device='cuda').sum().item() == 8"
 """Fails where the GPU does not compute any more, as after an illegal access."""

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.harness.plot import Panel, bar_plot, short
+from benchmarks.harness.display import Panel, bar_plot, beside, missing, short
 from benchmarks.harness.record import Report, counted, record
-from benchmarks.harness.table import beside, missing
 
 CPU = torch.device("cpu")
 

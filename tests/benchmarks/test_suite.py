@@ -19,7 +19,7 @@ from benchmarks.suite import stages
 from benchmarks.suite.__main__ import Arguments
 from benchmarks.suite.findings import LARGEST, Findings, merged, pack
 from benchmarks.suite.runner import Course, Runner
-from benchmarks.suite.sections import HERE, Section
+from benchmarks.suite.stages import HERE, Section
 from fastpeer.errors import UserError
 
 ALL = [(stage, section) for stage, sections in stages.STAGES.items() for section in sections]
@@ -133,7 +133,7 @@ def test_a_stage_that_is_stopped_keeps_what_it_had_and_ends_its_processes(tmp_pa
     section("slow", slow, tmp_path)
     code = (
         f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n"
-        "from benchmarks.suite import __main__ as gpu_suite\nfrom benchmarks.suite.sections import Section\n"
+        "from benchmarks.suite import __main__ as gpu_suite\nfrom benchmarks.suite.stages import Section\n"
         f"one = Section('slow', ({str(tmp_path / 'slow.py')!r}, '{{json}}'), ('{{json}}',), 50.0)\n"
         "gpu_suite.STAGES = {'first': [one]}\n"
         f"gpu_suite.main(gpu_suite.Arguments(stage='first', out=gpu_suite.Path({str(tmp_path / 'out')!r}),"

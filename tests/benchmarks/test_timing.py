@@ -6,10 +6,18 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from benchmarks.harness.flags import Flags, released_flags
-from benchmarks.harness.memory import MemoryMeter
-from benchmarks.harness.replay import in_turn, sets_beyond_cache
-from benchmarks.harness.timing import LEAST_ROUNDS, Duration, Rounds, alternate, paired_ratios
+from benchmarks.harness.measuring import (
+    LEAST_ROUNDS,
+    Duration,
+    Flags,
+    MemoryMeter,
+    Rounds,
+    alternate,
+    in_turn,
+    paired_ratios,
+    released_flags,
+    sets_beyond_cache,
+)
 
 CPU = torch.device("cpu")
 

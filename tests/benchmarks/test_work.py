@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.speed.work import attack_bytes, build_on_meta, count, step_work
+from benchmarks.speed.roofline import attack_bytes, build_on_meta, count, step_work
 from benchmarks.steps.cases import Case
 
 # Multiply-adds as the papers and other tools count them, two operations each.

@@ -1,31 +1,27 @@
-"""A literal, slow transcription of PeerAiD (CVPR 2024), released code.
+"""A literal, slow transcription of PeerAiD (Jung et al., CVPR 2024), released code.
 
-One training step, the lr rule and the weight averaging, written down statement by
-statement in the order in which the released code executes them.  Nothing is fused,
-cached or shared, so this file can serve as an oracle for an optimised step.  It contains
-no tests and imports nothing but PyTorch and the standard library.
-
-Notation: S is the student, P the peer, x the clean batch in [0, 1], x' the adversarial
-batch made against the student, z the logits, tau a temperature.
+It is the oracle of the tests and the step that the benchmarks measure, and so does on the host, too, what
+the released loop does there.  What is around the step is in ``peeraid_training``.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+from tests.literal.shared import AttackSettings, BatchNormMode, kl_div, pgd
+
+Casting = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass
-class LiteralSettings:
-    """Settings of PeerAiD (CVPR 2024), released code.
+class Settings(AttackSettings):
+    """PeerAiD, released code, CIFAR-10 (ResNet-18 and WRN-34-10); unclamped start, eval-mode attack.
 
     The loss weights multiply these terms:
 
@@ -36,111 +32,47 @@ class LiteralSettings:
     * ``gamma2``: peer_temperature^2 * KL(student on x' || peer on x')
     """
 
-    epsilon: float
-    """Radius of the L-infinity ball."""
-    step_size: float
-    """Size of one signed-gradient step of the attack."""
-    steps: int
-    """Number of attack steps."""
-    start_std: float
+    attack_batch_norm: BatchNormMode = "eval"
+    clamp_start: bool = False
+    start_std: float = 0.001
     """Standard deviation of the Gaussian start noise of the attack."""
-    temperature: float
+    temperature: float = 5.0
     """tau, used in both KL terms of the student."""
-    peer_temperature: float
+    peer_temperature: float = 1.0
     """tau_p, used in the KL term of the peer."""
-    lambda1: float
-    lambda2: float
-    lambda3: float
-    gamma1: float
-    gamma2: float
-    lr: float
+    lambda1: float = 0.0
+    lambda2: float = 1.0
+    lambda3: float = 1.0
+    gamma1: float = 1.0
+    gamma2: float = 0.1
+    lr: float = 0.1
     """Initial learning rate of both networks."""
-    momentum: float
-    weight_decay: float
-    milestones: tuple[int, ...]
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    milestones: tuple[int, ...] = (214, 259, 284)
     """0-based epochs from which on the lr of both networks is divided by 10 once more."""
     reduction: Literal["mean", "batchmean"] = "mean"
-    """Of the three KL terms of the outer step.
-
-    "mean" is the released code (the default of ``nn.KLDivLoss``): it divides by B*C and
-    so gives the true KL over the number of classes.  "batchmean" divides by B and is the
-    KL of the paper.
-    """
+    """Of the three KL terms of the outer step: "mean" is the released code (the default of
+    ``nn.KLDivLoss``) and divides by B*C, "batchmean" is the KL of the paper."""
     peer_target_grad: bool = True
-    """Gradient flows into the student logits that are the target of the peer's KL.
-
-    True is the released code, which does not detach them.
-    """
+    """Gradient flows into the student's logits that are the target of the peer's KL; True is the released
+    code, which does not detach them."""
     clean_target_grad: bool = True
-    """Gradient flows into the clean-student logits that are a target of the student's KL.
-
-    True is the released code, which does not detach them.
-    """
+    """Gradient flows into the student's clean logits, a target of its own KL; True is the released code."""
 
     @classmethod
-    def cifar10(cls) -> LiteralSettings:
-        """PeerAiD (CVPR 2024), released code, CIFAR-10 (ResNet-18 and WRN-34-10)."""
-        return cls(
-            epsilon=8 / 255,
-            step_size=2 / 255,
-            steps=10,
-            start_std=0.001,
-            temperature=5.0,
-            peer_temperature=1.0,
-            lambda1=0.0,
-            lambda2=1.0,
-            lambda3=1.0,
-            gamma1=1.0,
-            gamma2=0.1,
-            lr=0.1,
-            momentum=0.9,
-            weight_decay=2e-4,
-            milestones=(214, 259, 284),
-        )
+    def cifar100(cls) -> Settings:
+        """PeerAiD, released code, CIFAR-100 (ResNet-18 and WRN-34-10)."""
+        return cls(gamma2=1.0)
 
     @classmethod
-    def cifar100(cls) -> LiteralSettings:
-        """PeerAiD (CVPR 2024), released code, CIFAR-100 (ResNet-18 and WRN-34-10)."""
-        return cls(
-            epsilon=8 / 255,
-            step_size=2 / 255,
-            steps=10,
-            start_std=0.001,
-            temperature=5.0,
-            peer_temperature=1.0,
-            lambda1=0.0,
-            lambda2=1.0,
-            lambda3=1.0,
-            gamma1=1.0,
-            gamma2=1.0,
-            lr=0.1,
-            momentum=0.9,
-            weight_decay=2e-4,
-            milestones=(214, 259, 284),
-        )
-
-    @classmethod
-    def tiny(cls) -> LiteralSettings:
-        """PeerAiD (CVPR 2024), released code, Tiny-ImageNet, ResNet-18.
+    def tiny(cls) -> Settings:
+        """PeerAiD, released code, Tiny-ImageNet, ResNet-18.
 
         WRN-34-10 differs only in the milestones, which are then (49, 79).
         """
         return cls(
-            epsilon=8 / 255,
-            step_size=2 / 255,
-            steps=10,
-            start_std=0.001,
-            temperature=1.0,
-            peer_temperature=1.0,
-            lambda1=0.035,
-            lambda2=35.0,
-            lambda3=20.0,
-            gamma1=1.0,
-            gamma2=100.0,
-            lr=0.1,
-            momentum=0.9,
-            weight_decay=2e-4,
-            milestones=(99, 149),
+            temperature=1.0, lambda1=0.035, lambda2=35.0, lambda3=20.0, gamma2=100.0, milestones=(99, 149)
         )
 
 
@@ -148,267 +80,127 @@ def attack(
     student: nn.Module,
     peer: nn.Module,
     x: Tensor,
-    s: LiteralSettings,
-    noise: Tensor | None = None,
+    noise: Tensor | None,
+    s: Settings,
+    casting: Casting = nullcontext,
 ) -> Tensor:
-    """PeerAiD (CVPR 2024), released code, inner maximisation.
+    """PeerAiD (CVPR 2024), released code: maximise KL(p_P(x) || p_S(x')), summed.  No labels.
 
-    * Target: the peer's logits on the clean batch, peer in eval mode, no grad, computed
-      once; softmax at temperature 1.  The peer returns to train mode before the attack.
-    * Loss: KL(p_P(x) || p_S(x')), element-wise, then summed.  No labels.
-    * Student in eval mode; the start is not clamped; every step is sign step, projection
-      to the epsilon box, clamp to [0, 1]; the last iterate is used, detached.  The student
-      is set back to train mode.
-
-    ``noise``, if given, is added to x as it is (it is already scaled); otherwise the start
-    is x + start_std * N(0, 1) from the global generator.
+    * The peer on clean x, eval mode, no grad, once for each batch; it returns to train mode before the
+      attack.  Its softmax (at temperature 1) is computed anew in each step of the attack.
+    * ``noise`` is added to x as it is; None: start_std * N(0, 1), drawn on the host and copied.
     """
-    # The target.
     peer.eval()
-    with torch.no_grad():
-        target = torch.softmax(peer(x), dim=1)
+    with torch.no_grad(), casting():
+        z_peer = peer(x)
     peer.train()
 
-    # The start, not clamped.
-    student.eval()
     if noise is None:
-        noise = s.start_std * torch.randn_like(x)
-    x_adv = x.detach() + noise.detach()
+        noise = s.start_std * torch.randn(x.shape).to(x.device)
 
     elementwise_kl = nn.KLDivLoss(reduction="none")
-    for _ in range(s.steps):
-        x_adv.requires_grad_(True)
-        with torch.enable_grad():
+
+    def loss_at(x_adv: Tensor) -> Tensor:
+        with casting():
             log_probabilities = torch.log_softmax(student(x_adv), dim=1)
-            loss = elementwise_kl(log_probabilities, target).sum()
-        (gradient,) = torch.autograd.grad(loss, [x_adv])
+            return elementwise_kl(log_probabilities, torch.softmax(z_peer, dim=1)).sum()
 
-        x_adv = x_adv.detach() + s.step_size * torch.sign(gradient)
-        x_adv = torch.min(torch.max(x_adv, x - s.epsilon), x + s.epsilon)
-        x_adv = torch.clamp(x_adv, 0.0, 1.0)
-
-    student.train()
-    return x_adv.detach()
-
-
-def outer_kl(input_logits: Tensor, target_logits: Tensor, temperature: float, reduction: str) -> Tensor:
-    """PeerAiD (CVPR 2024), released code, the KL of the outer step.
-
-    KL(softmax(target / tau) || softmax(input / tau)) by ``nn.KLDivLoss``: the input in log
-    space, the target as plain probabilities.  The tau^2 is not included.  Detaching the
-    target is the business of the caller.
-    """
-    log_probabilities = torch.log_softmax(input_logits / temperature, dim=1)
-    probabilities = torch.softmax(target_logits / temperature, dim=1)
-    with warnings.catch_warnings():
-        # PyTorch warns that "mean" is not the mathematical KL.  It is what was released.
-        warnings.simplefilter("ignore", UserWarning)
-        return nn.KLDivLoss(reduction=reduction, log_target=False)(log_probabilities, probabilities)
+    return pgd(student, x, noise.to(x.dtype), loss_at, s, s.attack_batch_norm, s.clamp_start)
 
 
 def training_step(
-    student: nn.Module,
-    peer: nn.Module,
-    student_optimizer: torch.optim.Optimizer,
-    peer_optimizer: torch.optim.Optimizer,
+    networks: dict[str, nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
     x: Tensor,
     y: Tensor,
-    s: LiteralSettings,
-    noise: Tensor | None = None,
+    s: Settings,
+    noise: dict[str, Tensor],
+    epoch: int = 0,
+    state: dict[str, float] | None = None,
+    casting: Casting = nullcontext,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, float]:
     """PeerAiD (CVPR 2024), released code, one training step (attack and outer step).
 
-    The outer step in its order:
-
-    1. Peer forward on x', train mode.
-    2. Student forward on x', train mode; used only as the target of the peer's KL.
-    3. L_peer = gamma1 * CE + gamma2 * tau_p^2 * KL; the student target is not detached.
-    4. The peer's logits are copied and detached.
-    5. Student forward on x' again, train mode.
-    6. Student forward on clean x, train mode.
-    7. L_student = lambda1 * CE + lambda2 * tau^2 * KL (target: the peer's detached logits)
+    1. Attack: maximise KL(p_P(x) || p_S(x')), student in eval mode; back to train mode.
+    2. Peer forward on x', train mode.
+    3. Student forward on x', train mode; used only as the target of the peer's KL.
+    4. L_peer = gamma1 * CE + gamma2 * tau_p^2 * KL; the student target is not detached.
+    5. The peer's logits are copied and detached.
+    6. Student forward on x' again, train mode.
+    7. Student forward on clean x, train mode.
+    8. L_student = lambda1 * CE + lambda2 * tau^2 * KL (target: the peer's detached logits)
        + lambda3 * tau^2 * KL (target: the clean student, not detached).
-    8. One backward of L_peer + L_student; peer optimizer step, then student optimizer step.
+    9. One backward of L_peer + L_student; peer optimizer step, then student optimizer step.
 
-    Each of the three student forwards and the one peer forward updates the running
-    statistics of its batch norms, in this order.
+    Each of the three student forwards and the one peer forward updates the running statistics of its batch
+    norms, in this order.  Four numbers are read back from the device, each where the released loop does so.
 
-    Returned: "loss", "peer_loss" and "student_loss" as they are differentiated, and the
-    single terms "peer_ce", "peer_kl", "student_ce", "student_peer_kl", "student_clean_kl"
-    without their weights and without tau^2.
+    Mixed precision, which the released code does not have: forwards and losses, those of the attack too,
+    run under ``casting()``, and ``scaler`` scales the loss.
+
+    Without noise for "adversarial" it is drawn on the host.
+
+    Returned: "peer_loss" and "student_loss" as they are differentiated and "loss", their sum;
+    "peer_correct" and "student_correct", how many of x' each network classifies as y.
     """
+    student = networks["student"]
+    peer = networks["peer"]
     cross_entropy = nn.CrossEntropyLoss()
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
     tau = s.temperature
     tau_p = s.peer_temperature
 
-    x_adv = attack(student, peer, x, s, noise)
-    student.train()
-    peer.train()
+    # 1. The attack.
+    optimizers["student"].zero_grad()
+    optimizers["peer"].zero_grad()
+    x_adv = attack(student, peer, x, noise.get("adversarial"), s, casting)
 
-    # 1. Peer forward on x'.
-    z_peer = peer(x_adv)
+    with casting():
+        # 2. Peer forward on x'.
+        z_peer = peer(x_adv)
 
-    # 2. Student forward on x', the target of the peer's KL.
-    z_student_1 = student(x_adv)
+        # 3. Student forward on x', the target of the peer's KL.
+        z_target = student(x_adv)
+        if not s.peer_target_grad:
+            z_target = z_target.detach()
 
-    # 3. The loss of the peer.
-    peer_target = z_student_1 if s.peer_target_grad else z_student_1.detach()
-    peer_ce = cross_entropy(z_peer, y)
-    peer_kl = outer_kl(z_peer, peer_target, tau_p, s.reduction)
-    peer_loss = s.gamma1 * peer_ce + s.gamma2 * tau_p**2 * peer_kl
+        # 4. The loss of the peer.
+        peer_kl = kl_div(z_peer, z_target, s.reduction, tau_p)
+        peer_loss = s.gamma1 * cross_entropy(z_peer, y) + s.gamma2 * (tau_p**2 * peer_kl)
+        peer_loss_read = peer_loss.item()
+        peer_correct = z_peer.max(1)[1].eq(y).sum().item()
 
-    # 4. The peer's logits as a constant.
-    z_peer_fixed = z_peer.clone().detach()
+        # 5. The peer's logits as a constant.
+        z_peer_fixed = z_peer.clone().detach()
 
-    # 5. Student forward on x' again.
-    z_student_2 = student(x_adv)
+        # 6. Student forward on x' again.
+        z_student = student(x_adv)
+        student_correct = z_student.max(1)[1].eq(y).sum().item()
 
-    # 6. Student forward on clean x.
-    z_student_clean = student(x)
+        # 7. Student forward on clean x.
+        z_clean = student(x)
+        if not s.clean_target_grad:
+            z_clean = z_clean.detach()
 
-    # 7. The loss of the student.
-    clean_target = z_student_clean if s.clean_target_grad else z_student_clean.detach()
-    student_ce = cross_entropy(z_student_2, y)
-    student_peer_kl = outer_kl(z_student_2, z_peer_fixed, tau, s.reduction)
-    student_clean_kl = outer_kl(z_student_2, clean_target, tau, s.reduction)
-    student_loss = (
-        s.lambda1 * student_ce + s.lambda2 * tau**2 * student_peer_kl + s.lambda3 * tau**2 * student_clean_kl
-    )
+        # 8. The loss of the student.
+        student_loss = (
+            s.lambda1 * cross_entropy(z_student, y)
+            + s.lambda2 * (tau**2 * kl_div(z_student, z_peer_fixed, s.reduction, tau))
+            + s.lambda3 * (tau**2 * kl_div(z_student, z_clean, s.reduction, tau))
+        )
 
-    # 8. One backward, then the peer's step, then the student's.
-    loss = peer_loss + student_loss
-    peer_optimizer.zero_grad()
-    student_optimizer.zero_grad()
-    loss.backward()
-    peer_optimizer.step()
-    student_optimizer.step()
+    # 9. One backward, then the peer's step, then the student's.
+    scaler.scale(peer_loss + student_loss).backward()
+    scaler.step(optimizers["peer"])
+    scaler.step(optimizers["student"])
+    scaler.update()
 
+    student_loss_read = student_loss.item()
     return {
-        "loss": loss.item(),
-        "peer_loss": peer_loss.item(),
-        "student_loss": student_loss.item(),
-        "peer_ce": peer_ce.item(),
-        "peer_kl": peer_kl.item(),
-        "student_ce": student_ce.item(),
-        "student_peer_kl": student_peer_kl.item(),
-        "student_clean_kl": student_clean_kl.item(),
+        "loss": peer_loss_read + student_loss_read,
+        "peer_loss": peer_loss_read,
+        "student_loss": student_loss_read,
+        "peer_correct": peer_correct,
+        "student_correct": student_correct,
     }
-
-
-def learning_rate(epoch: int, s: LiteralSettings) -> float:
-    """PeerAiD (CVPR 2024), released code, the lr of both networks in a 0-based epoch.
-
-    The test is "epoch >= milestone" and each milestone passed divides by 10: with the
-    milestone 214 the 215th epoch already runs at the lower lr.
-    """
-    lr = s.lr
-    for milestone in s.milestones:
-        if epoch >= milestone:
-            lr = lr / 10
-    return lr
-
-
-def train(
-    student: nn.Module,
-    peer: nn.Module,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    s: LiteralSettings,
-    epoch_of_step: Callable[[int], int] | Sequence[int] | None = None,
-) -> list[dict[str, float]]:
-    """PeerAiD (CVPR 2024), released code, training over a given list of (x, y) batches.
-
-    One plain ``torch.optim.SGD`` for each network, with momentum and with weight decay on
-    all parameters; the lr of both is set by ``learning_rate`` before each step.
-
-    ``epoch_of_step`` gives the 0-based epoch of each step, as a function of the 0-based
-    step or as a sequence; None puts all steps in epoch 0.  The start noise of the attack
-    comes from the global generator, one draw for each step.
-    """
-    student_optimizer = torch.optim.SGD(
-        student.parameters(), lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
-    )
-    peer_optimizer = torch.optim.SGD(
-        peer.parameters(), lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
-    )
-
-    losses = []
-    for step, (x, y) in enumerate(batches):
-        if epoch_of_step is None:
-            epoch = 0
-        elif callable(epoch_of_step):
-            epoch = epoch_of_step(step)
-        else:
-            epoch = epoch_of_step[step]
-
-        lr = learning_rate(epoch, s)
-        for optimizer in (student_optimizer, peer_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
-        losses.append(training_step(student, peer, student_optimizer, peer_optimizer, x, y, s))
-    return losses
-
-
-class LiteralSWA:
-    """PeerAiD (CVPR 2024), released code, stochastic weight averaging of the student.
-
-    Only the student is averaged, from the epoch of the first milestone on (which is for
-    the caller to see to), and the average never influences the training.
-
-    ``model`` is the averaged network, None before the first ``collect``; ``count`` is the
-    number of students in it.
-    """
-
-    def __init__(self) -> None:
-        self.model: nn.Module | None = None
-        self.count = 0
-
-    def collect(self, student: nn.Module) -> None:
-        """Take the student in, at the end of an epoch.
-
-        PeerAiD (CVPR 2024), released code: equal-weight average of the parameters; the
-        first one copies the student; buffers are not averaged (those of the copy stay
-        until ``bn_update``).
-        """
-        if self.model is None:
-            self.model = copy.deepcopy(student)
-            self.model.zero_grad()
-            self.count = 1
-            return
-
-        with torch.no_grad():
-            for average, parameter in zip(self.model.parameters(), student.parameters(), strict=True):
-                average.copy_((average * self.count + parameter) / (self.count + 1))
-        self.count += 1
-
-    def bn_update(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Recompute the running statistics of the average on clean (x, y) batches.
-
-        PeerAiD (CVPR 2024), released code, each epoch: reset (running mean 0, running
-        variance 1), then one train-mode pass with cumulative momentum b / (n + b), b the
-        size of the batch and n the number of samples before it; the momenta are restored.
-        The model is left in train mode.
-        """
-        if self.model is None:
-            raise RuntimeError("bn_update before the first collect")
-
-        batch_norms = [module for module in self.model.modules() if isinstance(module, BATCH_NORMS)]
-        momenta = [module.momentum for module in batch_norms]
-
-        for module in batch_norms:
-            if module.running_mean is not None:
-                module.running_mean.zero_()
-            if module.running_var is not None:
-                module.running_var.fill_(1.0)
-
-        self.model.train()
-        n = 0
-        for x, _ in batches:
-            b = x.shape[0]
-            for module in batch_norms:
-                module.momentum = b / (n + b)
-            self.model(x)
-            n += b
-
-        for module, momentum in zip(batch_norms, momenta, strict=True):
-            module.momentum = momentum

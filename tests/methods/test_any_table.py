@@ -155,7 +155,7 @@ def test_any_table_makes_the_step_that_it_says(method, merge, fold, norm):
     engine = EngineConfig(merge=merge, fold=fold, chain=fold, compile="off")
     config = Config(precision="fp64", attack=AttackConfig(steps=2), engine=engine)
     ours, theirs = make_networks(norm), make_networks(norm)
-    step = TrainingStep(config, method, ours, lambda line: None)
+    step = TrainingStep(config, method, ours)
     optimizer = torch.optim.SGD(
         [one for role in TRAINED for one in theirs[role].parameters()], 0.1, momentum=0.9, weight_decay=2e-4
     )

@@ -26,6 +26,8 @@ from fastpeer.models import build_model
 from fastpeer.step.split_batchnorm import batchnorms
 from fastpeer.step.step import TrainingStep
 
+pytestmark = pytest.mark.usefixtures("nothing_logged")
+
 STEPS = 3
 BATCH = 4
 OFF = EngineConfig(fold="off", chain="off", merge="off", compile="off", double_backward="off")
@@ -203,7 +205,7 @@ def literal(name, model, classes):
 
 def engine_run(case, networks, classes, engine, rates=(0.1,) * STEPS):
     config = case.config(engine)
-    step = TrainingStep(config, config.table.at(case.epochs[0]), networks, pytest.fail)
+    step = TrainingStep(config, config.table.at(case.epochs[0]), networks)
     results = []
     for number, (images, labels) in enumerate(batches(classes)):
         table = config.table.at(case.epochs[number])
@@ -327,7 +329,7 @@ def test_the_comparison_sees_a_forward_that_batchnorm_alone_needs(name, merge):
         if method.forwards[number] not in rest:
             continue
         networks = start_networks(case, *SMALL)
-        step = TrainingStep(config, replace(method, forwards=rest), networks, pytest.fail)
+        step = TrainingStep(config, replace(method, forwards=rest), networks)
         for index, (images, labels) in enumerate(batches(SMALL[1])):
             step(Batch(images, labels), index)
         assert distance(networks, literal(name, *SMALL)[0]) > 1e-7

@@ -34,6 +34,8 @@ from fastpeer.step.input_gradient import input_gradient_distance
 from fastpeer.step.loss import LossTable, active_terms, learning_forwards
 from fastpeer.step.step import TrainingStep
 
+pytestmark = pytest.mark.usefixtures("nothing_logged")
+
 CLASSES, BATCH = 5, 4
 CLEAN, ADV = Forward("student", "clean"), Forward("student", "adversarial")
 PEER = Forward("peer", "adversarial")
@@ -228,7 +230,7 @@ def test_rslad_and_trades_attack_alike_if_the_teacher_is_the_student():
     found = {}
     for name in ("rslad", "trades", "adaad"):
         config = Config(method=name, precision="fp64", attack=replace(STILL, start_std=0.001))
-        step = TrainingStep(config, config.table, networks, pytest.fail)
+        step = TrainingStep(config, config.table, networks)
         found[name] = step.adversarial(batch().images, LABELS_OF)["adversarial"]
     assert torch.equal(found["rslad"], found["trades"])
     assert (found["rslad"] - batch().images).abs().max() > 1.9 * STILL.step_size
@@ -258,7 +260,7 @@ def test_peeraid_whose_peer_is_frozen_is_distillation_from_a_teacher(engine):
     assert method.frozen == ("peer",)
     ours, peer = network(0), frozen(1)
     theirs, before = copy.deepcopy(ours), copy.deepcopy(peer.state_dict())
-    step = TrainingStep(config, method, {"student": ours, "peer": peer}, pytest.fail)
+    step = TrainingStep(config, method, {"student": ours, "peer": peer})
     result = step(batch(), 0)
 
     attacked = images_attacked(theirs, peer)
@@ -286,7 +288,7 @@ def test_kdiga_without_its_own_term_is_plain_distillation():
     method = config.table
     ours, teacher = network(0), frozen(1)
     theirs = copy.deepcopy(ours)
-    step = TrainingStep(config, method, {"student": ours, "teacher": teacher}, pytest.fail)
+    step = TrainingStep(config, method, {"student": ours, "teacher": teacher})
     assert list(active_terms(method)) == ["student_kl_teacher", "student_ce"]
     result = step(batch(), 0)
     assert result.losses.shape == (2,)
@@ -305,7 +307,7 @@ def test_input_gradients_of_equal_networks_are_at_no_distance():
     found = []
     for seed in (0, 3):
         teacher = frozen(seed) if seed else copy.deepcopy(student)
-        step = TrainingStep(config, config.table, {"student": network(2), "teacher": teacher}, pytest.fail)
+        step = TrainingStep(config, config.table, {"student": network(2), "teacher": teacher})
         victim = step.predictions.victims["teacher"]
         found.append(input_gradient_distance(student(images), images, LABELS_OF, victim).item())
     assert found[0] < 1e-12 < 1e-5 < found[1]

@@ -14,15 +14,15 @@ from fastpeer.kernels.gaussian_start import gaussian_start
 from fastpeer.methods.peeraid import Loss
 from fastpeer.models import build_model
 from fastpeer.step.step import TrainingStep
-from tests.literal.peeraid import LiteralSettings, training_step
+from tests.literal.peeraid import Settings, training_step
 
 pytestmark = pytest.mark.usefixtures("nothing_logged")
 
 BATCH = 4
 CASES = {
-    "cifar10": (LiteralSettings.cifar10(), 10),
-    "cifar100": (LiteralSettings.cifar100(), 100),
-    "tiny": (LiteralSettings.tiny(), 200),
+    "cifar10": (Settings(), 10),
+    "cifar100": (Settings.cifar100(), 100),
+    "tiny": (Settings.tiny(), 200),
 }
 
 
@@ -69,15 +69,15 @@ def attack_noise(images, std, number):
 
 
 def literal_run(pair, literal, data, std=0.0):
-    optimizers = [
-        torch.optim.SGD(
+    optimizers = {
+        role: torch.optim.SGD(
             pair[role].parameters(), literal.lr, literal.momentum, weight_decay=literal.weight_decay
         )
         for role in ("student", "peer")
-    ]
+    }
     for number, (images, labels) in enumerate(data):
         noise = attack_noise(images, std, number)
-        training_step(pair["student"], pair["peer"], *optimizers, images, labels, literal, noise)
+        training_step(pair, optimizers, images, labels, literal, {"adversarial": noise})
 
 
 def engine_run(pair, config, data, std=0.0):
@@ -143,7 +143,7 @@ SLOW = ("compile", "fold and compile")
     ],
 )
 def test_no_part_of_the_engine_changes_the_step(engine):
-    literal = LiteralSettings.cifar10()
+    literal = Settings()
     ours = networks("resnet8", 10)
     theirs = copy.deepcopy(ours)
     data = batches(10, 16, count=3, tail=3)
@@ -163,7 +163,7 @@ def test_no_part_of_the_engine_changes_the_step(engine):
 @pytest.mark.parametrize("peer_target_grad", [True, False])
 @pytest.mark.parametrize("clean_target_grad", [True, False])
 def test_loss_switches_mean_what_they_say(reduction, peer_target_grad, clean_target_grad):
-    literal = LiteralSettings.tiny()
+    literal = Settings.tiny()
     literal.reduction = reduction
     literal.peer_target_grad = peer_target_grad
     literal.clean_target_grad = clean_target_grad
@@ -176,7 +176,7 @@ def test_loss_switches_mean_what_they_say(reduction, peer_target_grad, clean_tar
 
 
 def test_steps_agree_from_a_noisy_start_too():
-    literal = LiteralSettings.cifar10()
+    literal = Settings()
     ours = networks("wideresnet10x1", 10)
     theirs = copy.deepcopy(ours)
     data = batches(10, 16)
@@ -187,7 +187,7 @@ def test_steps_agree_from_a_noisy_start_too():
 
 
 def test_student_runs_on_the_adversarial_images_once():
-    literal = LiteralSettings.cifar10()
+    literal = Settings()
     pair = networks("resnet8", 10)
     modes = []
     pair["student"].register_forward_pre_hook(lambda module, _: modes.append(module.training))

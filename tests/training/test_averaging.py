@@ -7,7 +7,7 @@ from fastpeer.models import build_model
 from fastpeer.step.precision import number_format
 from fastpeer.step.split_batchnorm import batchnorms
 from fastpeer.training.averaging import AveragedStudent
-from tests.literal.peeraid import LiteralSWA
+from tests.literal.peeraid_training import LiteralSWA
 
 
 def student(seed):

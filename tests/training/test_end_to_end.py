@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from fastpeer.cli.main import main
 from fastpeer.models import build_model
 from tests.data_prep.prep_files import image_files, write_files
-from tests.literal.peeraid import LiteralSettings, LiteralSWA, train
+from tests.literal.peeraid import Settings
+from tests.literal.peeraid_training import LiteralSWA, train
 
 RECIPE = """
 precision = "fp64"
@@ -73,7 +74,7 @@ def test_two_epochs_of_the_commands_equal_the_literal_ones(model, images, tmp_pa
 
     everything, labels = read(images / "train")
     batches = [(everything[i : i + 6], labels[i : i + 6]) for i in range(0, 15, 6)]
-    settings = LiteralSettings.cifar10()
+    settings = Settings()
     settings.steps, settings.start_std, settings.milestones = 3, 0.0, (1,)
     train(expected["student"], expected["peer"], batches * 2, settings, lambda step: step // 3)
     average = LiteralSWA()

@@ -35,8 +35,8 @@ from fastpeer.training.schedule import learning_rate
 from fastpeer.training.setup import set_up
 from fastpeer.training.signals import Stopped, StopRequest
 from fastpeer.training.trainer import Trainer
-from tests.literal.peeraid import LiteralSettings
-from tests.literal.peeraid import learning_rate as literal_learning_rate
+from tests.literal.peeraid import Settings as LiteralSettings
+from tests.literal.peeraid_training import learning_rate as literal_learning_rate
 
 # 35 images are trained on and 10 held out, so that an epoch has 5 steps.
 CONFIG = Config(
@@ -274,7 +274,7 @@ def test_best_checkpoint_is_the_epoch_with_the_highest_accuracy_under_attack(uni
         assert selected == {"epoch": best, **found[best]}
 
 
-@pytest.mark.parametrize("literal", [LiteralSettings.cifar10(), LiteralSettings.tiny()])
+@pytest.mark.parametrize("literal", [LiteralSettings(), LiteralSettings.tiny()])
 def test_learning_rate_falls_at_the_epochs_of_the_released_code(literal):
     config = Config(optim=OptimConfig(milestones=literal.milestones))
     for epoch in range(300):

@@ -42,10 +42,10 @@ def batch():
 
 def test_pgd_makes_the_images_of_the_released_code(networks, batch):
     student, peer = networks
-    literal = literal_peeraid.LiteralSettings.cifar10()
+    literal = literal_peeraid.Settings()
     noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     start = batch.images + literal.start_std * noise
-    expected = literal_peeraid.attack(student, peer, batch.images, literal, start - batch.images)
+    expected = literal_peeraid.attack(student, peer, batch.images, start - batch.images, literal)
     with evaluating(student, peer), torch.no_grad():
         target = torch.softmax(peer(batch.images), 1)
         ours = pgd(

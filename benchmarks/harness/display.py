@@ -1,11 +1,14 @@
-"""Bar plots that can be read in a README."""
+"""Tables on the terminal, and bar plots that can be read in a README."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.record import Record
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness.record import Label, Record, Report
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,44 @@ def short(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+WIDTH = 130
+
+
+def show(*what: Table | str) -> None:
+    """Print tables and lines; into a file or pipe wide enough for all columns."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    for item in what:
+        console.print(item, highlight=False, markup=False, soft_wrap=isinstance(item, str))
+
+
+def spread(entry: Record) -> str:
+    """Write the 20th and 80th percentile."""
+    return f"{short(entry.p20)} .. {short(entry.p80)}"
+
+
+def beside(report: Report, entry: Record, unit: str) -> str:
+    """Write another quantity of what a record is about: same name, same labels."""
+    found = [other for other in report.select(unit, **entry.labels) if other.name == entry.name]
+    return short(found[0].value) if found else "–"
+
+
+def rates_table(report: Report, title: str, columns: Mapping[str, str], labels: Mapping[str, Label]) -> Table:
+    """Return the images/s of what has these labels, with other units of it beside: by heading."""
+    table = Table("step", "images/s", "20th..80th percentile", *columns, title=title)
+    for entry in report.select("images/s", **labels):
+        row = (beside(report, entry, unit) for unit in columns.values())
+        table.add_row(entry.name, short(entry.value), spread(entry), *row)
+    return table
+
+
+def missing(report: Report, labels: Mapping[str, Label] | None = None) -> list[str]:
+    """Return a line for each thing that could not be measured."""
+    return [
+        f"not measured: {lost['name']} ({lost['reason']})"
+        for lost in report.missing
+        if all(lost.get(key) == value for key, value in (labels or {}).items())
+    ]
