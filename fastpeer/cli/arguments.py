@@ -132,13 +132,20 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        # Nothing else that may be wrong is left to tyro. It names the flag in a frame, which may break it.
-        flag = re.search(r"--[a-z][\w.-]*", re.sub(r"[\s│|]*\n[\s│|]*", "", complaint.getvalue()))
-        raise UserError(f"{flag and flag[0]} is missing a value: see {prog} --help") from None
+        # Nothing else that may be wrong with the words is left to tyro.
+        raise UserError(f"{_lacking(complaint.getvalue())}: see {prog} --help") from None
     table, unexpected = read
     if unexpected:
         raise UserError(f"unexpected {unexpected[0]!r}: {prog} --help tells what may be given")
     return fit(table, kind, getattr(base, "config", Config).method, _flag)
+
+
+def _lacking(complaint: str) -> str:
+    """Tell which flag tyro lacks a value of, in a frame that may break even the flag."""
+    unframed = re.sub(r"[\s│|]*\n[\s│|]*", "", complaint)
+    found = re.search(r"(--[a-z][\w.-]*)(?:'\.\s*Expected\s*([2-9]))?", unframed)
+    flag, count = found.groups() if found else ("a flag", None)
+    return f"{flag} is missing a value" + (f", it takes {count}" if count else "")
 
 
 def _as_table(info: StructTypeInfo) -> StructConstructorSpec | None:

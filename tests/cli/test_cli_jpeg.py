@@ -78,7 +78,7 @@ def test_without_augmentation_and_with_the_device_asked_for(fastpeer, prepared: 
         ("train tiny.toml --data data/jpeg", ["JPEGs of many sizes", "--data.size 224"]),
         ("train tiny.toml --data data/photos --data.size 64", ["8x8", "64x64", "--data.size"]),
         (f"{TRAIN} --data.size 9999", ["size", "4096"]),
-        (f"{TRAIN} --data.crop-scale 0.5 0.1", ["crop_scale", "0.5, 0.1"]),
+        (f"{TRAIN} --data.crop-scale 0.5 0.1", ["crop-scale", "0.5, 0.1"]),
         (f"{TRAIN} --data.crop-scale 0.5", ["--data.crop-scale", "2"]),
         ("prep --dataset digits --jpeg", ["--jpeg", "folder"]),
         ("prep --dataset folder --source sources/jpeg --max-side 9", ["--max-side", "--jpeg"]),

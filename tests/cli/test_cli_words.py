@@ -175,6 +175,31 @@ def test_errors_are_plain_on_terminals_too(fastpeer, tmp_path: Path, monkeypatch
         assert line == "fastpeer: --attack.steps must be a whole number, got 'three'\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("train tiny.toml --attack.steps -1", "--attack.steps must be 0 or more, got -1"),
+        (
+            "train tiny.toml --attack.step_size 9",
+            "--attack.step-size must be from 0 to 1, such as 8/255, got 9",
+        ),
+        ("train tiny.toml --optim.lr fast", "--optim.lr must be a number, got 'fast'"),
+        ("train tiny.toml --engine.fold yes", "--engine.fold must be one of auto, on, off, got 'yes'"),
+        ("train tiny.toml --data.crop-scale 0.5", "--data.crop-scale is missing a value, it takes 2"),
+        ("train tiny.toml --method --quiet", "--method is missing a value"),
+        ("train --natural-teacher.weights --quiet", "--natural-teacher.weights is missing a value"),
+        ("train tiny.toml --model.peer resnet9", "--model.peer: no network 'resnet9'"),
+        ("eval --batch-size 0", "--batch-size must be 1 or more, got 0"),
+        ("prep --dataset digits --size big", "--size must be a whole number, got 'big'"),
+        ("prep", "--dataset is missing a value"),
+    ],
+)
+def test_an_error_names_the_flag(fastpeer, monkeypatch: pytest.MonkeyPatch, line: str, told: str) -> None:
+    for width in ("20", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        assert fastpeer(line).refused().startswith(f"fastpeer: {told}")
+
+
 @pytest.mark.parametrize("columns", [80, 200])
 def test_recipes_names_are_never_cut(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
