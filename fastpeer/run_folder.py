@@ -146,7 +146,7 @@ def newest_run(folder: Path = Path("runs")) -> RunFolder:
     return max(runs, key=lambda run: run.metrics_file.stat().st_mtime if run.metrics_file.exists() else 0)
 
 
-def run_around(path: Path) -> RunFolder | None:
+def enclosing_run(path: Path) -> RunFolder | None:
     """Return the run that a file or folder lies in, or that a folder is; None if there is none."""
     path = path.absolute()
     return next((RunFolder(folder) for folder in (path, *path.parents) if RunFolder(folder).exists), None)

@@ -32,7 +32,7 @@ class BetonLoader:
         self.batch_size = batch_size
         self._loader = _ffcv_loader(path, batch_size)
 
-    def in_batches_of(self, batch_size: int) -> "BetonLoader":
+    def with_batch_size(self, batch_size: int) -> "BetonLoader":
         """Return a loader of the same images in batches of another size."""
         return BetonLoader(self.path, batch_size)
 
@@ -94,7 +94,7 @@ class JpegLoader(BetonLoader):
         self.scale = scale
         self._loader = _ffcv_loader(path, batch_size, side)
 
-    def in_batches_of(self, batch_size: int) -> "JpegLoader":
+    def with_batch_size(self, batch_size: int) -> "JpegLoader":
         """Return a loader of the same images in batches of another size."""
         return JpegLoader(self.path, batch_size, self.side, self.scale)
 

@@ -9,7 +9,7 @@ from fastpeer.checkpoint import load_state
 from fastpeer.config import Config
 from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
-from fastpeer.run_folder import RunFolder, run_around
+from fastpeer.run_folder import RunFolder, enclosing_run
 from fastpeer.suggestions import nearest
 
 CHECKPOINTS = {
@@ -73,7 +73,7 @@ def _of_path(path: Path, name: str, checkpoints: str) -> list[Target]:
     weights = path / "student.safetensors" if path.is_dir() else path
     if not weights.is_file():
         raise UserError(f"{path}: neither a run folder nor a file with weights")
-    owner = run_around(weights)
+    owner = enclosing_run(weights)
     return [Target(str(path), weights, owner, owner.read_config() if owner else None)]
 
 
