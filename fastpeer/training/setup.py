@@ -119,8 +119,8 @@ def _training_stream(source: Source, used: np.ndarray, config: Config, dtype: to
     stream = TrainingStream(source, used, dtype, config.seed, data.augment, data.shuffle, data.drop_last)
     if stream.steps_per_epoch == 0:
         raise UserError(
-            f"--train.batch_size must be at most {len(used)}, the number of training images, with"
-            f" data.drop_last; got {config.train.batch_size}"
+            f"--train.batch_size must be at most the {len(used)} training images with data.drop_last,"
+            f" got {config.train.batch_size}"
         )
     return stream
 

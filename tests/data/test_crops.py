@@ -1,4 +1,4 @@
-"""Random and central parts of images of any size."""
+"""Random and centre crops of images of any size."""
 
 import numpy as np
 import pytest
