@@ -67,6 +67,7 @@ def with_boxes(metadata: np.ndarray, image: str) -> np.ndarray:
     """
     field = metadata.dtype[image]
     names = [name for name in field.names or () if name not in BOX]
+    # Box fields of 16 bits, like FFCV's own height and width.
     room = np.dtype([*((name, field[name]) for name in names), *((name, "<u2") for name in BOX)], align=True)
     parts = [(name, room if name == image else metadata.dtype[name]) for name in metadata.dtype.names or ()]
     copy = np.zeros(len(metadata), np.dtype(parts, align=True))

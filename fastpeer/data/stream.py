@@ -122,7 +122,8 @@ class EvaluationStream:
 def hold_out(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Split sample indices into training and held-out ones, class by class.
 
-    The last images of each class, in the data set's order, are held out: at least one, and never all.
+    The last images of each class, in the data set's order, are held out: at least one, and never all. No seed
+    is involved: runs with different seeds are selected on the same images.
 
     Args:
         labels: int64 (N,).

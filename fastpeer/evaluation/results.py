@@ -49,7 +49,7 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """Accuracy in %."""
+        """Share of the attacked images that were classified correctly, in %."""
         return 100 * self.correct / self.images
 
     @property

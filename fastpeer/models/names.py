@@ -16,6 +16,7 @@ MODEL_NAMES = (
     "wideresnet70x16",
     "mobilenetv2",
 )
+# At most three digits each: int() refuses numbers of more than 4300 digits.
 WIDE_RESNET = re.compile(r"wideresnet([1-9][0-9]{0,2})x([1-9][0-9]{0,2})")
 TIMM_PREFIX = "timm:"
 TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]+")

@@ -149,13 +149,14 @@ class MetricsLog:
         """
         with self._refused_write():
             self._file.write(json.dumps(record).encode() + b"\n")
+            # At once: a kill loses no line, and `length` sees only what has left the buffer.
             self._file.flush()
         if self._writer is not None:
             for name, value in _numbers(record, ""):
                 self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Close the files."""
+        """Close metrics.jsonl and TensorBoard's writer."""
         # `write` has flushed each line and reported its error: a second one on closing would hide it.
         with suppress(OSError):
             self._file.close()

@@ -70,7 +70,7 @@ class BarReporter(LineReporter):
             yield
 
     def step(self, step: int) -> None:
-        """Advance both bars."""
+        """Advance the epoch's bar and the run's."""
         epoch, within = divmod(step - 1, self._steps_per_epoch)
         self._bars.update(self._epoch_bar, completed=within + 1, description=f"epoch {epoch}")
         self._bars.update(self._run_bar, completed=step)

@@ -47,7 +47,7 @@ class TrainingSetup:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Number of classes of the data set."""
         return len(self.dataset.classes)
 
     @property

@@ -170,6 +170,7 @@ class Trainer:
     def _run_steps(self) -> None:
         position = self.position
         self.interval.restart_clock()
+        # Closed at once if the epoch is left early: the loader's thread would otherwise keep decoding.
         with closing(self.setup.training.epoch(position.epoch, position.in_epoch)) as batches:
             for batch in batches:
                 result = self._train_on(batch)
