@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any instant leaves whole: the former one, or the new one."""
+"""Checkpoints, written so that a kill at any time leaves either the previous or the new one complete."""
 
 import io
 import os
@@ -17,49 +17,50 @@ from fastpeer.models.weights import load_weights, save_weights
 def save_checkpoint(
     folder: Path, name: str, number: int, networks: Mapping[str, nn.Module], state: Mapping[str, Any]
 ) -> None:
-    """Write `folder/name` with a `.safetensors` file for each network and `state.pt`.
+    """Write the checkpoint `folder/name`: a `.safetensors` file for each network, and `state.pt`.
 
-    `name` is a link to a folder that holds the checkpoint; swapping the link is the one instant at
-    which the new checkpoint replaces the former.
+    `name` is a symbolic link to a folder with the files. The files are complete and on disk before the link
+    is replaced, which is atomic.
 
     Args:
         folder: the run's `checkpoints`.
         name: last, best or best-swa.
-        number: tells successive checkpoints of a name apart, such as the step.
-        networks: what to save, by file name.
-        state: numbers, texts, tensors, and lists and dicts of them.
+        number: distinguishes successive checkpoints of a name, such as the step.
+        networks: networks to save, by file name.
+        state: numbers, strings, tensors, and lists and dicts of them.
 
     Raises:
-        UserError: it cannot be written, because the disk is full for instance.
+        UserError: it cannot be written, for instance because the disk is full.
     """
     store = folder / ".store"
-    fresh = store / f"{name}-{number:09d}"
-    while fresh.exists():
+    new = store / f"{name}-{number:09d}"
+    # A run that was killed while it wrote, or resumed at the same step, has left a folder of that number.
+    while new.exists():
         number += 1
-        fresh = store / f"{name}-{number:09d}"
+        new = store / f"{name}-{number:09d}"
     try:
-        _write(fresh, networks, state)
-        _swap_link(folder / name, Path(".store") / fresh.name)
+        _write(new, networks, state)
+        _replace_link(folder / name, Path(".store") / new.name)
     except (OSError, RuntimeError, UserError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        kept = "; the former one is kept" if (folder / name).exists() else ""
+        shutil.rmtree(new, ignore_errors=True)
+        kept = "; the previous one is kept" if (folder / name).exists() else ""
         raise UserError(
             f"the checkpoint {folder / name} cannot be written ({one_line(error)}){kept}"
         ) from None
-    _drop_former(store, name, fresh)
+    _remove_others(store, name, new)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's `state.pt`, without running any code it may hold.
+    """Read a checkpoint's `state.pt`, tensors on the CPU, without running any code it may contain.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: the file is missing or cannot be read.
     """
     path = folder / "state.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"no checkpoint to go on from: {path} is missing; --force begins anew") from None
+        raise UserError(f"no checkpoint to resume from: {path} is missing; --force starts again") from None
     except Exception:  # PyTorch's unpickler raises whatever a foreign byte leads to.
         state = None
     if not isinstance(state, dict):
@@ -68,7 +69,11 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def load_networks(folder: Path, networks: Mapping[str, nn.Module]) -> None:
-    """Fill networks with the weights of a checkpoint's files of the same names."""
+    """Load each network's weights from the checkpoint's file of the same name.
+
+    Raises:
+        UserError: a file cannot be read or does not fit its network.
+    """
     for name, network in networks.items():
         load_weights(network, folder / f"{name}.safetensors")
 
@@ -77,30 +82,34 @@ def _write(folder: Path, networks: Mapping[str, nn.Module], state: Mapping[str, 
     folder.mkdir(parents=True)
     for name, network in networks.items():
         save_weights(network, folder / f"{name}.safetensors")
-    # By way of memory: torch reports a full disk as a failed assertion of its own.
+    # Through memory: torch.save reports a full disk as a failed internal assertion, not as an OSError.
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     (folder / "state.pt").write_bytes(buffer.getvalue())
+    # Before the link is replaced: after a power failure it must not point to incomplete files.
     for path in (*folder.iterdir(), folder):
         _flush(path)
 
 
-def _swap_link(link: Path, target: Path) -> None:
-    beside = link.with_name(f".{link.name}.new")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(target)
-    os.replace(beside, link)
+def _replace_link(link: Path, target: Path) -> None:
+    new = link.with_name(f".{link.name}.new")
+    # A killed process may have left one.
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    # rename(2) replaces the old link atomically; a link cannot be changed in place.
+    os.replace(new, link)
     _flush(link.parent)
 
 
-def _drop_former(store: Path, name: str, fresh: Path) -> None:
-    for former in store.glob(f"{name}-[0-9]*"):
-        if former != fresh:
-            shutil.rmtree(former, ignore_errors=True)
+def _remove_others(store: Path, name: str, kept: Path) -> None:
+    # The digit keeps "best" from matching the folders of "best-swa".
+    for folder in store.glob(f"{name}-[0-9]*"):
+        if folder != kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
-    """Make sure a file, or a folder's list of names, has reached the disk."""
+    """Wait until a file's contents, or a folder's entries, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

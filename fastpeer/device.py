@@ -1,4 +1,4 @@
-"""The device: which one, networks placed on it, its streams, its memory running out."""
+"""Choosing the device, placing networks on it, CUDA streams, and errors when its memory is full."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from fastpeer.errors import UserError, one_line
 
 @contextmanager
 def memory_errors(setting: str) -> Iterator[None]:
-    """Say in one line that the device's memory is full, and which setting to lower."""
+    """Turn an out-of-memory error into a `UserError` that names the setting to lower."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -19,10 +19,10 @@ def memory_errors(setting: str) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device a flag names; auto is CUDA where there is one.
+    """Return the device that --device names: auto (CUDA if there is one), cpu, cuda or cuda:N.
 
     Raises:
-        UserError: no such device on this machine.
+        UserError: this machine has no such device, or it is neither a CPU nor a CUDA device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,23 +33,24 @@ def choose_device(name: str) -> torch.device:
         reason = one_line(error).split(". ")[0]
         raise UserError(f"--device {name}: cannot be used here ({reason}); try auto, cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: only cpu and cuda are supported")
+        raise UserError(f"--device must be auto, cpu or cuda, got {name}")
     if device.type == "cuda":
-        # FFCV waits for the current device's stream, whichever that is.
+        # FFCV synchronises with streams of the current device, which must be the one that computes.
         torch.cuda.set_device(device)
     return device
 
 
 def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Move a network to where and as what it computes, channels-last."""
-    # torch's annotations do not know the memory_format of Module.to.
+    """Move a network to a device and dtype, with channels-last weights, in place; return it."""
+    # torch's type annotations lack the memory_format argument of Module.to.
     return network.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return a CUDA stream that nobody else has.
+    """Return a CUDA stream that FFCV does not share.
 
-    Streams come from pools of 32, round and round; FFCV takes many of normal priority and waits on them,
-    which would end a capture that goes on there.
+    PyTorch hands out streams round robin from a pool of 32 for each priority. FFCV takes many of normal
+    priority and synchronises with them, which would invalidate a graph capture on the same stream; high
+    priority has a pool of its own.
     """
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

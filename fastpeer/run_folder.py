@@ -1,4 +1,4 @@
-"""A run is a folder; this says what lies where in it."""
+"""A run's folder: the paths of its files, and how they are created, locked and read."""
 
 import fcntl
 import json
@@ -16,73 +16,82 @@ from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
 
 PARTS = ("config.toml", "run.json", "metrics.jsonl", "results.json", "checkpoints", "tensorboard")
-"""Names in a run's folder: nothing else is ever deleted."""
+"""Names in a run's folder. --force deletes a folder only if it contains nothing else."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run below `path`."""
+    """The files of a run in the folder `path`."""
 
     path: Path
 
     @property
     def config_file(self) -> Path:
-        """All settings, as a recipe that `fastpeer train` takes."""
+        """All settings, as a recipe for `fastpeer train`."""
         return self.path / "config.toml"
 
     @property
     def facts_file(self) -> Path:
-        """What the settings do not say: the data set's folder and checksums, the device, versions."""
+        """Facts that are not settings: the data set's folder and checksums, teachers, device, versions."""
         return self.path / "run.json"
 
     @property
     def metrics_file(self) -> Path:
-        """A line of JSON for each logging interval and each epoch."""
+        """A line of JSON for each logging interval and each evaluated epoch."""
         return self.path / "metrics.jsonl"
 
     @property
     def results_file(self) -> Path:
-        """What `fastpeer eval` found."""
+        """The results of `fastpeer eval`."""
         return self.path / "results.json"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder with last, best and best-swa."""
+        """The folder with the checkpoints last, best and best-swa."""
         return self.path / "checkpoints"
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the folder holds a run."""
         return self.config_file.is_file() and self.facts_file.is_file()
 
     @property
     def foreign_files(self) -> list[str]:
-        """Names of what lies here and is no part of a run."""
+        """Names in the folder that are not part of a run, sorted."""
         return sorted(entry.name for entry in self.path.iterdir() if entry.name not in PARTS)
 
     def refuse_unless_free(self, force: bool) -> None:
-        """Make sure that a run may begin here.
+        """Make sure that a new run may use this folder.
+
+        Args:
+            force: whether an existing run may be deleted.
 
         Raises:
-            UserError: a run or anything else lies here.
+            UserError: the folder holds a run, or anything that is not part of a run.
         """
         if self.exists and not force:
             raise UserError(
-                f"{self.path} already holds a run: --resume goes on with it, --force deletes it,"
-                " another --out leaves it alone"
+                f"{self.path} already holds a run: --resume continues it, --force deletes it,"
+                " another --out keeps it"
             )
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: choose another --out")
         if self.path.exists() and self.foreign_files:
             raise UserError(
-                f"{self.path} holds {self.foreign_files[0]}, no part of a run: choose another --out"
+                f"{self.path} holds {self.foreign_files[0]}, which is not part of a run: choose another --out"
             )
 
     def create(self, config: Config, facts: Mapping[str, Any], force: bool) -> None:
-        """Begin a run here, in place of a former one with `force`.
+        """Create the folder of a new run; with `force`, an existing run is deleted.
+
+        Args:
+            config: the settings, written to config.toml.
+            facts: written to run.json.
+            force: whether an existing run may be deleted.
 
         Raises:
-            UserError: something lies here, or the folder cannot be made.
+            UserError: see `refuse_unless_free`; or the folder cannot be written, or another process trains in
+                it.
         """
         self.refuse_unless_free(force)
         try:
@@ -97,11 +106,12 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training here; the lock goes with the process, however that ends.
+        """Lock the folder against other processes that would train in it.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds the lock.
         """
+        # A lock of the kernel's, not a lock file: it is released when the process ends, however it ends.
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,21 +124,29 @@ class RunFolder:
             os.close(folder)
 
     def write_config(self, config: Config) -> None:
-        """Write the settings.
+        """Write config.toml.
 
         Raises:
-            UserError: they cannot be written; the former ones are kept.
+            UserError: it cannot be written; the previous file is kept.
         """
-        write_text(self.config_file, dump_recipe(config))
+        write_atomically(self.config_file, dump_recipe(config))
 
     def read_config(self) -> Config:
-        """Return the settings that the run was started with."""
+        """Return the settings in config.toml.
+
+        Raises:
+            UserError: there is no run, or the file is not a valid recipe.
+        """
         if not self.exists:
             raise UserError(f"no run in {self.path}: config.toml is missing")
         return load_recipe(str(self.config_file))
 
     def read_facts(self) -> dict[str, Any]:
-        """Return what `run.json` holds."""
+        """Return the facts in run.json.
+
+        Raises:
+            UserError: the file is damaged or lacks the data set's facts.
+        """
         try:
             facts: dict[str, Any] = json.loads(self.facts_file.read_text("utf-8"))
             if {"folder", "train_sha256"} <= facts["data"].keys():
@@ -139,34 +157,38 @@ class RunFolder:
 
 
 def newest_run(folder: Path = Path("runs")) -> RunFolder:
-    """Return the run below `folder` that was written to last."""
+    """Return the run in `folder` that was written to last.
+
+    Raises:
+        UserError: there is no run with a checkpoint.
+    """
     runs = [RunFolder(path) for path in folder.glob("*/") if (path / "checkpoints" / "last").exists()]
     if not runs:
         raise UserError(f"no run in {folder}/: name one, or train one with fastpeer train")
     return max(runs, key=lambda run: run.metrics_file.stat().st_mtime if run.metrics_file.exists() else 0)
 
 
-def run_around(path: Path) -> RunFolder | None:
-    """Return the run that a file or folder lies in, or that a folder is; None if there is none."""
+def enclosing_run(path: Path) -> RunFolder | None:
+    """Return the run that contains a file or folder (or is it); None if there is none."""
     path = path.absolute()
     return next((RunFolder(folder) for folder in (path, *path.parents) if RunFolder(folder).exists), None)
 
 
 def network_name(config: Config, weights: Path) -> str:
-    """Name the network whose weights a run's file holds, by the file's name."""
+    """Return the name of the network in a run's weight file: the peer for peer.*, else the student."""
     return config.model.peer if weights.stem == "peer" else config.model.student
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file in one instant: whoever reads it finds the former text or the new one.
+def write_atomically(file: Path, text: str) -> None:
+    """Replace a file's text atomically: a reader, or a kill, finds either the previous text or the new one.
 
     Raises:
-        UserError: it cannot be written; the former one is kept.
+        UserError: the file cannot be written; the previous one is kept.
     """
-    beside = file.with_name(f".{file.name}.new")
+    new = file.with_name(f".{file.name}.new")
     try:
-        beside.write_text(text, "utf-8")
-        os.replace(beside, file)
+        new.write_text(text, "utf-8")
+        os.replace(new, file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise UserError(f"{file}: cannot be written ({error.strerror})") from None

@@ -1,4 +1,4 @@
-"""Versions of packages, also of those that lie on the path without having been installed."""
+"""Versions of packages, including those that are importable but not installed."""
 
 from importlib import metadata
 
@@ -6,7 +6,7 @@ import fastpeer
 
 
 def version_of(package: str) -> str | None:
-    """Return a package's version; None where it came without metadata, as a copied folder does."""
+    """Return a package's version; None if it has no metadata, for instance as a copied folder."""
     if package == "fastpeer":
         return fastpeer.__version__
     try:

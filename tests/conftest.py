@@ -1,4 +1,4 @@
-"""What tests in several folders need."""
+"""Fixtures for tests in several folders."""
 
 import inspect
 import logging
@@ -13,9 +13,9 @@ from tests.data_prep.prep_files import image_files, write_files
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one process runs (pytest -n N --dist loadgroup): those of a file share what takes long.
+    """Group the tests of a file in one process (pytest -n N --dist loadgroup): they share slow fixtures.
 
-    What takes longest begins first, so that no process ends up waiting for it.
+    The longest files come first, so that no process is left waiting for them at the end.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Waiting for one another costs threads more than these small tensors do where cores are shared."""
+    """Use one thread: on tensors this small, synchronising several costs more than it gains."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ class _Messages(logging.Handler):
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """What fastpeer logs during a test, from INFO on."""
+    """Messages that fastpeer logs during a test, from INFO on."""
     logger, handler = logging.getLogger("fastpeer"), _Messages()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -54,9 +54,9 @@ def logged() -> Iterator[list[str]]:
 
 @pytest.fixture
 def nothing_logged(logged: list[str], request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test in which a part of the step could not be had: what it shows is then not of that part.
+    """Fail a test that logs anything, for instance that a part of the engine is not available.
 
-    A test that asks for `logged` looks at it itself.
+    Its result would then not be of that part. A test that uses `logged` checks the messages itself.
     """
     yield
     assert logged == [] or "logged" in inspect.signature(request.function).parameters

@@ -1,4 +1,4 @@
-"""The tree is as docs/architecture.md says: no part imports from above, and no modules in a circle."""
+"""The tree matches docs/architecture.md: no part imports from above, and no modules import in a circle."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ OUTSIDE = ("recipes", "__init__", "__main__")
 
 
 def modules() -> dict[str, Path]:
-    """All modules by their name within the package, such as step.loss."""
+    """Return the files of all modules by name within the package, such as step.loss."""
     files = [*(ROOT / "fastpeer").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
     files += (ROOT / "data_prep").rglob("*.py")
     found = {}

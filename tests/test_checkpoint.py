@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, and what a kill leaves."""
+"""Checkpoints: a round trip is exact, and a kill leaves a complete one."""
 
 import multiprocessing
 import os
@@ -32,7 +32,7 @@ def save(folder, value):
     save_checkpoint(folder, "last", value, constant_networks(value), {"value": value})
 
 
-def save_for_ever(folder, first):
+def save_forever(folder, first):
     for value in count(first):
         save(folder, value)
 
@@ -41,7 +41,9 @@ def save_for_ever(folder, first):
 def test_networks_and_optimizers_come_back_bit_for_bit(tmp_path, dtype):
     torch.manual_seed(0)
     network, other = (build_model("resnet8", 5).to(dtype) for _ in range(2))
-    optimizer, fresh = (torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9) for one in (network, other))
+    optimizer, fresh = (
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in (network, other)
+    )
     network(torch.rand(2, 3, 8, 8, dtype=dtype)).sum().backward()
     optimizer.step()
     save_checkpoint(tmp_path, "last", 1, {"student": network}, {"optimizer": optimizer.state_dict()})
@@ -52,7 +54,7 @@ def test_networks_and_optimizers_come_back_bit_for_bit(tmp_path, dtype):
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
     for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
         momenta = (
-            one.state[weight]["momentum_buffer"] for one, weight in ((optimizer, ours), (fresh, theirs))
+            sgd.state[weight]["momentum_buffer"] for sgd, weight in ((optimizer, ours), (fresh, theirs))
         )
         assert torch.equal(*momenta)
     assert load_file(tmp_path / "last/student.safetensors")["linear.weight"].dtype == dtype
@@ -68,16 +70,16 @@ def test_only_the_newest_checkpoint_of_each_name_is_kept(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".new")]
 
 
-def test_checkpoint_is_whole_after_a_kill_at_any_instant(tmp_path):
+def test_checkpoint_is_complete_after_a_kill_at_any_time(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fastpeer.checkpoint"])
     chance, value = random.Random(0), 1
     save(tmp_path, value)
     for _ in range(10):
-        former = (tmp_path / "last").readlink()
-        saving = context.Process(target=save_for_ever, args=(tmp_path, value + 1))
+        previous = (tmp_path / "last").readlink()
+        saving = context.Process(target=save_forever, args=(tmp_path, value + 1))
         saving.start()
-        while (tmp_path / "last").readlink() == former:
+        while (tmp_path / "last").readlink() == previous:
             assert saving.is_alive()
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.03))
@@ -87,7 +89,7 @@ def test_checkpoint_is_whole_after_a_kill_at_any_instant(tmp_path):
         value = load_state(tmp_path / "last")["value"]
         networks = constant_networks(-1)
         load_networks(tmp_path / "last", networks)
-        weights = [weight for one in networks.values() for weight in one.parameters()]
+        weights = [weight for network in networks.values() for weight in network.parameters()]
         assert torch.cat([weight.flatten() for weight in weights]).unique().tolist() == [value]
     save(tmp_path, value + 1)
     assert [path.name for path in (tmp_path / ".store").iterdir()] == [(tmp_path / "last").readlink().name]

@@ -1,4 +1,4 @@
-"""Versions are known as far as they can be: packages may have been copied rather than installed."""
+"""Versions of packages, also of those that were copied rather than installed."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,1 +1,1 @@
-"""What to read: prepared data sets, their batches, and the augmentation of training images."""
+"""Prepared data sets, their batches, and the augmentation of training images."""

@@ -1,4 +1,4 @@
-"""Batches out of a .beton file, through FFCV."""
+"""Decoded batches from a .beton file, read with FFCV."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -15,36 +15,39 @@ from fastpeer.kernels.crop_and_flip import augmented
 
 
 class BetonLoader:
-    """Decodes the samples of one .beton file in any order asked for; its images are of one size.
+    """Reads the samples of a .beton file in any order; its images are stored uncompressed at one size.
 
-    FFCV compiles its pipeline once for each loader: keep it, and ask it for as many epochs as needed.
+    FFCV compiles its pipeline once for each loader, which takes seconds: keep a loader for all epochs.
 
     Args:
         path: a file written by `fastpeer prep`.
-        batch_size: samples in a batch; the last may hold fewer.
+        batch_size: samples in a batch; the last may have fewer.
+
+    Raises:
+        UserError: FFCV cannot be imported, or cannot read the file.
     """
 
     one_size = True
-    """Whether decoded images are the same in each epoch, and so can be kept."""
+    """Whether decoded images are the same in each epoch, so that they can be kept on the device."""
 
     def __init__(self, path: Path, batch_size: int) -> None:
         self.path = path
         self.batch_size = batch_size
         self._loader = _ffcv_loader(path, batch_size)
 
-    def in_batches_of(self, batch_size: int) -> "BetonLoader":
-        """Return a loader of the same images in batches of another size."""
+    def with_batch_size(self, batch_size: int) -> "BetonLoader":
+        """Return a loader of the same file with another batch size; FFCV compiles for it again."""
         return BetonLoader(self.path, batch_size)
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels of all samples, int64 (N,), without reading an image."""
+        """Labels of all samples, int64 (N,), from the file's metadata: no image is read."""
         field = self._loader.field_name_to_f_ix["label"]
         labels: np.ndarray = self._loader.reader.metadata[f"f{field}"]
         return labels
 
     def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
-        """Do what of the augmentation is done on the device; see `kernels.crop_and_flip.augmented`."""
+        """Apply the device's part of the augmentation; see `kernels.crop_and_flip.augmented`."""
         return augmented(images, indices, key)
 
     def batches(
@@ -52,18 +55,18 @@ class BetonLoader:
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Yield images uint8 (B, 3, H, W), channels-last, and labels int64 (B,), in the given order.
 
-        FFCV writes later batches into the same memory: copy what is to outlive the next batch.
+        FFCV reuses the memory of a batch for later ones: copy what must outlive the next batch.
 
         Args:
-            order: indices of samples (n,).
-            key: of what of the augmentation is done while decoding, if any is; None: none.
+            order: indices of the samples (n,).
+            key: 64-bit key of the augmentation, for the part applied while decoding; None: no augmentation.
         """
         from ffcv.loader.epoch_iterator import EpochIterator
 
         if len(order) == 0:
             return
-        self._look_up(order, key)
-        # One type of index for all calls: FFCV compiles anew for each.
+        self._set_crops(order, key)
+        # The same index dtype in all calls: FFCV compiles again for another one.
         iterator = EpochIterator(self._loader, np.ascontiguousarray(order, dtype=np.uint64))
         try:
             for images, labels in iterator:
@@ -71,18 +74,23 @@ class BetonLoader:
         finally:
             _stop(iterator)
 
-    def _look_up(self, order: np.ndarray, key: int | None) -> None:
-        """Tell FFCV what it is to know of the samples beside their order: nothing."""
+    def _set_crops(self, order: np.ndarray, key: int | None) -> None:
+        """Set the crop of each sample before an epoch; images of one size are not cropped while decoding."""
 
 
 class JpegLoader(BetonLoader):
-    """Decodes images of many sizes, kept as JPEG, to one size; each pixel is a function of key and index.
+    """Decodes images of many sizes, stored as JPEG, and resizes a crop of each to one size.
+
+    A sample's pixels depend on the key and its index alone, not on the order or on FFCV's threads.
 
     Args:
         path: a file written by `fastpeer prep --jpeg`.
-        batch_size: samples in a batch; the last may hold fewer.
-        side: height and width of the decoded images.
-        scale: smallest and largest part of an image's area that is shown in training.
+        batch_size: samples in a batch; the last may have fewer.
+        side: height and width of the decoded images, in pixels.
+        scale: smallest and largest area of a training crop, as a share of the image's area.
+
+    Raises:
+        UserError: FFCV cannot be imported, or cannot read the file.
     """
 
     one_size = False
@@ -94,22 +102,23 @@ class JpegLoader(BetonLoader):
         self.scale = scale
         self._loader = _ffcv_loader(path, batch_size, side)
 
-    def in_batches_of(self, batch_size: int) -> "JpegLoader":
-        """Return a loader of the same images in batches of another size."""
+    def with_batch_size(self, batch_size: int) -> "JpegLoader":
+        """Return a loader of the same file with another batch size; FFCV compiles for it again."""
         return JpegLoader(self.path, batch_size, self.side, self.scale)
 
     def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
-        """Flip half of the images: they are random parts already."""
+        """Flip half of the images; their random crops were taken while decoding."""
         return flipped(images, indices, key)
 
-    def _look_up(self, order: np.ndarray, key: int | None) -> None:
-        """Give each sample the box that is cut out of it: a random one, or the centre without a key."""
+    def _set_crops(self, order: np.ndarray, key: int | None) -> None:
+        """Write each sample's crop into FFCV's metadata: a random one, or the centre without a key."""
         from fastpeer.data.box_decoder import BOX, with_boxes
 
-        # A copy, since FFCV may still read for an epoch that began before.
-        metadata = with_boxes(self._loader.reader.metadata, f"f{self._loader.field_name_to_f_ix['image']}")
+        image = f"f{self._loader.field_name_to_f_ix['image']}"
+        # A copy: threads of an epoch that was left early may still read the old one.
+        metadata = with_boxes(self._loader.reader.metadata, image)
         self._loader.reader.metadata = metadata
-        field = metadata[f"f{self._loader.field_name_to_f_ix['image']}"]
+        field = metadata[image]
         samples = order.astype(np.int64)
         heights, widths = (field[name][samples].astype(np.int64) for name in ("height", "width"))
         if key is None:
@@ -121,7 +130,7 @@ class JpegLoader(BetonLoader):
 
 
 def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
-    """Return FFCV's loader: of images of one size, or with a side of boxes out of JPEGs."""
+    """Return FFCV's loader of uncompressed images, or with `side` above 0 of crops resized to that side."""
     threads = torch.get_num_threads()
     try:
         _import_ffcv()
@@ -135,20 +144,21 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
         decoder = BoxDecoder(side) if side else SimpleRGBImageDecoder()
         images = [decoder, ToTensor(), ToTorchImage(convert_back_int16=False)]
         pipelines = {"image": images, "label": [IntDecoder(), ToTensor()]}
-        # FFCV sets torch's threads to its own, again at every epoch and from another thread: keep them equal.
+        # FFCV sets torch's number of threads to its number of workers, again at each epoch and from another
+        # thread, where it cannot be undone: the two numbers must be equal.
         return Loader(
             str(path), batch_size, num_workers=threads, os_cache=True, drop_last=False, pipelines=pipelines
         )
     except ImportError as error:
         raise UserError(f"FFCV cannot be imported ({one_line(error)}): make .venv/ready builds it") from None
-    except Exception as error:  # FFCV raises whatever its parsing of a foreign file runs into.
+    except Exception as error:  # FFCV does not check a foreign file: parsing it may raise anything.
         raise UserError(f"{path}: FFCV cannot read it ({one_line(error)}); run fastpeer prep again") from None
     finally:
         torch.set_num_threads(threads)
 
 
 def _import_ffcv() -> None:
-    """Import FFCV without the four seconds in which numba compiles for a dictionary of two names."""
+    """Import FFCV with a plain dict in place of its typed dictionary, which numba compiles for 4 s."""
     import numba.typed
 
     typed = numba.typed.Dict
@@ -160,9 +170,9 @@ def _import_ffcv() -> None:
 
 
 def _stop(iterator: Any) -> None:
-    """End FFCV's thread, which otherwise waits for ever once an epoch is left early."""
+    """End FFCV's thread, which would otherwise wait forever if an epoch is left early."""
     iterator.close()
-    # No further batches: those that are ready are taken off the queue, so that the thread sees its end.
+    # No further batches, and the decoded ones are taken off the full queue that the thread may be waiting on.
     iterator.iter_ixes = iter(())
     while iterator.is_alive():
         try:

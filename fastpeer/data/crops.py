@@ -1,4 +1,4 @@
-"""Which part of an image of any size the networks see: a random one in training, else the centre."""
+"""Crops of images of many sizes: a random box in training, else the centre."""
 
 import numpy as np
 import torch
@@ -7,18 +7,19 @@ from torch import Tensor
 from fastpeer.kernels.counter_bits import mixed, random_bits, shifted
 
 CENTRE = 224 / 256
-"""How much of the shorter side the centre is."""
+"""Side of the centre crop, as a share of the image's shorter side; usual for ImageNet."""
 RATIO = (3 / 4, 4 / 3)
-"""Width to height of random parts."""
+"""Smallest and largest ratio of width to height of a random box."""
 TRIES = 10
+"""Random boxes drawn for an image before the largest centred one is taken, as in torchvision."""
 
 
 def centre_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Return the centre square of each image, 7/8 of its shorter side.
 
     Args:
-        heights: int64 (n,), in pixels.
-        widths: likewise.
+        heights: heights of the images in pixels, int64 (n,).
+        widths: widths of the images in pixels, int64 (n,).
 
     Returns:
         int64 (n, 4): top, left, height, width.
@@ -30,52 +31,54 @@ def centre_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
 def random_boxes(
     key: int, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, scale: tuple[float, float]
 ) -> np.ndarray:
-    """Draw a part of each image: area within `scale`, log of its ratio within that of 3/4 to 4/3.
+    """Draw a box in each image: its area uniform in `scale`, the log of its ratio uniform in log(3/4, 4/3).
 
-    As torchvision and FFCV do, but each is a function of `key`, the sample's index and its size alone.
+    As torchvision's RandomResizedCrop and FFCV do, but each box is a function of `key`, the sample's index
+    and its size alone.
 
     Args:
         key: 64 bits, such as `counter_key(seed, "augment", epoch)`.
-        indices: int64 (n,), the samples' numbers in the data set.
-        heights: int64 (n,), in pixels.
-        widths: likewise.
-        scale: smallest and largest part of the image's area.
+        indices: indices of the samples in the data set, int64 (n,).
+        heights: heights of the images in pixels, int64 (n,).
+        widths: widths of the images in pixels, int64 (n,).
+        scale: smallest and largest area of a box, as a share of the image's area.
 
     Returns:
         int64 (n, 4): top, left, height, width.
     """
+    # Stays for images in which no drawn box fits.
     boxes = _largest_boxes(heights, widths)
-    waiting = np.arange(len(indices))
+    pending = np.arange(len(indices))
     for attempt in range(TRIES):
-        if len(waiting) == 0:
+        if len(pending) == 0:
             break
-        numbers = [_uniform(mixed(key, 4 * attempt + draw), indices[waiting]) for draw in range(4)]
-        drawn, fits = _drawn(numbers, heights[waiting], widths[waiting], scale)
-        boxes[waiting[fits]] = drawn[fits]
-        waiting = waiting[~fits]
+        numbers = [_uniform(mixed(key, 4 * attempt + draw), indices[pending]) for draw in range(4)]
+        drawn, fits = _draw_boxes(numbers, heights[pending], widths[pending], scale)
+        boxes[pending[fits]] = drawn[fits]
+        pending = pending[~fits]
     return boxes
 
 
 def flipped(images: Tensor, indices: Tensor, key: int) -> Tensor:
-    """Mirror half of the images; which, depends on `key` and their indices alone.
+    """Flip half of the images horizontally; which ones depends on `key` and their indices alone.
 
     Args:
         images: uint8 (B, 3, H, W).
-        indices: int64 (B,), the samples' numbers in the data set, on the images' device.
+        indices: indices of the samples in the data set, int64 (B,), on the images' device.
         key: 64 bits, such as `counter_key(seed, "augment", epoch)`.
 
     Returns:
-        As `images`.
+        uint8 (B, 3, H, W).
     """
-    # The same bit that `augmented` flips images of one size by.
+    # The same bit as in `kernels.crop_and_flip.augmented`, which flips images of one size.
     flip = (random_bits(key, indices) & 1).bool()[:, None, None, None]
     return torch.where(flip, images.flip(3), images)
 
 
-def _drawn(
+def _draw_boxes(
     numbers: list[np.ndarray], heights: np.ndarray, widths: np.ndarray, scale: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn four uniform numbers for each image into a box, and say which of them fit."""
+    """Turn four uniform numbers for each image into a box; return the boxes and which of them fit."""
     area = heights * widths * (scale[0] + (scale[1] - scale[0]) * numbers[0])
     low, high = np.log(RATIO)
     ratio = np.exp(low + (high - low) * numbers[1])
@@ -88,7 +91,7 @@ def _drawn(
 
 
 def _largest_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Return the largest centred part of each image whose ratio is allowed."""
+    """Return the largest centred box in each image with a ratio within `RATIO`."""
     height = np.minimum(heights, np.rint(widths / RATIO[0]).astype(np.int64))
     width = np.minimum(widths, np.rint(heights * RATIO[1]).astype(np.int64))
     return _centred(heights, widths, height, width)
@@ -100,6 +103,7 @@ def _centred(heights: np.ndarray, widths: np.ndarray, height: np.ndarray, width:
 
 def _uniform(key: int, indices: np.ndarray) -> np.ndarray:
     """Return a float64 in [0, 1) for each index."""
+    # The upper 53 bits: as many as a float64 holds exactly.
     bits = random_bits(key, torch.from_numpy(indices))
     uniform: np.ndarray = shifted(bits, 11).numpy() * 2.0**-53
     return uniform

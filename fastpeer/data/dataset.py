@@ -1,4 +1,4 @@
-"""A prepared data set: the folder that `fastpeer prep` writes."""
+"""Prepared data sets: the folders that `fastpeer prep` writes."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """What `dataset.json` says.
+    """The description of a prepared data set, from its `dataset.json`.
 
     Attributes:
-        folder: where it lies.
-        name: what it was prepared as, such as cifar10.
-        classes: names in label order.
-        size: height and width of the images; (0, 0) where they are of many, until `seen_at`.
-        encoding: raw, or jpeg: images of many sizes, decoded and cut for each batch.
-        splits: file name, image count, bytes and SHA-256 of `train` and `test`.
+        folder: the data set's folder.
+        name: the name it was prepared under, such as cifar10.
+        classes: names of the classes, in label order.
+        size: height and width of the images in pixels; (0, 0) for images of many sizes, until `seen_at`.
+        splits: file name, number of images, bytes and SHA-256 of `train` and `test`.
+        encoding: raw; or jpeg, for images of many sizes that are decoded and cropped for each batch.
     """
 
     folder: Path
@@ -33,34 +33,34 @@ class PreparedDataset:
     encoding: str = "raw"
 
     def seen_at(self, side: int, flag: str = "--data.size") -> "PreparedDataset":
-        """Return this data set with the size that the networks see it at.
+        """Return this data set with the size at which the networks see its images.
 
         Args:
-            side: height and width of images kept as JPEG; 0 for images of one size.
-            flag: what sets it, for messages.
+            side: height and width to resize JPEGs to; 0 for images of one size.
+            flag: the flag that sets the side, for messages.
 
         Raises:
-            UserError: a side is lacking, or the images are stored at another size.
+            UserError: JPEGs need a side, or the images are stored at another size.
         """
         if self.encoding == "jpeg":
             if side == 0:
                 raise UserError(
-                    f"{self.folder} holds JPEGs of many sizes: say at which to see them, {flag} 224"
+                    f"{self.folder} holds JPEGs of many sizes: set the size to resize to, such as {flag} 224"
                 )
             return replace(self, size=(side, side))
         if side and self.size != (side, side):
             stored = f"{self.size[1]}x{self.size[0]}"
             raise UserError(
-                f"{self.folder} holds images of {stored}, not {side}x{side}: leave {flag} out, or prepare it"
-                f" with --size {side}"
+                f"{flag} must be the stored size {stored} for {self.folder}, got {side}x{side}: leave it out,"
+                f" or prepare the images with --size {side}"
             )
         return self
 
     def beton(self, split: str) -> Path:
-        """Return a split's file after checking that it is there and whole.
+        """Return a split's .beton file after checking its size and checksum.
 
         Raises:
-            UserError: it is missing, or not the file that was prepared.
+            UserError: the file is missing, or not the one that was prepared.
         """
         path = self.folder / str(self.splits[split]["file"])
         if not path.is_file():
@@ -68,17 +68,17 @@ class PreparedDataset:
         expected = self.splits[split]
         if path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
             raise UserError(
-                f"{path}: damaged or not the file that fastpeer prep wrote (size or checksum differ from"
+                f"{path}: damaged or not the file that fastpeer prep wrote (size or checksum differs from"
                 f" dataset.json); run fastpeer prep --dataset {self.name} --force again"
             )
         return path
 
 
 def open_dataset(folder: Path) -> PreparedDataset:
-    """Read a prepared data set's description.
+    """Read the description of the prepared data set in a folder.
 
     Raises:
-        UserError: `folder` holds none, or one that cannot be read.
+        UserError: the folder holds no data set, or its description cannot be read.
     """
     path = folder / "dataset.json"
     if not path.is_file():
@@ -96,7 +96,7 @@ def open_dataset(folder: Path) -> PreparedDataset:
                 name: {key: split[key] for key in ("file", "count", "bytes", "sha256")}
                 for name, split in ((name, content["splits"][name]) for name in ("train", "test"))
             },
-            encoding=_one_of(content.get("encoding", "raw"), "raw", "jpeg"),
+            encoding=_checked_encoding(content.get("encoding", "raw")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
@@ -112,14 +112,14 @@ def _stored_size(content: Mapping[str, Any]) -> tuple[int, int]:
     return (height, width)
 
 
-def _one_of(value: str, *known: str) -> str:
-    if value not in known:
-        raise ValueError(f"encoding {value!r} is not known to this version of fastpeer")
-    return value
+def _checked_encoding(encoding: str) -> str:
+    if encoding not in ("raw", "jpeg"):
+        raise ValueError(f"encoding must be raw or jpeg in this version of fastpeer, got {encoding!r}")
+    return encoding
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file; on the way it enters the operating system's cache, from which it is read again soon."""
+    """Return a file's SHA-256. Reading it also fills the page cache, from which the loader reads it next."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

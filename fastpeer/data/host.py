@@ -1,4 +1,4 @@
-"""Images that FFCV decodes on the host, batch after batch."""
+"""A source of batches that FFCV decodes on the host, again in each epoch."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -13,11 +13,11 @@ from fastpeer.kernels.crop_and_flip import to_unit_range
 
 
 class HostSource:
-    """Reads a split anew each epoch, and augments it on the device that computes.
+    """Decodes a split on the host in each epoch, and augments it on the device that computes.
 
     Args:
-        loader: of the split.
-        device: where the batches are wanted.
+        loader: the split's loader.
+        device: the device of the batches.
     """
 
     def __init__(self, loader: BetonLoader, device: torch.device) -> None:
@@ -32,11 +32,11 @@ class HostSource:
 
     @property
     def batch_size(self) -> int:
-        """Samples in a batch; the last may hold fewer."""
+        """Samples in a batch; the last may have fewer."""
         return self.loader.batch_size
 
     def batches(self, order: np.ndarray, key: int | None, dtype: torch.dtype) -> Generator[Batch, None, None]:
-        """See `fastpeer.data.stream.Source`."""
+        """Yield batches, see `fastpeer.data.stream.Source`."""
 
         def prepare(decoded: Decoded) -> Batch:
             images = decoded.images
@@ -55,5 +55,6 @@ class HostSource:
         with closing(self.loader.batches(order, key)) as batches:
             for number, (images, labels) in enumerate(batches):
                 indices = samples[number * self.batch_size :][: len(labels)]
-                # FFCV writes to its memory again, and labels may go into a batch as they are.
+                # FFCV reuses its memory. Images are copied when they are converted; labels may go into the
+                # batch unconverted, and must be copied here.
                 yield Decoded(images, labels.clone(), indices)

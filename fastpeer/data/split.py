@@ -1,4 +1,4 @@
-"""Opens a split of a prepared data set, whichever way its images are kept."""
+"""Opens a split of a prepared data set, with the loader for its encoding."""
 
 from fastpeer.data.beton import BetonLoader, JpegLoader
 from fastpeer.data.dataset import PreparedDataset
@@ -10,13 +10,13 @@ def open_split(
     """Return the loader of a split.
 
     Args:
-        dataset: from `PreparedDataset.seen_at`, so that it has a size.
+        dataset: from `PreparedDataset.seen_at`, which sets the size for JPEGs.
         split: train or test.
-        batch_size: samples in a batch; the last may hold fewer.
-        crop_scale: see `DataConfig`; for images kept as JPEG.
+        batch_size: samples in a batch; the last may have fewer.
+        crop_scale: smallest and largest area of a training crop, as a share of the image; for JPEGs only.
 
     Raises:
-        UserError: the file is missing, damaged or unreadable.
+        UserError: the file is missing or damaged, or FFCV cannot read it.
     """
     path = dataset.beton(split)
     if dataset.encoding == "jpeg":

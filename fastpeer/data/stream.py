@@ -1,4 +1,4 @@
-"""The images of a run: which are trained on, in which order, which are held out."""
+"""The batches of a run: which images are trained on, in which order, and which are held out."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where the images of a split come from: all sources give the same batches."""
+    """Provides the batches of a split; all sources give the same batches, bit for bit."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -29,34 +29,34 @@ class Source(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Samples in a batch; the last may hold fewer."""
+        """Samples in a batch; the last may have fewer."""
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
 
     def batches(self, order: np.ndarray, key: int | None, dtype: torch.dtype) -> Generator[Batch, None, None]:
-        """Yield samples as batches that outlive later ones.
+        """Yield batches of samples; each stays valid when later ones are taken.
 
         Args:
-            order: indices of samples (n,).
-            key: of their augmentation; None: none.
-            dtype: of the images.
+            order: indices of the samples (n,).
+            key: 64-bit key of the augmentation; None: no augmentation.
+            dtype: dtype of the images.
         """
 
 
 @dataclass(frozen=True)
 class TrainingStream:
-    """The training images, epoch after epoch; any step of any epoch can be asked for again.
+    """The training batches of any epoch, reproducible from any step.
 
     Args:
-        source: of the training split; its batch size is the step's.
-        indices: samples trained on (n,).
-        dtype: as what the images are wanted.
-        seed: of order and augmentation.
-        augment: random crop and flip.
-        shuffle: new order each epoch.
-        drop_last: leave out a partial last batch.
+        source: the training split; its batch size is the step's.
+        indices: indices of the training images (n,).
+        dtype: dtype of the images.
+        seed: seed of order and augmentation.
+        augment: whether images are randomly cropped and flipped.
+        shuffle: whether each epoch has a new random order.
+        drop_last: whether a partial last batch is left out.
     """
 
     source: Source
@@ -69,12 +69,21 @@ class TrainingStream:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches."""
+        """Number of batches in an epoch."""
         size = self.source.batch_size
         return len(self.indices) // size if self.drop_last else -(-len(self.indices) // size)
 
     def epoch(self, epoch: int, first: int = 0, purpose: str = "train") -> Generator[Batch, None, None]:
-        """Yield the batches of an epoch from number `first` on; each purpose has a randomness of its own."""
+        """Yield the batches of an epoch, starting with batch number `first`.
+
+        Order and augmentation are functions of seed, purpose and epoch alone: a resumed run starts in the
+        middle of an epoch without reading the batches before.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            first: number of the first batch, from 0.
+            purpose: train or averaging; each has an order and augmentation of its own.
+        """
         size = self.source.batch_size
         order = self._order(epoch, purpose)[first * size : self.steps_per_epoch * size]
         key = counter_key(self.seed, f"{purpose} augmentation", epoch) if self.augment else None
@@ -88,7 +97,13 @@ class TrainingStream:
 
 @dataclass(frozen=True)
 class EvaluationStream:
-    """Images to be classified, in order, unaugmented; as `TrainingStream` otherwise."""
+    """Unaugmented batches of images in a fixed order, for classification.
+
+    Args:
+        source: the split.
+        indices: indices of the images (n,).
+        dtype: dtype of the images.
+    """
 
     source: Source
     indices: np.ndarray
@@ -96,25 +111,29 @@ class EvaluationStream:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self.source.device
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Yield all batches."""
+        """Yield the batches, from the first image on at each call."""
         return self.source.batches(self.indices, None, self.dtype)
 
 
 def hold_out(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Split sample indices into a part to train on and a held-out one, class by class.
+    """Split sample indices into training and held-out ones, class by class.
 
-    The last images of each class, in the data set's order, are held out: at least one, never all.
+    The last images of each class, in the data set's order, are held out: at least one, and never all. No seed
+    is involved: runs with different seeds are selected on the same images.
 
     Args:
         labels: int64 (N,).
-        fraction: of each class, in (0, 1).
+        fraction: share of each class that is held out, in (0, 1).
 
     Returns:
-        Indices trained on and held out, each in ascending order.
+        Training and held-out indices, each in ascending order.
+
+    Raises:
+        UserError: a class has only one image.
     """
     held_out: list[np.ndarray] = []
     for label in np.unique(labels):
@@ -130,7 +149,7 @@ def hold_out(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarra
 
 
 def spread(indices: np.ndarray, count: int) -> np.ndarray:
-    """Pick `count` of the indices, evenly spread over them; all where `count` is 0 or more than there are."""
+    """Return `count` of the indices, evenly spread; all of them if `count` is 0 or too large."""
     if count <= 0 or count >= len(indices):
         return indices
     return indices[np.arange(count) * len(indices) // count]

@@ -1,1 +1,1 @@
-"""Attacks and protocols on a finished network."""
+"""Evaluation of trained networks: attacks, accuracies, and the paper's figures for comparison."""

@@ -1,4 +1,4 @@
-"""How many images a network still classifies right, clean and under attack."""
+"""Which images a network classifies correctly, clean and under attack."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,13 +18,14 @@ from fastpeer.victims.pgd import evaluating
 
 
 class Evaluator:
-    """Classifies the images that an attack makes, in eval mode.
+    """Attacks batches of images and classifies the result with one or more networks, in eval mode.
 
     Args:
-        networks: by name; they classify as they are, however the attack runs one of them.
-        attack: makes the images that are classified.
-        context: makes the context that they run in, such as autocast.
-        record: takes a function of tensors and returns one that does the same, such as a captured one.
+        networks: by name; they classify unfolded and uncompiled, however the attack runs one of them.
+        attack: perturbs the images.
+        context: returns the context that the networks run in, such as autocast.
+        record: takes a function of tensors and returns an equivalent function, for instance one that replays
+            a CUDA graph.
     """
 
     def __init__(
@@ -36,41 +37,53 @@ class Evaluator:
     ) -> None:
         self.networks = dict(networks)
         self.attack = attack
-        # Not a method of this: a captured one would then hold its memory until the next garbage collection.
-        self._hits = record(partial(_attack_and_classify, attack, tuple(networks.values()), context))
+        # Not a bound method: a captured one would form a reference cycle with this object, and keep its
+        # graph's memory until the next garbage collection.
+        self._correct = record(partial(_attack_and_classify, attack, tuple(networks.values()), context))
 
     @torch.no_grad()
     def correct(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """Return for each network, bool (N,) on the CPU, which images it classifies right."""
-        found = []
+        """Return which images each network classifies correctly.
+
+        Args:
+            batches: N images in all, on the networks' device.
+
+        Returns:
+            bool (N,) on the CPU, by network.
+        """
+        correct = []
         with evaluating(*self.networks.values()):
             for number, batch in enumerate(batches):
                 start = self.attack.start(batch, number)
-                found.append(self._hits(batch.images, batch.labels, start).cpu())
-        return dict(zip(self.networks, torch.cat(found, dim=1), strict=True))
+                # Copied to the host before the next batch: a replayed graph overwrites its result.
+                correct.append(self._correct(batch.images, batch.labels, start).cpu())
+        return dict(zip(self.networks, torch.cat(correct, dim=1), strict=True))
 
 
 def _attack_and_classify(
     attack: LabelAttack, networks: Sequence[nn.Module], context: Context,
     images: Tensor, labels: Tensor, start: Tensor,
 ) -> Tensor:  # fmt: skip
-    # Outside of the context: the victim has its own, and compiled, it would be compiled again for this one.
-    shown = attack.climb(images, labels, start)
-    # Within this function: autocast keeps converted weights for as long as it lasts, and a captured function
-    # that had found them there would never convert any again.
+    """Return bool (networks, B): classified correctly after the attack."""
+    # Outside the context: the victim enters its own, and a compiled victim would be compiled a second time
+    # under this one.
+    perturbed = attack.ascend(images, labels, start)
+    # Entered here, not by the caller: autocast caches the converted weights until its context ends. A graph
+    # captured with a filled cache would replay with those weights after the network was trained further.
     with context():
-        logits = [network(shown) for network in networks]
-    return torch.stack([one.argmax(1) == labels for one in logits])
+        logits = [network(perturbed) for network in networks]
+    return torch.stack([scores.argmax(1) == labels for scores in logits])
 
 
 Progress = Callable[[int], None]
-"""Called with the number of images done."""
+"""Called with the number of images evaluated so far."""
 
 
 def evaluation_options(device: torch.device) -> Options:
-    """Return the parts of an evaluation; all are exact up to rounding, and compiling would take longer.
+    """Return the engine parts that an evaluation uses on a device; all are exact up to rounding.
 
-    What was measured of a training step does not count: there, the attack is compiled and computes in bf16.
+    They are fixed rather than "auto": auto goes by measurements of training steps, whose attack is compiled
+    and may compute in bf16. Compiling is off, as it takes longer than an evaluation gains.
     """
     parts = EngineConfig(
         fold="on", chain="on", kernels="on", graph="on", merge="off", compile="off", streams="off"
@@ -78,13 +91,20 @@ def evaluation_options(device: torch.device) -> Options:
     return choose_options(parts, device, Workload(network="", size=0, batch=0, precision="fp32"))
 
 
-def right_under_attack(
+def correct_under_attack(
     name: str, network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
 ) -> Tensor:
     """Classify images under a named attack on `network`, in the precision of its weights.
 
+    Args:
+        name: clean, fgsm, pgdN or aa.
+        network: on the images' device.
+        batches: N images in all.
+        settings: of the attack.
+        progress: called after each batch.
+
     Returns:
-        bool (N,) on the CPU: classified right.
+        bool (N,) on the CPU: classified correctly.
     """
     if name == AUTOATTACK:
         return _autoattack(network, batches, settings, progress)
@@ -93,14 +113,17 @@ def right_under_attack(
     def record(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return settings.options.recorded(function, device, "the evaluation")
 
-    evaluator = Evaluator({"it": network}, _attack(name, network, settings), record=record)
-    with _searching_for_algorithms():
-        return evaluator.correct(_counted(batches, progress))["it"]
+    evaluator = Evaluator({"network": network}, _build_attack(name, network, settings), record=record)
+    with _cudnn_benchmark():
+        return evaluator.correct(_with_progress(batches, progress))["network"]
 
 
 @contextmanager
-def _searching_for_algorithms() -> Iterator[None]:
-    """Let cuDNN try its algorithms out; it pays where batches are of one size, as AutoAttack's are not."""
+def _cudnn_benchmark() -> Iterator[None]:
+    """Let cuDNN search for its fastest algorithms, once for each shape.
+
+    Not used for AutoAttack, whose batches shrink to the images that are still classified correctly.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -109,14 +132,14 @@ def _searching_for_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:
+def _build_attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:
     device = next(network.parameters()).device
     factory = settings.options.victim_factory(number_format("fp32"), device)
 
     def victim() -> Victim:
-        found = factory.victim(network, "network")
-        found.refresh()
-        return found
+        prepared = factory.victim(network, "network")
+        prepared.refresh()
+        return prepared
 
     return build_attack(name, victim, factory.kernels, settings)
 
@@ -124,23 +147,24 @@ def _attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAtt
 def _autoattack(
     network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
 ) -> Tensor:
-    from fastpeer.evaluation.autoattack import survivors
+    # Imported here: only this attack needs pyautoattack.
+    from fastpeer.evaluation.autoattack import correct_under_autoattack
 
-    right, done = [], 0
+    correct, done = [], 0
     with evaluating(network):
         for batch in batches:
-            right.append(
-                survivors(
+            correct.append(
+                correct_under_autoattack(
                     network, batch.images, batch.labels, epsilon=settings.epsilon, classes=settings.classes,
                     seed=settings.seed, batch_size=settings.batch_size,
                 )
             )  # fmt: skip
             done += len(batch.labels)
             progress(done)
-    return torch.cat(right)
+    return torch.cat(correct)
 
 
-def _counted(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:
+def _with_progress(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:
     done = 0
     for batch in batches:
         yield batch

@@ -1,4 +1,4 @@
-"""The attacks that an evaluation may name. For another one: a `LabelAttack`, and a line in `ATTACKS`."""
+"""The attacks of `fastpeer eval`, by name. A new attack is a `LabelAttack` and a line in `ATTACKS`."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,20 +18,21 @@ from fastpeer.victims.pgd import pgd, uniform_start
 
 @dataclass(frozen=True)
 class LabelAttack:
-    """An attack on labelled images.
+    """An attack on labelled images, in two parts: only `ascend` can be captured in a CUDA graph.
 
     Attributes:
-        start: its first iterate (B, 3, H, W), of a batch and the batch's number.
-        climb: its last one, of images (B, 3, H, W), labels int64 (B,) and the first one; a function of
-            tensors that could be captured in a CUDA graph.
+        start: returns the first iterate (B, 3, H, W) for a batch and the batch's number; may draw random
+            numbers.
+        ascend: returns the last iterate (B, 3, H, W) for images (B, 3, H, W), labels int64 (B,) and the first
+            iterate; reads no value back to the host.
     """
 
     start: Callable[[Batch, int], Tensor]
-    climb: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ascend: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def perturb(self, batch: Batch, number: int) -> Tensor:
-        """Return the adversarial images of a batch; the number is the batch's."""
-        return self.climb(batch.images, batch.labels, self.start(batch, number))
+        """Return the adversarial images (B, 3, H, W) of a batch, whose number seeds the random start."""
+        return self.ascend(batch.images, batch.labels, self.start(batch, number))
 
 
 def label_pgd(
@@ -43,46 +44,54 @@ def label_pgd(
     seed: int,
     purpose: str = "evaluation",
 ) -> LabelAttack:
-    """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ball.
+    """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ε-ball.
 
-    Each `purpose` has random starts of its own: an epoch is not judged by those it was selected on.
+    Args:
+        victim: the attacked network; refreshed by the caller.
+        kernels: for the update of the iterate.
+        epsilon: radius of the L-infinity ball, for images in [0, 1].
+        step_size: how far a step moves each pixel.
+        steps: number of steps.
+        seed: of the random starts.
+        purpose: each purpose has random starts of its own, so that the final evaluation does not use those
+            that the epoch was selected on.
     """
 
     def start(batch: Batch, number: int) -> Tensor:
         noise = generator(batch.images.device, seed, f"{purpose} start", number)
         return uniform_start(batch.images, epsilon, noise)
 
-    def climb(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
+    def ascend(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
         return pgd(
             victim, images, labels, first, epsilon=epsilon, step_size=step_size, steps=steps, kernels=kernels
         )
 
-    return LabelAttack(start, climb)
+    return LabelAttack(start, ascend)
 
 
 def fgsm(victim: Victim, kernels: Kernels, epsilon: float) -> LabelAttack:
-    """Return the fast gradient sign method: one step of ε from the image itself."""
+    """Return the fast gradient sign method (Goodfellow et al. 2015): one step of ε from the clean image."""
 
-    def climb(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
+    def ascend(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
         return pgd(
             victim, images, labels, first, epsilon=epsilon, step_size=epsilon, steps=1, kernels=kernels
         )
 
-    return LabelAttack(_as_they_are, climb)
+    return LabelAttack(_clean_start, ascend)
 
 
 def no_attack() -> LabelAttack:
-    """Return what leaves the images as they are."""
-    return LabelAttack(_as_they_are, lambda images, labels, first: first)
+    """Return the attack that leaves the images unchanged."""
+    return LabelAttack(_clean_start, lambda images, labels, first: first)
 
 
-def _as_they_are(batch: Batch, number: int) -> Tensor:
+def _clean_start(batch: Batch, number: int) -> Tensor:
     return batch.images
 
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """What all attacks of an evaluation have in common."""
+    """Settings that all attacks of an evaluation share; ε and step size are for images in [0, 1]."""
 
     epsilon: float
     step_size: float
@@ -90,14 +99,14 @@ class AttackSettings:
     seed: int
     batch_size: int
     options: Options
-    """Parts of the engine that attack the network, in all but AutoAttack."""
+    """Engine parts that run the attacks, except AutoAttack."""
 
 
 Builder = Callable[[Callable[[], Victim], Kernels, AttackSettings, int], LabelAttack]
-"""Builds an attack from what prepares the victim, the kernels, the settings, and the number in its name."""
+"""Builds an attack from a function that prepares the victim, kernels, settings and the name's number."""
 
 AUTOATTACK = "aa"
-"""Not among `ATTACKS`: it attacks in turns of its own (`fastpeer.evaluation.autoattack`)."""
+"""Not in `ATTACKS`: pyautoattack runs its own loop over batches (`fastpeer.evaluation.autoattack`)."""
 ATTACKS: Mapping[str, Builder] = {
     "clean": lambda victim, kernels, settings, number: no_attack(),
     "fgsm": lambda victim, kernels, settings, number: fgsm(victim(), kernels, settings.epsilon),
@@ -105,22 +114,22 @@ ATTACKS: Mapping[str, Builder] = {
         victim(), kernels, settings.epsilon, settings.step_size, number, settings.seed
     ),
 }
-"""What `fastpeer eval --attacks` knows, by name; N is a number from 1 on."""
+"""The attacks of `fastpeer eval --attacks`, by name; N is a number of at least 1."""
 
 
 def build_attack(
     name: str, victim: Callable[[], Victim], kernels: Kernels, settings: AttackSettings
 ) -> LabelAttack:
-    """Build one of `ATTACKS`; its name is one that `parse_attacks` has let through."""
-    word, number = _split(name)
-    return ATTACKS[word](victim, kernels, settings, number)
+    """Build an attack of `ATTACKS`, given a name that `parse_attacks` has accepted."""
+    kind, number = _split(name)
+    return ATTACKS[kind](victim, kernels, settings, number)
 
 
 def parse_attacks(text: str) -> list[str]:
     """Split "clean,fgsm,pgd20,aa" into known names.
 
     Raises:
-        UserError: a name that is not known, or none at all.
+        UserError: an unknown name, or no name at all.
     """
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
@@ -128,11 +137,11 @@ def parse_attacks(text: str) -> list[str]:
             known = nearest(name, ("clean", "fgsm", "pgd10", "pgd20", AUTOATTACK))
             raise UserError(f"unknown attack {name}: did you mean {known}? (pgdN takes N steps)")
     if not names:
-        raise UserError("--attacks names none: try clean,fgsm,pgd20,aa")
+        raise UserError("--attacks must name at least one attack, such as clean,fgsm,pgd20,aa")
     return list(dict.fromkeys(names))
 
 
 def _split(name: str) -> tuple[str, int]:
-    """Return the name as `ATTACKS` has it, and the number in it; 0: none."""
-    found = re.fullmatch(r"([a-z]+)([1-9]\d*)", name)
-    return (f"{found[1]}N", int(found[2])) if found else (name, 0)
+    """Split a name into its key in `ATTACKS` and its number: pgd20 is (pgdN, 20), clean is (clean, 0)."""
+    match = re.fullmatch(r"([a-z]+)([1-9]\d*)", name)
+    return (f"{match[1]}N", int(match[2])) if match else (name, 0)

@@ -1,4 +1,4 @@
-"""AutoAttack standard, L-infinity (Croce & Hein 2020), with every constant set and checked."""
+"""AutoAttack standard, L-infinity (Croce and Hein 2020), with every constant set and checked."""
 
 import torch
 from pyautoattack import AutoAttack
@@ -10,21 +10,28 @@ ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 ITERATIONS = 100
 TARGETS = 9
 SQUARE_QUERIES = 5000
-FEWEST_CLASSES = 4
+MIN_CLASSES = 4
+"""The targeted DLR loss divides by a difference to the third and fourth largest logits."""
 
 
 def build_autoattack(
     network: nn.Module, epsilon: float, classes: int, seed: int, device: torch.device
 ) -> AutoAttack:
-    """Return the attack; fewer than 10 classes leave fewer than 9 wrong ones to aim at.
+    """Return AutoAttack standard for a network.
+
+    Args:
+        network: maps images (B, 3, H, W) in [0, 1] to logits (B, classes); in eval mode.
+        epsilon: radius of the L-infinity ball.
+        classes: number of classes; with fewer than 10, the targeted attacks aim at fewer than 9.
+        seed: of all its attacks.
+        device: the images' device.
 
     Raises:
-        UserError: fewer than 4 classes, for which the targeted DLR loss is not defined.
+        UserError: fewer than 4 classes, for which the targeted DLR loss is not defined, or the installed
+            pyautoattack has other constants than the standard.
     """
-    if classes < FEWEST_CLASSES:
-        raise UserError(
-            f"AutoAttack standard needs {FEWEST_CLASSES} classes, this data set has {classes}: use pgd20"
-        )
+    if classes < MIN_CLASSES:
+        raise UserError(f"AutoAttack standard needs at least {MIN_CLASSES} classes, got {classes}: use pgd20")
     attack = AutoAttack(network, norm="Linf", eps=epsilon, version="standard", seed=seed, device=device)
     attack.attacks_to_run = list(ATTACKS)
     attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = ITERATIONS
@@ -37,14 +44,18 @@ def build_autoattack(
 
 
 def target_count(classes: int) -> int:
-    """Return how many wrong classes the targeted attacks aim at."""
+    """Return the number of wrong classes that the targeted attacks aim at."""
     return min(TARGETS, classes - 1)
 
 
 def check_constants(attack: AutoAttack, epsilon: float, classes: int) -> None:
-    """Make sure that the attack is the standard one, whatever the installed library's defaults are."""
+    """Make sure that an attack is AutoAttack standard, whatever the installed library's defaults are.
+
+    Raises:
+        UserError: a constant differs.
+    """
     apgd, targeted, fab, square = attack.apgd, attack.apgd_targeted, attack.fab, attack.square
-    found = {
+    constants = {
         "attacks": (tuple(attack.attacks_to_run), ATTACKS),
         "norms": ({attack.norm, apgd.norm, targeted.norm, fab.norm, square.norm}, {"Linf"}),
         "radii": ({attack.epsilon, apgd.eps, targeted.eps, fab.eps, square.eps}, {epsilon}),
@@ -63,15 +74,15 @@ def check_constants(attack: AutoAttack, epsilon: float, classes: int) -> None:
             (SQUARE_QUERIES, 0.8, False),
         ),
     }
-    for name, (is_now, should_be) in found.items():
-        if is_now != should_be:
+    for name, (actual, standard) in constants.items():
+        if actual != standard:
             raise UserError(
-                f"the installed pyautoattack is not the known one: its {name} are {is_now}, the standard's"
-                f" {should_be}; install pyautoattack 0.2"
+                f"the installed pyautoattack is not AutoAttack standard: its {name} must be {standard}, got"
+                f" {actual}; install pyautoattack 0.2"
             )
 
 
-def survivors(
+def correct_under_autoattack(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -81,28 +92,34 @@ def survivors(
     seed: int,
     batch_size: int,
 ) -> Tensor:
-    """Attack images with AutoAttack standard; each of its attacks runs on what the former ones left.
+    """Attack images with AutoAttack standard, whose attacks each run on what is still classified correctly.
 
     Args:
         network: in eval mode, float32, on the images' device.
         images: float32 (N, 3, H, W) in [0, 1].
         labels: int64 (N,).
-        epsilon: radius of the ball.
-        classes: how many there are.
+        epsilon: radius of the L-infinity ball.
+        classes: number of classes.
         seed: of all its attacks.
         batch_size: images attacked at once.
 
     Returns:
-        bool (N,) on the CPU: classified right whatever was tried.
+        bool (N,) on the CPU: classified correctly under all attacks.
+
+    Raises:
+        UserError: see `build_autoattack`.
     """
     attack = build_autoattack(_RowMajor(network), epsilon, classes, seed, images.device)
     _, predicted = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=batch_size)
-    right: Tensor = predicted == labels
-    return right.cpu()
+    correct: Tensor = predicted == labels
+    return correct.cpu()
 
 
 class _RowMajor(nn.Module):
-    """AutoAttack looks at input gradients as rows of numbers, which channels-last ones are not."""
+    """A network whose input gradients are contiguous (NCHW).
+
+    AutoAttack flattens them with `view`, which fails for the channels-last gradients of convolutions.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,10 +1,11 @@
-"""Runs the attacks of an evaluation on one student: always float32, no TF32, on the test split."""
+"""Runs the attacks of an evaluation on a student: always in float32 without TF32, on the test split."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import Progress, evaluation_options, right_under_attack
-from fastpeer.evaluation.attacks import AttackSettings
+from fastpeer.evaluation.accuracy import Progress, correct_under_attack, evaluation_options
+from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
@@ -27,22 +28,22 @@ from fastpeer.run_folder import network_name
 from fastpeer.step.precision import number_format
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
-"""Given what is done and on how many images, a context that shows the progress."""
+"""Given a title and a number of images, returns a context that shows the progress."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is done to every target.
+    """The settings of an evaluation, the same for every target.
 
     Attributes:
-        attacks: names, in order.
-        examples: use only so many images, evenly spread; 0: all.
-        epsilon, step_size: of the attacks.
-        seed: of random starts.
+        attacks: names of the attacks, in order.
+        examples: number of test images, evenly spread; 0: all.
+        epsilon, step_size: of the attacks, for images in [0, 1].
+        seed: of the random starts.
         batch_size: images attacked at once.
-        device: where.
-        size: side of the images, of data sets kept as JPEG; 0: what the run was trained on.
-        mean, std: normalisation within the networks; empty: what their runs or files say.
+        device: the device that computes.
+        size: height and width of the images, for data sets kept as JPEG; 0: the size the run was trained at.
+        mean, std: normalisation inside the networks; empty: as their runs or weight files record it.
     """
 
     attacks: list[str]
@@ -57,77 +58,87 @@ class Protocol:
     std: tuple[float, ...] = ()
 
     def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
-        """Attack one student, and yield what each attack leaves.
+        """Attack a student with each attack in turn, and yield the results as they are found.
 
         Args:
-            target: its weights.
-            data: a prepared data set; None: the run's own.
-            model: network of weights that belong to no run.
+            target: the student's weights.
+            data: folder of a prepared data set; None: the run's own.
+            model: name of the network, for weights that belong to no run; empty: the run's.
             watch: shows progress.
 
         Raises:
-            UserError: weights or data are missing or do not fit.
+            UserError: weights or data are missing or do not fit, or the device runs out of memory.
         """
+        # Sets the process's TF32 switches, off for fp32.
         number_format("fp32").allow_tf32()
-        dataset = open_dataset(_data_folder(target, data)).seen_at(self.size or _trained_at(target), "--size")
+        dataset = open_dataset(_data_folder(target, data)).seen_at(self._image_size(target), "--size")
         network = placed(self._network(target, model, dataset), self.device, torch.float32)
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
         stream = EvaluationStream(source, chosen, torch.float32)
+        facts = self._facts(target, dataset, len(source.labels))
         for name in self.attacks:
-            yield self._result(name, network, stream, dataset, target, watch)
+            began = time.perf_counter()
+            with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
+                correct = correct_under_attack(name, network, stream, self._settings(dataset), progress)
+            seconds = round(time.perf_counter() - began, 2)
+            yield _result(name, correct, seconds, facts, dataset)
 
     def _network(self, target: Target, model: str, dataset: PreparedDataset) -> nn.Module:
         name = model
         if not name and target.config is not None:
             name = network_name(target.config, target.weights)
         if not name:
-            raise UserError(
-                f"{target.weights} lies outside a run folder: say which network it is, --model NAME"
-            )
+            raise UserError(f"{target.weights} belongs to no run: name its network with --model NAME")
         mean, std = (self.mean, self.std) if self.mean else _normalization(target, name)
         network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
         load_weights(network, target.weights)
         return network
 
-    def _result(
-        self, name: str, network: nn.Module, stream: EvaluationStream, dataset: PreparedDataset,
-        target: Target, watch: Watch,
-    ) -> Result:  # fmt: skip
-        classes, images = len(dataset.classes), len(stream.indices)
-        settings = AttackSettings(
-            self.epsilon,
-            self.step_size,
-            classes,
-            self.seed,
-            self.batch_size,
-            evaluation_options(self.device),
-        )
-        began = time.perf_counter()
-        with watch(f"{target.label}: {name}", images) as progress, memory_errors("--batch-size"):
-            right: Tensor = right_under_attack(name, network, stream, settings, progress)
-        return Result(
-            target=target.label,
-            weights_sha256=target.sha256,
-            attack=name,
-            correct=int(right.sum()),
-            images=images,
-            total=len(stream.source.labels),
+    def _settings(self, dataset: PreparedDataset) -> AttackSettings:
+        return AttackSettings(
             epsilon=self.epsilon,
             step_size=self.step_size,
+            classes=len(dataset.classes),
             seed=self.seed,
             batch_size=self.batch_size,
-            targets=target_count(classes) if name == "aa" else None,
-            dataset=dataset.name,
-            data_sha256=dataset.splits["test"]["sha256"],
-            seconds=round(time.perf_counter() - began, 2),
-            torch=torch.__version__,
-            side=self.size or _trained_at(target),
+            options=evaluation_options(self.device),
         )
 
+    def _facts(self, target: Target, dataset: PreparedDataset, total: int) -> dict[str, Any]:
+        """Return the fields of a `Result` that all attacks on a target share."""
+        return {
+            "target": target.label,
+            "weights_sha256": target.sha256,
+            "total": total,
+            "epsilon": self.epsilon,
+            "step_size": self.step_size,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "dataset": dataset.name,
+            "data_sha256": dataset.splits["test"]["sha256"],
+            "torch": torch.__version__,
+            "side": self._image_size(target),
+        }
 
-def _trained_at(target: Target) -> int:
-    return target.config.data.size if target.config is not None else 0
+    def _image_size(self, target: Target) -> int:
+        if self.size or target.config is None:
+            return self.size
+        return target.config.data.size
+
+
+def _result(
+    attack: str, correct: Tensor, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
+) -> Result:
+    targets = target_count(len(dataset.classes)) if attack == AUTOATTACK else None
+    return Result(
+        attack=attack,
+        correct=int(correct.sum()),
+        images=len(correct),
+        seconds=seconds,
+        targets=targets,
+        **facts,
+    )
 
 
 def _normalization(target: Target, network: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -140,5 +151,5 @@ def _data_folder(target: Target, data: Path | None) -> Path:
     if data is not None:
         return data
     if target.run is None:
-        raise UserError(f"{target.weights} lies outside a run folder: say --data DIR and --model NAME")
+        raise UserError(f"{target.weights} belongs to no run: pass --data DIR and --model NAME")
     return Path(target.run.read_facts()["data"]["folder"])

@@ -1,4 +1,4 @@
-"""What an evaluation found: one record for each (weights, attack), kept in a JSON file."""
+"""Results of evaluations: an entry for each (weights, attack), stored in a JSON file."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from fastpeer.errors import UserError, one_line
-from fastpeer.run_folder import write_text
+from fastpeer.run_folder import write_atomically
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,17 @@ class Result:
     """Accuracy of one student under one attack.
 
     Attributes:
-        target: what tables call the weights.
-        weights_sha256: which weights.
+        target: label of the weights in tables.
+        weights_sha256: checksum of the weight file.
         attack: clean, fgsm, pgdN or aa.
-        correct, images: how many of how many images were classified right.
-        total: images in the test split.
-        epsilon, step_size, seed, batch_size: of the attack.
-        targets: wrong classes that AutoAttack's targeted attacks aim at.
-        dataset, data_sha256: its name, and the checksum of the test split's file.
-        seconds: how long it took.
-        torch: version.
-        side: of the images as the network saw them, in pixels, where they were resized; 0: as prepared.
+        correct, images: number of images classified correctly, and of all that were attacked.
+        total: number of images in the test split.
+        epsilon, step_size, seed, batch_size: settings of the attack.
+        targets: number of wrong classes that AutoAttack's targeted attacks aim at; None for other attacks.
+        dataset, data_sha256: name of the data set, and checksum of its test split's file.
+        seconds: duration of the attack.
+        torch: version of PyTorch.
+        side: height and width of the images in pixels, where they were resized; 0: as prepared.
     """
 
     target: str
@@ -49,15 +49,15 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """In per cent."""
+        """Share of the attacked images that were classified correctly, in %."""
         return 100 * self.correct / self.images
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % Wilson interval in per cent, where fewer than all images were used.
+    def confidence_interval(self) -> tuple[float, float] | None:
+        """95 % Wilson interval in %; None where all test images were used.
 
-        Wilson's holds near 0 and 100 % too. That the images are a large part of a finite set is left
-        out of account, so it is rather too wide.
+        Wilson's interval holds near 0 and 100 % too. It ignores that the images are a large part of a finite
+        set, and is therefore rather too wide.
         """
         if self.images == self.total:
             return None
@@ -65,32 +65,32 @@ class Result:
         return 100 * bounds.low, 100 * bounds.high
 
     @property
-    def question(self) -> tuple[Any, ...]:
-        """What was asked, without the answer; a later result for the same replaces the former."""
-        who = (self.weights_sha256, self.target, self.data_sha256, self.images, self.side)
-        return (*who, self.attack, self.epsilon, self.step_size, self.seed, self.batch_size)
+    def key(self) -> tuple[Any, ...]:
+        """What was evaluated, and how; a later result with the same key replaces an earlier one."""
+        subject = (self.weights_sha256, self.target, self.data_sha256, self.images, self.side)
+        return (*subject, self.attack, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
 def store_results(file: Path, results: Iterable[Result]) -> None:
-    """Add results to a file, in place of former ones that answer the same question.
+    """Add results to a file, replacing earlier ones with the same key.
 
     Raises:
-        UserError: the file holds something else, or cannot be written.
+        UserError: the file holds anything else, or cannot be written.
     """
-    kept = {result.question: result for result in [*read_results(file), *results]}
-    entries = [_entry(result) for result in kept.values()]
-    write_text(file, json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n")
+    stored = {result.key: result for result in [*read_results(file), *results]}
+    entries = [_entry(result) for result in stored.values()]
+    write_atomically(file, json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n")
 
 
 def _entry(result: Result) -> dict[str, Any]:
-    return {**asdict(result), "accuracy": result.accuracy, "interval95": result.interval}
+    return {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
 
 
 def read_results(file: Path) -> list[Result]:
-    """Return the results in a file; none where there is no file.
+    """Return the results in a file; empty if there is no file.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file holds anything else, or cannot be read.
     """
     if not file.exists():
         return []

@@ -1,4 +1,4 @@
-"""The table that an evaluation prints."""
+"""The table of an evaluation's results, with the paper's figures for comparison."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -17,25 +17,25 @@ PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
 
 def print_results(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
-    """Print a row for each student, below those of a run the paper's figures for its recipe, and notes.
+    """Print a row for each student, the paper's figures below each run's rows, and notes below the table.
 
     Args:
-        results: of each target, in the order of the columns.
-        console: where to.
+        results: results of each target, with the same attacks in the same order.
+        console: where to print.
     """
-    some = next(iter(results.values()))
-    console.print(_title(some[0]), highlight=False)
+    first_row = next(iter(results.values()))
+    console.print(_title(first_row[0]), highlight=False)
     table = Table()
     table.add_column("student", overflow="fold")
-    for result in some:
+    for result in first_row:
         table.add_column(_heading(result.attack), justify="right", no_wrap=True)
     for rows in _by_run(results):
         table.add_section()
         for target, row in rows.items():
             table.add_row(Text(target.label, overflow="fold"), *map(_cell, row))
-        paper = _paper(*next(iter(rows.items())))
+        paper = _comparable_paper(*next(iter(rows.items())))
         if paper is not None:
-            figures = (_paper_cell(paper, result.attack) for result in some)
+            figures = (_paper_cell(paper, result.attack) for result in first_row)
             table.add_row(Text(f"paper, {paper.row}", overflow="fold"), *figures, style="italic")
     console.print(table)
     for note in _notes(results):
@@ -43,7 +43,7 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
 
 
 def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target, Sequence[Result]]]:
-    """Put a run's students together, in the order of the runs; weights of no run stand alone."""
+    """Group the students by run, in order of appearance; weights that belong to no run are a group each."""
     runs: dict[object, dict[Target, Sequence[Result]]] = {}
     for target, row in results.items():
         runs.setdefault(target.run.path.absolute() if target.run else target, {})[target] = row
@@ -55,14 +55,14 @@ def _title(result: Result) -> str:
     return f"accuracy in % on {images} test images, epsilon {format_fraction(result.epsilon)}, fp32"
 
 
-def _paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
-    """Return the paper's row, where data set and attack are the paper's too."""
+def _comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
+    """Return the paper's row for a run's recipe, if data set and attack are the paper's too."""
     paper = target.config.paper if target.config else None
-    comparable = paper is not None and paper.dataset == row[0].dataset and _is_papers_attack(row[0])
+    comparable = paper is not None and paper.dataset == row[0].dataset and _has_papers_radius(row[0])
     return paper if comparable else None
 
 
-def _is_papers_attack(result: Result) -> bool:
+def _has_papers_radius(result: Result) -> bool:
     return (result.epsilon, result.step_size) == (8 / 255, 2 / 255)
 
 
@@ -78,7 +78,7 @@ def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
     for count in counts:
         if count < TARGETS:
             yield f"AutoAttack aimed at {count} wrong classes, not at {TARGETS}: there are no more"
-    if any(result.interval for row in results.values() for result in row):
+    if any(result.confidence_interval for row in results.values() for result in row):
         yield "in brackets: 95 % interval for the accuracy on all test images"
 
 
@@ -87,9 +87,9 @@ def _heading(attack: str) -> str:
 
 
 def _cell(result: Result) -> Text:
-    if result.interval is None:
+    if result.confidence_interval is None:
         return Text(f"{result.accuracy:.2f}")
-    low, high = result.interval
+    low, high = result.confidence_interval
     return Text(f"{result.accuracy:.2f} [{low:.1f}, {high:.1f}]")
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from fastpeer.errors import UserError
 from fastpeer.methods.check import mistakes
 from fastpeer.methods.table import LossSettings, Method
-from fastpeer.own_code import import_own, told
+from fastpeer.own_code import error_text, import_own
 from fastpeer.suggestions import similar
 
 
@@ -53,7 +53,7 @@ def build_table(name: str, loss: LossSettings) -> Method:
         returns = isinstance(made, Method)
         found = list(mistakes(made)) if returns else ["its function table(loss) returns no Method"]
     except Exception as error:  # The user's own code may raise anything, and hand over anything.
-        raise UserError(f"the table of the method {name} cannot be filled in ({told(error)})") from None
+        raise UserError(f"the table of the method {name} cannot be filled in ({error_text(error)})") from None
     if found:
         raise UserError(f"the table of the method {name} cannot be carried out: {found[0]}")
     filled: Method = made
@@ -69,7 +69,9 @@ def default_loss(name: str) -> LossSettings:
     try:
         return loss_settings(name)()
     except (TypeError, ValueError) as error:
-        raise UserError(f"the class Loss of the method {name} must have defaults ({told(error)})") from None
+        raise UserError(
+            f"the class Loss of the method {name} must have defaults ({error_text(error)})"
+        ) from None
 
 
 def _module(name: str) -> ModuleType:

@@ -1,6 +1,6 @@
-"""Networks for small images: (B, 3, H, W) in [0, 1] to (B, classes) logits.
+"""Networks for small images: (B, 3, H, W) in [0, 1] to logits (B, classes).
 
-Importing this package does not import PyTorch; building a network does.
+Importing this package does not import PyTorch, so that settings are checked quickly; building a network does.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ def build_model(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> nn.Module:
-    """Build a network with fresh weights, in PyTorch's default dtype and on its default device.
+    """Build a network with new random weights, in PyTorch's default dtype and on its default device.
 
     Args:
         name: see `check_model_name`.
-        classes: width of its logits.
-        size: height and width of the images; networks from elsewhere are built for it and tried with it.
-        mean: subtracted from its images within it, one number or one for each channel; empty: nothing is.
-        std: divides them after that.
+        classes: number of logits.
+        size: height and width of the images; timm's networks and the user's are built for it and run once.
+        mean: subtracted from the images inside the network; a number, or one for each channel. Empty: no
+            normalisation.
+        std: the images are divided by it after that; as many numbers as `mean`.
 
     Raises:
         UserError: there is no network of that name, or it cannot be built.
@@ -47,8 +48,8 @@ def build_model(
 def _build(name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
     from fastpeer.models import foreign
 
-    if (of_timm := timm_name(name)) is not None:
-        return foreign.timm_network(of_timm, classes, size)
+    if (timm_model := timm_name(name)) is not None:
+        return foreign.timm_network(timm_model, classes, size)
     if path := class_path(name):
         return foreign.own_network(*path, classes, size)
     return _build_shipped(name, classes)

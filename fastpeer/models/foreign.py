@@ -1,4 +1,4 @@
-"""Networks that are not fastpeer's own: timm's, and classes that the user wrote."""
+"""Networks from outside fastpeer: timm's, and the user's own classes."""
 
 import importlib
 import inspect
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from fastpeer.errors import UserError, brief
-from fastpeer.own_code import current_folder_first, import_own, told
+from fastpeer.own_code import current_folder_first, error_text, import_own
 from fastpeer.suggestions import similar
 
 
 def timm_network(name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
-    """Build a network of timm's with fresh weights.
+    """Build a timm network with new random weights.
 
     Args:
-        name: as `timm.list_models` has it.
-        classes: width of its logits.
-        size: height and width of the images; networks that are made for one size are made for this one.
+        name: a name in `timm.list_models`, with or without a pretrained tag.
+        classes: number of logits.
+        size: height and width of the images; networks with a fixed input size are built for this one.
 
     Raises:
-        UserError: timm is missing or has no such network, or it cannot take these images.
+        UserError: timm is missing or has no such network, or the network does not accept these images.
     """
     timm = _timm()
     known = timm.list_models()
@@ -29,64 +29,67 @@ def timm_network(name: str, classes: int, size: tuple[int, int] | None) -> nn.Mo
         near = similar(name, known) or known[:3]
         raise UserError(f"timm has no network {name!r}; the nearest are timm:{', timm:'.join(near)}")
     config = timm.get_pretrained_cfg(name)
-    wanted: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    # Networks without a fixed size do not accept the argument.
     if size is not None and config is not None and config.fixed_input_size and config.input_size[1:] != size:
-        wanted["img_size"] = size
+        options["img_size"] = size
     try:
-        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **wanted)
-    except Exception as error:  # timm's networks raise whatever their shapes lead to.
-        made_for = f" for images of {size[0]}×{size[1]}" if size and wanted else ""
-        raise UserError(f"timm:{name} cannot be built{made_for} ({brief(error)})") from None
-    return _tried(network, f"timm:{name}", classes, size)
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **options)
+    except Exception as error:  # timm does not check sizes: constructors raise anything.
+        purpose = f" for images of {size[0]}×{size[1]}" if size and options else ""
+        raise UserError(f"timm:{name} cannot be built{purpose} ({brief(error)})") from None
+    return _checked(network, f"timm:{name}", classes, size)
 
 
 def own_network(module: str, attribute: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
-    """Import a class of the user's, from the current folder or wherever Python finds it, and make one.
+    """Build a network of the user's own class, found in the current folder or on Python's path.
 
     Args:
-        module: its module, such as `nets.small`.
-        attribute: its name there, such as `Net`; any callable that returns a network will do.
-        classes: width of its logits; handed on as `num_classes` or `classes`, or else as the first argument.
-        size: height and width of the images, None if they are not known.
+        module: the class's module, such as `nets.small`.
+        attribute: the class's name there, such as `Net`; may be any callable that returns a network.
+        classes: number of logits; passed as `num_classes` or `classes` if there is such a parameter, else as
+            the first argument.
+        size: height and width of the images; None: not known.
 
     Raises:
-        UserError: it is not there, cannot be called, or is no network from images to logits.
+        UserError: the class does not exist, cannot be called, or does not map images to logits.
     """
     name = f"{module}:{attribute}"
     with current_folder_first():
-        build = _imported(module, attribute, name)
+        build = _import_callable(module, attribute, name)
         try:
-            network = _called(build, classes)
-        except (Exception, SystemExit) as error:  # It is the user's own code.
-            raise UserError(f"{name} cannot be built for {classes} classes ({told(error)})") from None
+            network = _call(build, classes)
+        except (Exception, SystemExit) as error:  # The user's own code may raise anything.
+            raise UserError(f"{name} cannot be built for {classes} classes ({error_text(error)})") from None
     if not isinstance(network, nn.Module):
-        raise UserError(f"{name} makes a {type(network).__name__}: it must make a torch.nn.Module")
-    return _tried(network, name, classes, size)
+        raise UserError(f"{name} must return a torch.nn.Module, got {type(network).__name__}")
+    return _checked(network, name, classes, size)
 
 
 def _timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        missing = "" if error.name == "timm" else f" in full: {brief(error)}"
-        raise UserError(f"a network of timm needs timm{missing}; pip install timm") from None
+        # timm may be installed, but a package that it imports is missing.
+        reason = "" if error.name == "timm" else f" ({brief(error)})"
+        raise UserError(f"a timm network needs timm{reason}; pip install timm") from None
 
 
-def _imported(module: str, attribute: str, name: str) -> Any:
-    found: Any = import_own(module, f"network {name}")
+def _import_callable(module: str, attribute: str, name: str) -> Any:
+    value: Any = import_own(module, f"network {name}")
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise UserError(f"network {name}: {module} has no {attribute}{_nearest(part, dir(found))}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UserError(f"network {name}: is of type {type(found).__name__}, no class that makes networks")
-    return found
+        if not hasattr(value, part):
+            raise UserError(f"network {name}: {module} has no {attribute}{_suggestion(part, dir(value))}")
+        value = getattr(value, part)
+    if not callable(value):
+        raise UserError(f"network {name}: must be a class that builds networks, got {type(value).__name__}")
+    return value
 
 
-def _called(build: Any, classes: int) -> object:
+def _call(build: Any, classes: int) -> object:
     try:
         names: list[str] = list(inspect.signature(build).parameters)
-    except (TypeError, ValueError):  # It does not tell.
+    except (TypeError, ValueError):  # Some callables written in C have no signature.
         names = []
     for name in ("num_classes", "classes"):
         if name in names:
@@ -94,30 +97,31 @@ def _called(build: Any, classes: int) -> object:
     return build(classes)
 
 
-def _tried(network: nn.Module, name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
-    """Run a network once, so that what does not fit is said before the training, and leave it as it was."""
+def _checked(network: nn.Module, name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
+    """Run a network once in eval mode, so that wrong shapes are an error before the training; return it."""
     if size is None:
         return network
     modes = [(module, module.training) for module in network.modules()]
     what = f"images of {size[0]}×{size[1]}"
     try:
         logits = _run(network.eval(), size)
-    except Exception as error:  # Whatever foreign code leads to.
-        raise UserError(f"the network {name} does not take {what} ({told(error)})") from None
+    except Exception as error:  # Code from outside fastpeer may raise anything.
+        raise UserError(f"the network {name} does not accept {what} ({error_text(error)})") from None
+    # Each module's own: networks may keep parts of themselves in eval mode.
     for module, training in modes:
         module.training = training
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the network {name} makes {found} of 2 {what}: it must make logits (2, {classes})")
+        actual = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the network {name} must map 2 {what} to logits (2, {classes}), got {actual}")
     return network
 
 
 @torch.no_grad()
 def _run(network: nn.Module, size: tuple[int, int]) -> object:
-    some = next(network.parameters(), torch.empty(0))
-    return network(torch.zeros(2, 3, *size, dtype=some.dtype, device=some.device))
+    parameter = next(network.parameters(), torch.empty(0))
+    return network(torch.zeros(2, 3, *size, dtype=parameter.dtype, device=parameter.device))
 
 
-def _nearest(word: str, valid: list[str]) -> str:
+def _suggestion(word: str, valid: list[str]) -> str:
     near = similar(word, valid, most=1, likeness=0.6)
     return f"; did you mean {near[0]}?" if near else ""

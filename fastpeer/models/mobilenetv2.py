@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastpeer.models.layers import conv1x1, conv3x3, global_average_pool, projection_shortcut, stage
 
 STAGES = (
-    # expansion, in planes, out planes, blocks, stride
+    # expansion, in_planes, out_planes, blocks, stride; for ImageNet, stem and second stage have stride 2
     (1, 32, 16, 1, 1),
     (6, 16, 24, 2, 1),
     (6, 24, 32, 3, 2),
@@ -44,7 +44,7 @@ class InvertedResidual(nn.Module):
             self.shortcut = projection_shortcut(in_planes, out_planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's output."""
+        """Map (B, in_planes, H, W) to (B, out_planes, H/stride, W/stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -70,7 +70,7 @@ class MobileNetV2(nn.Module):
         self.linear = nn.Linear(1280, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits."""
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(self.layers(x))))
         logits: Tensor = self.linear(global_average_pool(x))

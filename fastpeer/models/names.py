@@ -1,4 +1,4 @@
-"""Names of the networks, without PyTorch."""
+"""Names of the networks; importing this module does not import PyTorch."""
 
 import re
 
@@ -16,23 +16,24 @@ MODEL_NAMES = (
     "wideresnet70x16",
     "mobilenetv2",
 )
+# At most three digits each: int() refuses numbers of more than 4300 digits.
 WIDE_RESNET = re.compile(r"wideresnet([1-9][0-9]{0,2})x([1-9][0-9]{0,2})")
 TIMM_PREFIX = "timm:"
 TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def model_names() -> tuple[str, ...]:
-    """Names of the shipped networks; other sizes of wide ResNet are valid too."""
+    """Return the names of the shipped networks; wide ResNets of other sizes are valid too."""
     return MODEL_NAMES
 
 
 def check_model_name(name: str) -> None:
-    """Accept a name that `build_model` knows: a shipped network's, `timm:NAME` or `package.module:Class`.
+    """Check that a name is a shipped network's, `timm:NAME` or `package.module:Class`.
 
-    Whether timm or the module have such a network shows when it is built.
+    Whether timm or the module has such a network is checked only when it is built.
 
     Raises:
-        UserError: there is no such network; names the valid ones most like it.
+        UserError: there is no such network; the message suggests the most similar names.
     """
     if ":" in name:
         _check_foreign_name(name)
@@ -43,7 +44,7 @@ def check_model_name(name: str) -> None:
 
 
 def wide_resnet_size(name: str) -> tuple[int, int] | None:
-    """Depth and widening factor of a valid wide ResNet's name, else None."""
+    """Return depth and widening factor of a valid wide ResNet's name, else None."""
     match = WIDE_RESNET.fullmatch(name)
     if match is None:
         return None
@@ -52,7 +53,7 @@ def wide_resnet_size(name: str) -> tuple[int, int] | None:
 
 
 def timm_name(name: str) -> str | None:
-    """Return what follows `timm:` in a network's name, else None."""
+    """Return timm's own name of a network named `timm:NAME`, else None."""
     return name.removeprefix(TIMM_PREFIX) if name.startswith(TIMM_PREFIX) else None
 
 
@@ -66,8 +67,8 @@ def _check_foreign_name(name: str) -> None:
     module, _, attribute = name.partition(":")
     if timm_name(name) is not None:
         if not TIMM_NAME.fullmatch(attribute):
-            raise UserError(f"no network {name!r}: a network of timm is timm:NAME, such as timm:resnet18")
+            raise UserError(f"no network {name!r}: a timm network must be timm:NAME, such as timm:resnet18")
     elif not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
         raise UserError(
-            f"no network {name!r}: a class of your own is package.module:Class, such as nets.small:Net"
+            f"no network {name!r}: your own class must be package.module:Class, such as nets.small:Net"
         )

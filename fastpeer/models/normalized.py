@@ -1,4 +1,4 @@
-"""Normalisation inside a network, so that its images are in [0, 1] wherever they are seen or attacked."""
+"""Normalisation inside the network, so that images and attacks stay in [0, 1] everywhere else."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 class InputNormalization(nn.Module):
     """Maps images x (B, C, H, W) in [0, 1] to (x − mean) / std.
 
-    Args:
-        mean, std: one number for all channels, or one for each; std above 0.
+    Mean and std are constants, not weights: they follow the network to devices and dtypes, but are not in its
+    state dict.
 
-    Both are constants of the network and no weights of it: they follow it to devices and dtypes, and are not
-    in its state dict.
+    Args:
+        mean: one number for all channels, or one for each.
+        std: as many numbers, above 0.
     """
 
     mean: Tensor
@@ -29,21 +30,23 @@ class InputNormalization(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "InputNormalization":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for tensor, values in zip((self.mean, self.std), self.exact, strict=True):
-            # A wider dtype is to hold the numbers themselves, not what a narrower one made of them.
+            # From float32 to float64, the buffers must get the numbers themselves, not their rounding.
             tensor.copy_(torch.tensor(values, dtype=torch.float64).view(tensor.shape))
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalise images (B, C, H, W); the output has their shape."""
         return (images - self.mean) / self.std
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
-        """Gradient at the images, from the one at the output, in its dtype."""
+        """Return the gradient at the images (B, C, H, W) for a gradient at the output, in its dtype."""
         return gradient / self.std.to(gradient.dtype)
 
 
 class Normalized(nn.Module):
-    """A network behind its normalisation; `save_weights` and `load_weights` know the network alone.
+    """A network with its normalisation in front.
+
+    `save_weights` and `load_weights` use the inner network's names, so that files do not depend on it.
 
     Maps images (B, 3, H, W) in [0, 1] to logits (B, classes), in the dtype of the weights.
     """
@@ -54,16 +57,16 @@ class Normalized(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits."""
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
         logits: Tensor = self.network(self.normalization(images))
         return logits
 
 
-def within(network: nn.Module) -> nn.Module:
-    """Return the network without its normalisation, which has the names that weights go by in files."""
+def without_normalization(network: nn.Module) -> nn.Module:
+    """Return the network without its normalisation; its parameters have the names used in files."""
     return network.network if isinstance(network, Normalized) else network
 
 
 def normalization(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the mean and std that a network normalises its images by, None if it does not."""
+    """Return the mean and std of a network's normalisation; None if it has none."""
     return network.normalization.exact if isinstance(network, Normalized) else None

@@ -27,7 +27,7 @@ class PreActBlock(nn.Module):
             self.shortcut.append(conv1x1(in_planes, out_planes, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's output."""
+        """Map (B, in_planes, H, W) to (B, out_planes, H/stride, W/stride)."""
         out = self.conv1(F.relu(self.bn1(x)))
         out = self.conv2(F.relu(self.bn2(out)))
         total: Tensor = out + self.shortcut(x)
@@ -48,7 +48,7 @@ class PreActResNet(nn.Module):
         self.linear = nn.Linear(512, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits."""
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
         x = self.layer2(self.layer1(self.conv1(x)))
         x = self.layer4(self.layer3(x))
         logits: Tensor = self.linear(global_average_pool(x))
@@ -56,5 +56,5 @@ class PreActResNet(nn.Module):
 
 
 def preactresnet18(classes: int) -> PreActResNet:
-    """Pre-activation ResNet-18."""
+    """Build PreActResNet-18, with two blocks in each of its four stages."""
     return PreActResNet((2, 2, 2, 2), classes)

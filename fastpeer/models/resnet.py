@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
         self.shortcut = projection_shortcut(in_planes, out_planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's output."""
+        """Map (B, in_planes, H, W) to (B, out_planes, H/stride, W/stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x))
@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
         self.shortcut = projection_shortcut(in_planes, out_planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's output."""
+        """Map (B, in_planes, H, W) to (B, out_planes, H/stride, W/stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -73,7 +73,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits."""
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         for name in self.stage_names:
             x = getattr(self, name)(x)
@@ -82,20 +82,20 @@ class ResNet(nn.Module):
 
 
 def resnet8(classes: int) -> ResNet:
-    """ResNet of three narrow stages of one block each, for demonstrations."""
+    """Build a ResNet of three narrow stages with one block each, for demonstrations and tests."""
     return ResNet(BasicBlock, 16, (16, 32, 64), (1, 1, 1), classes)
 
 
 def resnet18(classes: int) -> ResNet:
-    """ResNet-18."""
+    """Build ResNet-18: basic blocks, 2 in each stage."""
     return ResNet(BasicBlock, 64, WIDTHS, (2, 2, 2, 2), classes)
 
 
 def resnet34(classes: int) -> ResNet:
-    """ResNet-34."""
+    """Build ResNet-34: basic blocks, 3, 4, 6 and 3 in its stages."""
     return ResNet(BasicBlock, 64, WIDTHS, (3, 4, 6, 3), classes)
 
 
 def resnet50(classes: int) -> ResNet:
-    """ResNet-50; as in most implementations, the stride sits on the 3×3 convolution."""
+    """Build ResNet-50: bottlenecks whose 3×3 convolution has the stride, as in most implementations."""
     return ResNet(Bottleneck, 64, [EXPANSION * width for width in WIDTHS], (3, 4, 6, 3), classes)

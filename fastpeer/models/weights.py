@@ -1,4 +1,4 @@
-"""A network's weights, to and from files."""
+"""Writes and reads a network's weights: safetensors, and PyTorch checkpoints without running their code."""
 
 import argparse
 import json
@@ -16,114 +16,116 @@ from torch.serialization import safe_globals
 
 from fastpeer.errors import UserError, one_line
 from fastpeer.models.names import class_path
-from fastpeer.models.normalized import normalization, within
-from fastpeer.models.weight_names import record_names, recorded, renamed
+from fastpeer.models.normalized import normalization, without_normalization
+from fastpeer.models.weight_names import Normalization, normalization_in, normalization_names, renamed
 
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pth", ".pt")
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
-RECORD = ("fastpeer.mean", "fastpeer.std")
-"""Names in a safetensors file's metadata."""
+METADATA_KEYS = ("fastpeer.mean", "fastpeer.std")
+"""Keys of the normalisation in a safetensors file's metadata, as JSON lists."""
 SAFE_DTYPES = (np.bool_, np.int32, np.int64, np.float16, np.float32, np.float64)
 
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write parameters and buffers as safetensors: same dtype, logical (NCHW) order, on any device.
+    """Write a network's parameters and buffers as safetensors, in their dtype and in NCHW order.
 
-    A network's normalisation goes into the file's metadata, not among the weights.
+    The network may be on any device. Its normalisation goes into the file's metadata, not among the weights.
 
     Raises:
         UserError: the file cannot be written.
     """
-    tensors = _apart(within(network).state_dict())
-    record = normalization(network)
-    numbers = {} if record is None else dict(zip(RECORD, map(json.dumps, record), strict=True))
+    tensors = _without_shared_memory(without_normalization(network).state_dict())
+    mean_std = normalization(network)
+    numbers = {} if mean_std is None else dict(zip(METADATA_KEYS, map(json.dumps, mean_std), strict=True))
     try:
         save_file(tensors, path, metadata={"format": "pt", **numbers})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({one_line(error)})") from None
 
 
-def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy what shares its memory with others, as tied weights do, which safetensors does not write."""
-    apart: dict[str, Tensor] = {}
+def _without_shared_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory with others, such as tied weights: safetensors refuses them."""
+    separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in weights.items():
-        whole = tensor.contiguous()
-        address = whole.untyped_storage().data_ptr()
-        apart[name] = whole.clone() if address in seen else whole
+        contiguous = tensor.contiguous()
+        address = contiguous.untyped_storage().data_ptr()
+        separate[name] = contiguous.clone() if address in seen else contiguous
         seen.add(address)
-    return apart
+    return separate
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Copy the weights of a file into a network, which keeps its dtype, memory format and device.
+    """Copy the weights in a file into a network, which keeps its dtype, memory format and device.
 
     Reads safetensors, and PyTorch checkpoints such as the released ones: a state dict, alone or under
-    `state_dict`, `model_state_dict`, `model` or `net`. See `renamed` for how far its names may differ.
+    `state_dict`, `model_state_dict`, `model` or `net`. See `renamed` for how far the names may differ.
 
     Raises:
-        UserError: the file cannot be read, does not fit the network, or says that its own normalises its
-            images where this one does not; the network is then as it was.
+        UserError: the file cannot be read, does not fit the network, or records a normalisation where this
+            network has none. The network is then unchanged.
     """
     path = Path(path)
-    expected = within(network).state_dict()
+    inner = without_normalization(network)
+    expected = inner.state_dict()
     read = _read(path)
     weights = renamed(read, expected)
-    misfits = _misfits(expected, weights)
-    if misfits:
-        first = one_line("; ".join(misfits[:2]))
-        rows = _classes_differ(within(network), expected, weights)
-        raise UserError(f"{path}: weights that do not fit: {len(misfits)} ({first}){rows}")
+    mismatches = _mismatches(expected, weights)
+    if mismatches:
+        first = one_line("; ".join(mismatches[:2]))
+        classes = _other_classes(inner, expected, weights)
+        raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){classes}")
     if normalization(network) is None:
-        _refuse_unheeded_record(path, read, expected)
-    within(network).load_state_dict(weights)
+        _refuse_ignored_normalization(path, read, expected)
+    inner.load_state_dict(weights)
 
 
-def recorded_normalization(
-    path: str | Path, network: str
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the mean and std that a file says its network normalises images by, None if it says nothing.
+def recorded_normalization(path: str | Path, network: str) -> Normalization | None:
+    """Return the mean and std of the normalisation that a weight file records; None if it records none.
 
-    Each has one number, or one for each channel. They stand in the metadata of files that `save_weights`
-    wrote, and beside the weights in many released ones: `mu` and `sigma`, or `mean` and `std`, at any level.
+    Each has one number, or one for each channel. They are in the metadata of files written by `save_weights`,
+    and among the weights in many released files: `mu` and `sigma`, or `mean` and `std`, with any prefix.
 
     Args:
-        path: of the file.
-        network: name of the network it is for: a class of the user's own takes the numbers beside the
-            weights itself.
+        path: the weight file.
+        network: name of the network it is for. For the user's own classes, tensors among the weights are not
+            looked at: the class loads them itself.
 
     Raises:
         UserError: the file cannot be read.
     """
     path = Path(path)
     if class_path(network):
-        return _metadata_record(path)
-    return _metadata_record(path) or recorded(_read(path))
+        return _metadata_normalization(path)
+    return _metadata_normalization(path) or normalization_in(_read(path))
 
 
-def _refuse_unheeded_record(path: Path, read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    unheeded = [name for name in record_names(read) if name.removeprefix("module.") not in expected]
-    record = _metadata_record(path) or recorded(read)
-    if unheeded or _metadata_record(path):
-        numbers = f"mean {_words(record[0])} and std {_words(record[1])}" if record else unheeded[0]
+def _refuse_ignored_normalization(
+    path: Path, read: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Refuse weights trained with a normalisation that this network would not apply: accuracy would drop."""
+    ignored = [name for name in normalization_names(read) if name.removeprefix("module.") not in expected]
+    recorded = _metadata_normalization(path) or normalization_in(read)
+    if ignored or _metadata_normalization(path):
+        numbers = f"mean {_format(recorded[0])} and std {_format(recorded[1])}" if recorded else ignored[0]
         raise UserError(
-            f"{path}: its network normalises images within itself ({numbers}), this one does not: say so with"
-            " the settings mean and std, such as --model.mean and --model.std"
+            f"{path}: its network normalises images itself ({numbers}), this one does not: set mean and std,"
+            " for instance with --model.mean and --model.std"
         )
 
 
-def _words(numbers: Sequence[float]) -> str:
+def _format(numbers: Sequence[float]) -> str:
     return " ".join(f"{number:g}" for number in numbers)
 
 
-def _metadata_record(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return what `save_weights` wrote beside the weights; strangers' metadata may be anything."""
+def _metadata_normalization(path: Path) -> Normalization | None:
+    """Return the normalisation that `save_weights` wrote; other programs' metadata may hold anything."""
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        mean, std = (tuple(float(number) for number in json.loads(metadata[name])) for name in RECORD)
+        mean, std = (tuple(float(number) for number in json.loads(metadata[name])) for name in METADATA_KEYS)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
     return (mean, std)
@@ -138,7 +140,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         return _read_safetensors(path)
     if path.name.endswith(CHECKPOINT_SUFFIXES):
         return _state_dict(path, _read_checkpoint(path))
-    raise UserError(f"{path}: weights end in .safetensors, {', '.join(CHECKPOINT_SUFFIXES)}")
+    raise UserError(f"{path}: must end in .safetensors, {', '.join(CHECKPOINT_SUFFIXES)}")
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
@@ -150,18 +152,19 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 def _read_checkpoint(path: Path) -> object:
     try:
-        with safe_globals(_harmless_types()), warnings.catch_warnings():
-            # A file that is refused is refused in one line.
+        with safe_globals(_safe_types()), warnings.catch_warnings():
+            # torch warns about old formats; a refused file must give one line.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's unpickler raises whatever a foreign byte leads to
+    except Exception as error:  # PyTorch's unpickler may raise anything for a foreign file.
         refused = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
         reason = "holds Python objects that could run code" if refused else "damaged or not a checkpoint"
         raise UserError(f"{path}: {reason}; not loaded") from None
 
 
-def _harmless_types() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
-    """Plain values that released checkpoints keep beside the weights: arguments and NumPy scalars."""
+def _safe_types() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
+    """Return types without code that released checkpoints keep with the weights: arguments, NumPy scalars."""
+    # How NumPy pickles a scalar: this function, found through any of its values.
     scalar = np.float64().__reduce__()[0]
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # before and since NumPy 2
     scalars = [(scalar, f"{module}.scalar") for module in modules]
@@ -169,7 +172,7 @@ def _harmless_types() -> list[Callable[..., object] | tuple[Callable[..., object
 
 
 def _state_dict(path: Path, content: object) -> Mapping[str, Tensor]:
-    """Find the state dict in what a checkpoint holds, which may lie under several of the usual names."""
+    """Return a checkpoint's state dict, which may be nested under several of `STATE_DICT_KEYS`."""
     while isinstance(content, Mapping):
         wrapped = (content.get(key) for key in STATE_DICT_KEYS)
         inner = next((value for value in wrapped if isinstance(value, Mapping)), None)
@@ -185,9 +188,9 @@ def _is_weight(item: tuple[object, object]) -> bool:
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
-def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+def _mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
     shapes = [
-        f"{name} has shape {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+        f"{name} must have shape {tuple(tensor.shape)}, got {tuple(weights[name].shape)}"
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
@@ -196,10 +199,10 @@ def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> l
     return shapes + missing + unexpected
 
 
-def _classes_differ(network: nn.Module, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """Say so where the classifier's rows, one a class, are not as many as expected."""
+def _other_classes(network: nn.Module, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Return a note if the classifier has another number of rows, which are the classes; else nothing."""
     linear = [f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     name = linear[-1] if linear else ""
     if name not in weights or weights[name].dim() != 2 or len(weights[name]) == len(expected[name]):
         return ""
-    return f"; it has {len(weights[name])} classes, this data set {len(expected[name])}"
+    return f"; the weights are for {len(weights[name])} classes, the data set has {len(expected[name])}"

@@ -29,7 +29,7 @@ class WideBlock(nn.Module):
         self.convShortcut = conv1x1(in_planes, out_planes, stride) if self.projects else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's output."""
+        """Map (B, in_planes, H, W) to (B, out_planes, H/stride, W/stride)."""
         activated = F.relu(self.bn1(x))
         out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         total: Tensor = out + self.convShortcut(activated if self.projects else x)
@@ -37,14 +37,14 @@ class WideBlock(nn.Module):
 
 
 class WideStage(nn.Module):
-    """A stage's blocks, one level down as the released names have them."""
+    """A stage's blocks inside a module of its own, for the released weight names `block1.layer.0...`."""
 
     def __init__(self, layer: nn.Sequential) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the stage's output."""
+        """Map (B, in_planes, H, W) to (B, out_planes, H/stride, W/stride)."""
         out: Tensor = self.layer(x)
         return out
 
@@ -66,14 +66,14 @@ class WideResNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw convolutions from N(0, 2 / (k²·out_planes)); zero the classifier's bias."""
+        """Draw convolution weights from N(0, variance 2 / (k²·out_planes)); zero the classifier's bias."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits."""
+        """Map images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         x = F.relu(self.bn1(x))
         logits: Tensor = self.fc(global_average_pool(x))

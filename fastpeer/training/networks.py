@@ -1,4 +1,4 @@
-"""Builds the networks that a method's table speaks of: those it trains, and its teachers."""
+"""Builds the networks of a method: those it trains, and its frozen teachers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +17,19 @@ from fastpeer.step.precision import ready
 from fastpeer.training.teachers import Teacher, build_teacher, find_teacher
 
 Size = tuple[int, int]
+"""Height and width of the images, in pixels."""
 
 
-def refuse_unused(config: Config, method: Method, initial: Mapping[str, Path | None]) -> None:
-    """Make sure that every file with weights that was named is one the method has a use for.
+def refuse_unused_weights(config: Config, method: Method, initial: Mapping[str, Path | None]) -> None:
+    """Make sure that the method uses every weight file that was named.
+
+    Args:
+        config: its teachers' weights are looked at.
+        method: the run's method.
+        initial: files with initial weights, by network.
 
     Raises:
-        UserError: it has none for one.
+        UserError: a file was named for a network that the method does not have.
     """
     flags = {f"--init-{name}": name for name, file in initial.items() if file and name not in method.trained}
     for role in ("teacher", "natural_teacher"):
@@ -41,14 +47,20 @@ def build_networks(
     initial: Mapping[str, Path | None] = MappingProxyType({}),
     size: Size | None = None,
 ) -> dict[str, nn.Module]:
-    """Build the networks that a method trains, from the seed or from files, ready for the step.
+    """Build the networks that a method trains, on the device and in the precision that the step expects.
 
-    `size` is the images' height and width, for networks that are made for one.
+    Args:
+        config: network names, normalisation, precision and seed.
+        method: names the trained networks.
+        classes: number of classes.
+        device: where the networks are placed.
+        initial: files with initial weights, by network; the others are initialised from the seed.
+        size: height and width of the images, for networks built for a fixed size; None: not known.
 
     Raises:
-        UserError: weights do not fit.
+        UserError: a network cannot be built, or its weights do not fit.
     """
-    fresh = {name: _network(config, name, initial.get(name), classes, size) for name in method.trained}
+    fresh = {name: _build_network(config, name, initial.get(name), classes, size) for name in method.trained}
     return {name: ready(network, config, device) for name, network in fresh.items()}
 
 
@@ -56,7 +68,7 @@ def find_teachers(config: Config, method: Method) -> list[Teacher]:
     """Find the weights of a method's teachers.
 
     Raises:
-        UserError: one is not named, or not there.
+        UserError: a teacher's weights are not named or do not exist.
     """
     student = config.model.student
     return [find_teacher(role, getattr(config, role), student, config.method) for role in method.frozen]
@@ -65,21 +77,26 @@ def find_teachers(config: Config, method: Method) -> list[Teacher]:
 def place_teacher(
     teacher: Teacher, config: Config, classes: int, size: Size, device: torch.device
 ) -> nn.Module:
-    """Build a teacher, ready for the step.
+    """Build a frozen teacher, on the device and in the precision that the step expects.
 
     Raises:
-        UserError: it does not fit the data set, or its weights do not fit it.
+        UserError: the teacher does not fit the data set, or the weights do not fit the network.
     """
     return ready(build_teacher(teacher, classes, size), config, device)
 
 
-def _network(config: Config, name: str, weights: Path | None, classes: int, size: Size | None) -> nn.Module:
+def _build_network(
+    config: Config, name: str, weights: Path | None, classes: int, size: Size | None
+) -> nn.Module:
     models = config.model
+    # A seed for each network, in a forked generator: its weights depend neither on which other networks are
+    # built nor on their order.
     with torch.random.fork_rng(devices=[]):
+        # Torch's seeds have 63 bits.
         torch.manual_seed(counter_key(config.seed, f"initial {name}") >> 1)
         network = build_model(getattr(models, name), classes, size, mean=models.mean, std=models.std)
     if weights is not None:
-        # In double, so that weights of any precision arrive as they are.
+        # In float64, so that the file's values are not rounded before they reach the run's own precision.
         network.double()
         load_weights(network, weights)
     return network

@@ -1,4 +1,4 @@
-"""What a person sees of a run: bars on a terminal, lines in the log elsewhere, or nothing."""
+"""A run's progress on the screen: bars on a terminal, lines in the log elsewhere, or nothing."""
 
 import logging
 import time
@@ -15,21 +15,21 @@ log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Shows nothing; the base of those that show something."""
+    """Shows nothing; base class of the reporters that do."""
 
     @contextmanager
     def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
-        """Enclose a training that has come to `step` of `total`."""
+        """Enclose a training of `total` steps that stands at `step`."""
         yield
 
     def step(self, step: int) -> None:
-        """Take note that step number `step` of the run ended."""
+        """Report that `step` steps of the run are done."""
 
     def interval(self, record: Mapping[str, Any]) -> None:
-        """Take note of a line of the log."""
+        """Report a record of the log: losses, accuracies, speed and learning rate."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Take note of an epoch's evaluation."""
+        """Report the accuracies at an epoch's end."""
 
 
 class LineReporter(Reporter):
@@ -37,32 +37,32 @@ class LineReporter(Reporter):
 
     @contextmanager
     def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
-        """Remember how many steps there are, and when they began."""
+        """Start the clock that the remaining time is estimated from."""
         self._first, self._total, self._began = step, total, time.monotonic()
         yield
 
     def interval(self, record: Mapping[str, Any]) -> None:
-        """Log losses, speed and the time left, at the rate so far."""
+        """Log losses and speed, and the time left at the average speed since the start."""
         step = record["step"]
-        rate = (time.monotonic() - self._began) / (step - self._first)
-        left = timedelta(seconds=round(rate * (self._total - step)))
+        seconds_per_step = (time.monotonic() - self._began) / (step - self._first)
+        left = timedelta(seconds=round(seconds_per_step * (self._total - step)))
         where = record["epoch"], step, self._total
         log.info("epoch %d step %d/%d left %s  %s", *where, left, interval_text(record))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Log accuracies."""
+        """Log the accuracies in one line."""
         log.info(epoch_text(record))
 
 
 class BarReporter(LineReporter):
-    """Two bars, the epoch's and the run's, below a line for each evaluated epoch."""
+    """Shows two bars, for the epoch and for the run, below a line for each evaluated epoch."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     @contextmanager
     def running(self, step: int, total: int, steps_per_epoch: int) -> Iterator[None]:
-        """Show the bars meanwhile."""
+        """Show the bars while the training runs."""
         self._steps_per_epoch = steps_per_epoch
         with _Bars(self.console) as self._bars:
             self._epoch_bar = self._bars.add_task("epoch", total=steps_per_epoch)
@@ -70,18 +70,18 @@ class BarReporter(LineReporter):
             yield
 
     def step(self, step: int) -> None:
-        """Move the bars."""
+        """Advance the epoch's bar and the run's."""
         epoch, within = divmod(step - 1, self._steps_per_epoch)
         self._bars.update(self._epoch_bar, completed=within + 1, description=f"epoch {epoch}")
         self._bars.update(self._run_bar, completed=step)
 
     def interval(self, record: Mapping[str, Any]) -> None:
-        """Show losses and speed above the bars."""
+        """Show losses and speed in the line above the bars."""
         self._bars.status = interval_text(record)
 
 
 class _Bars(Progress):
-    """Bars with a text above them."""
+    """Progress bars with a status line above them."""
 
     def __init__(self, console: Console) -> None:
         self.status = ""
@@ -96,13 +96,13 @@ class _Bars(Progress):
         super().__init__(*columns, console=console, transient=True, speed_estimate_period=300)
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """Return the text, and the bars."""
+        """Return the status line and the bars."""
         yield Text(self.status, style="dim")
         yield self.make_tasks_table(self.tasks)
 
 
 def interval_text(record: Mapping[str, Any]) -> str:
-    """Losses, training accuracies and speed, in a line."""
+    """Format losses, training accuracies, speed and learning rate in one line."""
     losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
     accuracies = " ".join(f"{name} {value:.1f}%" for name, value in record["accuracy"].items())
     speed = f"{record['images_per_second']:.0f} images/s"
@@ -110,16 +110,16 @@ def interval_text(record: Mapping[str, Any]) -> str:
 
 
 def epoch_text(record: Mapping[str, Any]) -> str:
-    """Accuracies at an epoch's end, in a line."""
-    found = (
+    """Format the accuracies at an epoch's end in one line."""
+    parts = (
         f"{network} {' / '.join(f'{value:.1f}' for value in accuracies.values())}"
         for network, accuracies in record["selection"].items()
     )
-    return f"epoch {record['epoch']}, {record['split']}:  {'  '.join(found)}"
+    return f"epoch {record['epoch']}, {record['split']}:  {'  '.join(parts)}"
 
 
 def choose_reporter(quiet: bool, console: Console) -> Reporter:
-    """Bars on a terminal, lines elsewhere, nothing when quiet."""
+    """Return bars for a terminal, log lines for anything else, and nothing when quiet."""
     if quiet:
         return Reporter()
     return BarReporter(console) if console.is_terminal else LineReporter()

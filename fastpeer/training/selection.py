@@ -1,4 +1,4 @@
-"""Accuracies at an epoch's end, by which the best epoch is chosen."""
+"""Accuracies at an epoch's end, which select the best epoch."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,20 +12,27 @@ from fastpeer.victims.factory import VictimFactory
 from fastpeer.victims.interface import Victim
 
 Accuracies = dict[str, float]
-"""Per cent, by name: clean, pgd10."""
+"""Accuracies in % by name, such as clean and pgd10."""
 
 
 class Selection:
-    """Evaluates networks on the images that the selection is made on.
+    """Evaluates networks at an epoch's end and compares epochs.
 
     Args:
-        config: of the run.
-        stream: the images: the held-out part, or the test split.
-        victim_factory: how networks are run and attacked.
-        attacked: whether the method trains for robustness, so that PGD accuracy decides.
-        check: called between batches; raises to stop.
-        record: takes a function of tensors and its name, and returns one that does the same, such as a
-            captured one.
+        config: the run's settings.
+        stream: the images to evaluate on: the held-out training images, or the test split.
+        victim_factory: prepares networks for the attack.
+        by_robustness: whether PGD accuracy selects the epoch; else clean accuracy does.
+        check: called before each batch; raises to stop the run.
+        record: takes a function of tensors and its name for the log, and returns an equivalent function, for
+            instance one that replays a CUDA graph.
+
+    Attributes:
+        split: val (held-out training images) or test.
+        precision: the run's precision, which the accuracies are measured in.
+        images: number of images.
+        robust: name of the PGD accuracy, such as pgd10.
+        metric: name of the accuracy that selects the epoch.
     """
 
     def __init__(
@@ -33,7 +40,7 @@ class Selection:
         config: Config,
         stream: EvaluationStream,
         victim_factory: VictimFactory,
-        attacked: bool,
+        by_robustness: bool,
         check: Callable[[], None],
         record: Callable[[Callable[..., Tensor], str], Callable[..., Tensor]],
     ) -> None:
@@ -41,7 +48,7 @@ class Selection:
         self.precision = config.precision
         self.images = len(stream.indices)
         self.robust = f"pgd{config.selection.steps}"
-        self.metric = self.robust if attacked else "clean"
+        self.metric = self.robust if by_robustness else "clean"
         self._stream = stream
         self._victim_factory = victim_factory
         self._check = check
@@ -51,31 +58,34 @@ class Selection:
         self._steps, self._seed = config.selection.steps, config.seed
 
     def describe(self) -> str:
-        """Say what the accuracies at an epoch's end are, and on which images."""
+        """Describe in one line which accuracies are measured, and on which images."""
         images = "held-out training images" if self.split == "val" else "test images"
         where = f"{self.images} {images} (selection.split = {self.split})"
         return f"clean / {self.robust} accuracy in % on {where}, in {self.precision}"
 
     def evaluate(self, networks: Mapping[str, nn.Module], attacked: str) -> dict[str, Accuracies]:
-        """Return the accuracies of all networks, clean and on PGD examples aimed at one of them.
+        """Return the accuracies of all networks, clean and on PGD examples made against one of them.
 
-        The networks of a name must be the same each time: they are prepared once.
+        Args:
+            networks: by name; for each `attacked` the same modules at every call, as they are prepared once.
+            attacked: name of the network that the PGD examples are made against.
         """
         victim = self._victim_factory.victim(networks[attacked], attacked)
         victim.refresh()
         if attacked not in self._evaluators:
+            # Kept: each evaluator records CUDA graphs of its own, which are replayed in all later epochs.
             attacks = {"clean images": no_attack(), "adversarial images": self._pgd(victim)}
             clean, adversarial = (self._evaluator(networks, what, attack) for what, attack in attacks.items())
             self._evaluators[attacked] = clean, adversarial
-        natural, robust = (self._accuracy(evaluator) for evaluator in self._evaluators[attacked])
-        # A network's own examples and another's are two questions: the second is a transfer attack.
+        natural, robust = (self._accuracies(evaluator) for evaluator in self._evaluators[attacked])
+        # For the other networks it is a transfer attack, not comparable with their own PGD accuracy.
         names = {
             name: self.robust if name == attacked else f"{self.robust}_on_{attacked}" for name in networks
         }
         return {name: {"clean": natural[name], names[name]: robust[name]} for name in networks}
 
     def is_better(self, accuracies: Mapping[str, float], best: Mapping[str, float]) -> bool:
-        """Compare by the metric; where that is equal, by the clean accuracy."""
+        """Compare by the metric, then by clean accuracy; of equal epochs, the first stays the best."""
         return (accuracies[self.metric], accuracies["clean"]) > (best[self.metric], best["clean"])
 
     def _evaluator(self, networks: Mapping[str, nn.Module], what: str, attack: LabelAttack) -> Evaluator:
@@ -90,8 +100,8 @@ class Selection:
             victim, kernels, attack.epsilon, attack.step_size, self._steps, self._seed, "selection"
         )
 
-    def _accuracy(self, evaluator: Evaluator) -> Accuracies:
-        return {name: _percent(right) for name, right in evaluator.correct(self._batches()).items()}
+    def _accuracies(self, evaluator: Evaluator) -> Accuracies:
+        return {name: _percent(correct) for name, correct in evaluator.correct(self._batches()).items()}
 
     def _batches(self) -> Iterator[Batch]:
         for batch in self._stream:
@@ -99,5 +109,5 @@ class Selection:
             yield batch
 
 
-def _percent(right: Tensor) -> float:
-    return 100 * right.double().mean().item()
+def _percent(correct: Tensor) -> float:
+    return 100 * correct.double().mean().item()

@@ -1,9 +1,8 @@
-"""Builds what a training needs from its settings: images, networks, device."""
+"""Builds the data streams and networks of a training from its settings."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +20,39 @@ from fastpeer.errors import UserError
 from fastpeer.methods import Method
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import NumberFormat, number_format
-from fastpeer.training.networks import build_networks, find_teachers, place_teacher, refuse_unused
+from fastpeer.training.networks import build_networks, find_teachers, place_teacher, refuse_unused_weights
 from fastpeer.training.teachers import Teacher, check_accuracy
 from fastpeer.versions import version_of
+
+OpenSplit = Callable[[str, int], Source]
+"""Opens a split (train or test) with a batch size."""
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The pieces that a trainer puts together."""
+    """What a `Trainer` is built from."""
 
     method: Method
     networks: dict[str, nn.Module]
-    """Those that are trained."""
+    """The trained networks, by name: student, peer."""
     teachers: dict[str, tuple[Teacher, nn.Module]]
-    """Those that are not, by their role in the method's table."""
+    """The frozen networks, by their role in the method's table."""
     training: TrainingStream
     selection: EvaluationStream
     number_format: NumberFormat
     device: torch.device
     dataset: PreparedDataset
     initial: Mapping[str, tuple[Path, str]]
-    """Files that the networks began from, with their SHA-256."""
+    """Files of the initial weights, with their SHA-256, by network."""
 
     @property
     def classes(self) -> int:
-        """How many the data set has."""
+        """Number of classes of the data set."""
         return len(self.dataset.classes)
 
     @property
     def all_networks(self) -> dict[str, nn.Module]:
-        """Trained ones and teachers."""
+        """Trained networks and teachers, by name."""
         return {**self.networks, **{role: network for role, (_, network) in self.teachers.items()}}
 
 
@@ -62,78 +64,90 @@ def set_up(
 ) -> TrainingSetup:
     """Open the data and build the networks.
 
+    It also sets the process's TF32 and cuDNN switches.
+
     Args:
         config: the settings.
-        dataset: what to train on.
-        device: where to compute.
-        initial: files with initial weights, by network; the others start at random from the seed.
+        dataset: the prepared data set to train on.
+        device: the device that computes.
+        initial: files with initial weights, by network; the others are initialised from the seed.
 
     Raises:
         UserError: data or weights do not fit.
     """
     numbers = number_format(config.precision)
     numbers.allow_tf32()
-    # Shapes stay the same, so that cuDNN's search for its fastest algorithms is made once.
+    # cuDNN's search for the fastest algorithms pays: it is made once per shape, and batches have one size.
     torch.backends.cudnn.benchmark = True
     method = config.table
-    refuse_unused(config, method, initial)
+    refuse_unused_weights(config, method, initial)
     dataset = dataset.seen_at(config.data.size)
-    # What may be wrong with them shows before the images are opened, which takes longer.
+    # Before the images are opened, which takes longer: a missing teacher is reported at once.
     teachers = find_teachers(config, method)
-    training, selection = _streams(config, dataset, device, numbers)
+    training, selection = _open_streams(config, dataset, device, numbers)
     classes = len(dataset.classes)
     networks = build_networks(config, method, classes, device, initial, dataset.size)
-    taught = {one.role: (one, place_teacher(one, config, classes, dataset.size, device)) for one in teachers}
-    for teacher, network in taught.values():
+    placed = {
+        teacher.role: (teacher, place_teacher(teacher, config, classes, dataset.size, device))
+        for teacher in teachers
+    }
+    for teacher, network in placed.values():
         check_accuracy(teacher, network, selection, classes)
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
-    return TrainingSetup(method, networks, taught, training, selection, numbers, device, dataset, files)
+    return TrainingSetup(method, networks, placed, training, selection, numbers, device, dataset, files)
 
 
-def _streams(
-    config: Config,
-    dataset: PreparedDataset,
-    device: torch.device,
-    numbers: NumberFormat,
+def _open_streams(
+    config: Config, dataset: PreparedDataset, device: torch.device, numbers: NumberFormat
 ) -> tuple[TrainingStream, EvaluationStream]:
-    read = partial(open_split, dataset, crop_scale=config.data.crop_scale)
-    opened = partial(
-        open_source, size=dataset.size, device=device, residency=config.data.residency,
-        gather=options_of(config, device, max(dataset.size)).formulas().crop_and_flip,
-    )  # fmt: skip
-    source = opened(read("train", config.train.batch_size))
+    gather = options_of(config, device, max(dataset.size)).formulas().crop_and_flip
+
+    def open_images(split: str, batch_size: int) -> Source:
+        loader = open_split(dataset, split, batch_size, config.data.crop_scale)
+        return open_source(loader, dataset.size, device, config.data.residency, gather)
+
+    source = open_images("train", config.train.batch_size)
     used, held_out = np.arange(len(source.labels)), None
     if config.selection.split == "val":
         used, held_out = hold_out(source.labels, config.selection.fraction)
-    training = TrainingStream(
-        source, used, numbers.weights, config.seed, config.data.augment, config.data.shuffle,
-        config.data.drop_last,
-    )  # fmt: skip
-    if training.steps_per_epoch == 0:
+    training = _training_stream(source, used, config, numbers.weights)
+    return training, _selection_stream(source, held_out, config, numbers.weights, open_images)
+
+
+def _training_stream(source: Source, used: np.ndarray, config: Config, dtype: torch.dtype) -> TrainingStream:
+    data = config.data
+    stream = TrainingStream(source, used, dtype, config.seed, data.augment, data.shuffle, data.drop_last)
+    if stream.steps_per_epoch == 0:
         raise UserError(
-            f"{len(used)} training images make no batch of {config.train.batch_size} with data.drop_last:"
-            " lower --train.batch_size"
+            f"--train.batch_size must be at most the {len(used)} training images with data.drop_last,"
+            f" got {config.train.batch_size}"
         )
-    evaluated_at_once = config.selection.batch_size or config.train.batch_size
+    return stream
+
+
+def _selection_stream(
+    training: Source, held_out: np.ndarray | None, config: Config, dtype: torch.dtype, open_images: OpenSplit
+) -> EvaluationStream:
+    """Return the images that select the best epoch: held-out training images, or the test split."""
+    batch_size = config.selection.batch_size or config.train.batch_size
     if held_out is None:
-        source = opened(read("test", evaluated_at_once))
+        source = open_images("test", batch_size)
         held_out = np.arange(len(source.labels))
     else:
-        source = _in_other_batches(source, evaluated_at_once)
-    chosen = spread(held_out, config.selection.examples)
-    return training, EvaluationStream(source, chosen, numbers.weights)
+        source = _with_batch_size(training, batch_size)
+    return EvaluationStream(source, spread(held_out, config.selection.examples), dtype)
 
 
-def _in_other_batches(source: Source, batch_size: int) -> Source:
-    """Return the same images, not kept twice where they are kept."""
+def _with_batch_size(source: Source, batch_size: int) -> Source:
+    """Return a source of the same images; those kept on the device are shared, not copied."""
     if isinstance(source, ResidentSource):
         return replace(source, batch_size=batch_size)
     assert isinstance(source, HostSource)
-    return HostSource(source.loader.in_batches_of(batch_size), source.device)
+    return HostSource(source.loader.with_batch_size(batch_size), source.device)
 
 
 def describe(setup: TrainingSetup) -> dict[str, Any]:
-    """Return what a run should remember of its surroundings beside the settings."""
+    """Return the facts for run.json that are not in the settings: data, weight files, device, versions."""
     device = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else "cpu"
     return {
         "data": {
@@ -146,13 +160,13 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
         },
         "teachers": {
             role: {
-                "file": str(one.weights),
-                "sha256": one.sha256,
-                "network": one.network,
-                "mean": list(one.mean),
-                "std": list(one.std),
+                "file": str(teacher.weights),
+                "sha256": teacher.sha256,
+                "network": teacher.network,
+                "mean": list(teacher.mean),
+                "std": list(teacher.std),
             }
-            for role, (one, _) in setup.teachers.items()
+            for role, (teacher, _) in setup.teachers.items()
         },
         "initial": {name: {"file": str(file), "sha256": sha} for name, (file, sha) in setup.initial.items()},
         "device": device,

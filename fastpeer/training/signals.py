@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next safe place."""
+"""Ctrl-C and SIGTERM as a request to stop at the next safe place."""
 
 import signal
 from collections.abc import Iterator
@@ -7,34 +7,42 @@ from types import FrameType
 
 
 class Stopped(Exception):
-    """The user asked to stop; everything up to now can be saved."""
+    """A stop was requested; the state is consistent and can be saved."""
 
 
 class StopRequest:
-    """Whether somebody asked to stop."""
+    """Whether the run is to stop; checked between two steps and between two evaluated batches.
+
+    Attributes:
+        requested: set by a signal.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def check(self) -> None:
-        """Raise `Stopped` if so."""
-        if self.asked:
+        """Raise `Stopped` if a stop was requested."""
+        if self.requested:
             raise Stopped
 
 
 @contextmanager
 def stopping_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a wish; a second SIGINT interrupts at once."""
-    wish = StopRequest()
+    """Turn the first SIGINT or SIGTERM into a stop request; a second SIGINT interrupts immediately.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if wish.asked and number == signal.SIGINT:
+    Must be called in the main thread; the previous handlers are restored at the end.
+    """
+    stop = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # Further SIGTERMs change nothing: the checkpoint is still to be written.
+        if stop.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        wish.asked = True
+        stop.requested = True
 
-    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield wish
+        yield stop
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

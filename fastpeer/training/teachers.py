@@ -1,4 +1,4 @@
-"""Networks that are trained already: where their weights lie, and whether they do what is said of them."""
+"""Frozen teachers: finds their weights, builds them and checks their accuracy."""
 
 import logging
 from collections.abc import Mapping
@@ -18,28 +18,28 @@ from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import no_attack
 from fastpeer.models import build_model
 from fastpeer.models.weights import load_weights, recorded_normalization
-from fastpeer.run_folder import RunFolder, network_name, run_around
+from fastpeer.run_folder import RunFolder, enclosing_run, network_name
 
 log = logging.getLogger(__name__)
-IMAGES = 1000
-"""On so many a teacher's accuracy is looked at."""
-FAR_BELOW = 5.0
-"""Percentage points that a teacher may miss of its own record without a warning."""
+CHECKED_IMAGES = 1000
+"""Number of images that a teacher's accuracy is checked on."""
+TOLERANCE = 5.0
+"""Percentage points that a teacher may stay below its recorded accuracy without a warning."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What is known of a frozen network before it is built.
+    """What is known about a frozen network before it is built.
 
     Attributes:
         role: teacher or natural_teacher.
         network: its name, as `build_model` takes it.
-        mean, std: what it normalises images by; empty: it does not.
-        weights: the file.
-        sha256: of the file.
-        classes: how many it was trained on, if known.
-        size: height and width of the images that it was trained on, if known.
-        clean: accuracy in % on clean images that its run recorded for these weights, if any.
+        mean, std: its normalisation of the images; empty: none.
+        weights: the weight file.
+        sha256: the file's checksum.
+        classes: number of classes it was trained on, if known.
+        size: height and width of the images it was trained on, if known.
+        clean_accuracy: accuracy in % on clean images that its run recorded for these weights, if any.
     """
 
     role: str
@@ -50,105 +50,110 @@ class Teacher:
     sha256: str
     classes: int | None = None
     size: tuple[int, int] | None = None
-    clean: float | None = None
+    clean_accuracy: float | None = None
 
     @property
-    def words(self) -> str:
-        """Its role, for people."""
+    def title(self) -> str:
+        """The role as messages name it: teacher or natural teacher."""
         return teacher_words(self.role)
 
     @property
     def flag(self) -> str:
-        """The flag that names its weights; its settings have it as prefix."""
+        """The flag that names its weights, and the prefix of the flags of its settings."""
         return teacher_flag(self.role)
 
 
 def find_teacher(role: str, config: TeacherConfig, student: str, method: str) -> Teacher:
-    """Find a teacher's weights, and what they say of themselves.
+    """Find a teacher's weights, and what is known about them.
 
     Args:
         role: teacher or natural_teacher.
-        config: its settings; what they leave out is read from the run that the weights lie in, or from the
+        config: its settings; what they leave out is read from the run that the weights belong to, or from the
             file itself.
-        student: the network that is trained, which a file outside a run holds unless told otherwise.
-        method: that needs it, for the error.
+        student: name of the trained network, which is assumed for a file that belongs to no run.
+        method: name of the method, for the error.
 
     Raises:
-        UserError: no weights are named, or there are none.
+        UserError: no weights are named, or they do not exist.
     """
-    words, flag = teacher_words(role), teacher_flag(role)
+    title, flag = teacher_words(role), teacher_flag(role)
     if not config.weights:
         raise UserError(
-            f"the method {method} needs a {words}: {flag} PATH (a run, a checkpoint or a file with weights)"
+            f"the method {method} needs a {title}: {flag} PATH (a run, a checkpoint or a file with weights)"
         )
     weights = _weights_file(Path(config.weights), flag)
-    run = run_around(weights)
-    known = _without_a_run(weights, config, student) if run is None else _of_run(run, weights, config)
+    run = enclosing_run(weights)
+    facts = _facts_of_file(weights, config, student) if run is None else _facts_of_run(run, weights, config)
     if config.mean:
-        known |= {"mean": config.mean, "std": config.std}
-    return Teacher(role=role, weights=weights.absolute(), sha256=file_sha256(weights), **known)
+        facts |= {"mean": config.mean, "std": config.std}
+    return Teacher(role=role, weights=weights.absolute(), sha256=file_sha256(weights), **facts)
 
 
 def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.Module:
-    """Build a teacher in float64, in eval mode, with weights that want no gradient; place it as needed.
+    """Build a teacher on the CPU in float64, in eval mode, without gradients for its weights.
 
     Args:
         teacher: from `find_teacher`.
-        classes: of the data set it is to teach on.
+        classes: number of classes of the training's data set.
         size: height and width of that data set's images.
 
     Raises:
-        UserError: it was trained on other classes or another size, or its weights do not fit its network.
+        UserError: it was trained on another number of classes or another size, or its weights do not fit its
+            network.
     """
     if teacher.classes not in (None, classes):
         raise UserError(
-            f"the {teacher.words} {teacher.weights} knows {teacher.classes} classes, this data set has"
-            f" {classes}: name another with {teacher.flag}"
+            f"the {teacher.title} must be for {classes} classes, got {teacher.classes} ({teacher.weights}):"
+            f" name another with {teacher.flag}"
         )
     if teacher.size not in (None, size):
         raise UserError(
-            f"the {teacher.words} {teacher.weights} was trained on images of {_by(teacher.size)}, this data"
-            f" set has {_by(size)}: name another with {teacher.flag}"
+            f"the {teacher.title} must be trained on images of {_format_size(size)}, got"
+            f" {_format_size(teacher.size)} ({teacher.weights}): name another with {teacher.flag}"
         )
+    # Its random weights are overwritten below: drawing them must not advance the run's generator.
     with torch.random.fork_rng(devices=[]):
         network = build_model(teacher.network, classes, size, mean=teacher.mean, std=teacher.std)
+    # In float64, so that the file's values are not rounded before they reach the run's own precision.
     network.double()
     load_weights(network, teacher.weights)
     return network.eval().requires_grad_(False)
 
 
 def check_accuracy(teacher: Teacher, network: nn.Module, stream: EvaluationStream, classes: int) -> float:
-    """Classify some clean images, and log how well that goes: a warning, where it is far below its record.
+    """Measure and log a teacher's accuracy on clean images; warn if it is far below the recorded one.
+
+    A wrong network or normalisation would otherwise only show as a badly trained student.
 
     Args:
         teacher: what `network` was built from.
         network: in the dtype of the stream's images, on their device.
-        stream: images that it was not trained on; up to 1000, evenly spread, are taken.
-        classes: of the data set.
+        stream: images that it was not trained on, of which up to 1000, evenly spread, are used.
+        classes: number of classes.
 
     Returns:
         Accuracy in %.
 
     Raises:
-        UserError: it is no better than guessing, as far as so many images tell.
+        UserError: it is not better than guessing, with 95 % confidence.
     """
-    some = replace(stream, indices=spread(stream.indices, IMAGES))
-    right = Evaluator({teacher.role: network}, no_attack()).correct(some)[teacher.role]
-    correct, images = int(right.sum()), len(right)
-    accuracy, low, high = _accuracy(correct, images)
-    found = (
-        f"the {teacher.words} {teacher.weights} classifies {accuracy:.1f} % of {images} clean images right"
-    )
+    sample = replace(stream, indices=spread(stream.indices, CHECKED_IMAGES))
+    correct = Evaluator({teacher.role: network}, no_attack()).correct(sample)[teacher.role]
+    images = len(correct)
+    accuracy, low, high = _accuracy_interval(int(correct.sum()), images)
+    share = f"{accuracy:.1f} % of {images} clean images"
+    finding = f"the {teacher.title} {teacher.weights} classifies {share} correctly"
     if low <= 100 / classes:
         raise UserError(
-            f"{found}, guessing {100 / classes:.1f} %: are its network and its normalisation right"
-            f" ({teacher.flag}.network, {teacher.flag}.mean, {teacher.flag}.std)?"
+            f"{finding}, guessing {100 / classes:.1f} %: check its network and normalisation"
+            f" ({teacher.flag}.network, {teacher.flag}.mean, {teacher.flag}.std)"
         )
-    _log_beside_its_record(teacher, found, accuracy, high)
+    _log_accuracy(teacher, finding, accuracy, high)
     return accuracy
 
 
 def _weights_file(path: Path, flag: str) -> Path:
+    """Return the student's weights in a run (best, else last) or checkpoint, or the file itself."""
     run = RunFolder(path)
     if not run.exists:
         file = path / "student.safetensors" if path.is_dir() else path
@@ -162,8 +167,9 @@ def _weights_file(path: Path, flag: str) -> Path:
     return found
 
 
-def _of_run(run: RunFolder, weights: Path, config: TeacherConfig) -> dict[str, Any]:
+def _facts_of_run(run: RunFolder, weights: Path, config: TeacherConfig) -> dict[str, Any]:
     settings, data = run.read_config(), run.read_facts()["data"]
+    # Runs of older versions recorded neither size nor classes.
     size = data.get("size")
     return {
         "network": config.network or network_name(settings, weights),
@@ -171,50 +177,50 @@ def _of_run(run: RunFolder, weights: Path, config: TeacherConfig) -> dict[str, A
         "std": settings.model.std,
         "classes": data.get("classes"),
         "size": None if size is None else (size[0], size[1]),
-        "clean": _recorded_accuracy(weights),
+        "clean_accuracy": _recorded_accuracy(weights),
     }
 
 
-def _without_a_run(weights: Path, config: TeacherConfig, student: str) -> dict[str, Any]:
+def _facts_of_file(weights: Path, config: TeacherConfig, student: str) -> dict[str, Any]:
     network = config.network or student
     mean, std = recorded_normalization(weights, network) or ((), ())
     return {"network": network, "mean": mean, "std": std}
 
 
 def _recorded_accuracy(weights: Path) -> float | None:
-    """Return what a checkpoint's state says of its student; other files, and older states, say nothing."""
+    """Return the clean accuracy in a checkpoint's state; None for other files and older states."""
     try:
         state = load_state(weights.parent)
     except UserError:
         return None
-    names = {"student": "last", "swa": "swa"}
-    summary = state.get("summary", {})
+    # The checkpoints best and best-swa record their own accuracies ("selected"), last those of each network.
+    summary_names = {"student": "last", "swa": "swa"}
     entry = state.get("selected") if weights.stem == "student" else None
-    entry = entry or summary.get(names.get(weights.stem))
-    found = entry.get("clean") if isinstance(entry, Mapping) else None
-    return float(found) if isinstance(found, (int, float)) else None
+    entry = entry or state.get("summary", {}).get(summary_names.get(weights.stem))
+    accuracy = entry.get("clean") if isinstance(entry, Mapping) else None
+    return float(accuracy) if isinstance(accuracy, (int, float)) else None
 
 
-def _accuracy(correct: int, images: int) -> tuple[float, float, float]:
-    """Accuracy in %, with the ends of its 95 % interval."""
-    # Takes a while, which runs without a teacher need not wait for.
+def _accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
+    """Return the accuracy in %, and the ends of its 95 % Wilson interval."""
+    # Imported here: scipy.stats is slow to import, and runs without a teacher do without it.
     from scipy.stats import binomtest
 
     bounds = binomtest(correct, images).proportion_ci(method="wilson")
     return 100 * correct / images, 100 * bounds.low, 100 * bounds.high
 
 
-def _log_beside_its_record(teacher: Teacher, found: str, accuracy: float, high: float) -> None:
-    if teacher.clean is None:
-        log.info(found)
-    elif teacher.clean <= max(high, accuracy + FAR_BELOW):
-        log.info("%s (its run recorded %.1f %%)", found, teacher.clean)
+def _log_accuracy(teacher: Teacher, finding: str, accuracy: float, high: float) -> None:
+    if teacher.clean_accuracy is None:
+        log.info(finding)
+    elif teacher.clean_accuracy <= max(high, accuracy + TOLERANCE):
+        log.info("%s (its run recorded %.1f %%)", finding, teacher.clean_accuracy)
     else:
         log.warning(
-            "%s, but its run recorded %.1f %%: is this the data set it was trained on, and are %s.mean and"
-            " %s.std right?", found, teacher.clean, teacher.flag, teacher.flag,
+            "%s, but its run recorded %.1f %%: check the data set, %s.mean and %s.std",
+            finding, teacher.clean_accuracy, teacher.flag, teacher.flag,
         )  # fmt: skip
 
 
-def _by(size: tuple[int, int] | None) -> str:
+def _format_size(size: tuple[int, int] | None) -> str:
     return "unknown size" if size is None else f"{size[0]}×{size[1]}"

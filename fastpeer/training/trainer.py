@@ -1,4 +1,4 @@
-"""Epochs of steps, with averaging, selection, checkpoints and a log."""
+"""The training loop: epochs of steps, then averaging, selection and checkpoints; metrics and log lines."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Position:
-    """How far a run has come: the next step is number `in_epoch` of `epoch`, number `step` of the run."""
+    """The next step of a run, counted from 0: `in_epoch` within its epoch, `step` within the run."""
 
     epoch: int = 0
     in_epoch: int = 0
@@ -39,14 +39,21 @@ class Position:
 
 
 class Trainer:
-    """Carries a run from where it stands to its end.
+    """Trains a run from its current position to its end.
 
     Args:
-        run: where it lies.
-        config: its settings.
+        run: the run's folder.
+        config: the run's settings.
         setup: data, networks and device.
         reporter: shows progress.
-        stop: asked between steps.
+        stop: checked between steps and between evaluated batches.
+
+    Attributes:
+        position: the next step.
+        step: the training step, with optimizer and loss scale.
+        average: the averaged student; None if the settings do without.
+        interval: sums since the last log line.
+        summary: accuracies of the checkpoints last, swa, best and best-swa, as far as they were evaluated.
     """
 
     def __init__(
@@ -72,23 +79,24 @@ class Trainer:
         self._log_length = 0
 
     def train(self) -> None:
-        """Run all epochs that are left.
+        """Run the remaining epochs.
 
         Raises:
-            Stopped: on demand, after everything was saved.
-            UserError: a loss is not finite.
+            Stopped: a stop was requested; the run is saved.
+            UserError: a loss is not finite, or a file cannot be written.
         """
         tensorboard = self.run.path / "tensorboard" if self.config.log.tensorboard else None
         self.log = MetricsLog(self.run.metrics_file, self._log_length, tensorboard, self.position.step)
         with closing(self.log):
             if not (self.run.checkpoints / "last").exists():
-                # So that a run can be resumed from whatever it began with.
+                # A run that is stopped or killed in its first epoch can be resumed too.
                 self._save_last()
             if self._finished():
-                log.info("finished already; more --train.epochs would let it go on")
+                log.info("already finished; to continue, raise --train.epochs")
             try:
                 self._run_epochs()
             except Stopped:
+                # Not checked since the last log line: the last good checkpoint must not be overwritten.
                 self._refuse_non_finite(self.interval.losses())
                 self._save_last()
                 raise
@@ -99,28 +107,29 @@ class Trainer:
                 self._run_epoch()
 
     def resume(self) -> None:
-        """Take up the run's last checkpoint.
+        """Restore weights and state from the run's last checkpoint.
 
         Raises:
-            UserError: there is none, or it cannot be read.
+            UserError: there is no checkpoint, or it cannot be read.
         """
         folder = self.run.checkpoints / "last"
         state = load_state(folder)
         load_networks(folder, self._saved_networks())
         try:
-            self._take_up(state)
+            self._restore(state)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(f"{folder / 'state.pt'}: damaged or not this run's checkpoint") from None
 
-    def _take_up(self, state: Mapping[str, Any]) -> None:
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.step.load_optimizer(state["optimizer"])
         self.step.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.count = state["swa_count"]
             self.average.measured = state["swa_measured"]
         self.position = Position(**state["position"])
-        # At an epoch's start, of the one before: sums and weights are of its table.
-        self._take_table(max(0, self.position.epoch - (self.position.in_epoch == 0)))
+        # A checkpoint at an epoch's start was saved at the end of the epoch before: its sums and loss weights
+        # belong to that epoch's table.
+        self._use_table_of(max(0, self.position.epoch - (self.position.in_epoch == 0)))
         self.step.balance.load_state(state.get("balance", {}))
         self.interval.load_state(state["interval"])
         self.summary = state["summary"]
@@ -135,31 +144,33 @@ class Trainer:
         return min(total, self.config.train.max_steps or total)
 
     def _finished(self) -> bool:
-        return self.position.epoch >= self.config.train.epochs or self._at_limit()
+        return self.position.epoch >= self.config.train.epochs or self._at_max_steps()
 
-    def _at_limit(self) -> bool:
+    def _at_max_steps(self) -> bool:
         return 0 < self.config.train.max_steps <= self.position.step
 
-    def _take_table(self, epoch: int) -> None:
-        """Go on by the table of an epoch, where the method has another one from then on."""
+    def _use_table_of(self, epoch: int) -> None:
+        """Switch to the method's table for an epoch, if it differs from the current one."""
         method = self.setup.method.at(epoch)
+        # Only then: a switch discards the recorded graph and the sums, whose terms may be others.
         if method is not self.step.method:
             self.step.use(method)
             self.interval = Interval.of(self.step)
 
     def _run_epoch(self) -> None:
-        self._take_table(self.position.epoch)
+        self._use_table_of(self.position.epoch)
         self.step.set_learning_rate(learning_rate(self.config, self.position.epoch))
         self._run_steps()
         if self.position.in_epoch == self._steps_per_epoch:
-            self._close_epoch()
+            self._finish_epoch()
         else:
-            log.info("stopped at step %d, within an epoch: train.max_steps", self.position.step)
+            log.info("stopped at step %d, within an epoch: train.max_steps is reached", self.position.step)
         self._save_last()
 
     def _run_steps(self) -> None:
         position = self.position
         self.interval.restart_clock()
+        # Closed at once if the epoch is left early: the loader's thread would otherwise keep decoding.
         with closing(self.setup.training.epoch(position.epoch, position.in_epoch)) as batches:
             for batch in batches:
                 result = self._train_on(batch)
@@ -170,18 +181,19 @@ class Trainer:
                 self.reporter.step(position.step)
                 if self._at_log_line():
                     self._log_interval()
-                if self._at_limit():
+                if self._at_max_steps():
                     return
+                # After the step is counted, so that a checkpoint saved here continues with the next one.
                 self.stop.check()
 
     def _train_on(self, batch: Batch) -> StepResult:
         try:
             return self.step(batch, self.position.step)
         except torch.OutOfMemoryError:
-            pass  # What the step allocated is free only once the exception is gone.
-        except Exception as error:  # Triton's errors have no class in common but this one.
-            if reason := self._reason(error):
-                raise UserError(reason) from None
+            pass  # The exception holds the step's tensors: memory is measured after this clause, below.
+        except Exception as error:  # Triton's errors have no other base class in common.
+            if message := self._user_message(error):
+                raise UserError(message) from None
             raise
         raise UserError(out_of_memory(self.step, batch))
 
@@ -189,26 +201,27 @@ class Trainer:
         if self.step.compiler is not None and (line := self.step.compiler.news()):
             log.info(line)
 
-    def _reason(self, error: Exception) -> str:
-        """Say what of a step's error the user can fix; nothing, if it is another one."""
+    def _user_message(self, error: Exception) -> str:
+        """Return a message for an error of the step that the user can fix; empty for any other error."""
         if isinstance(error, KernelRefusal) or type(error).__module__.partition(".")[0] == "triton":
-            return f"{one_line(error)}; --engine.kernels off does without Triton"
+            return f"{one_line(error)}; run without Triton: --engine.kernels off"
+        # PyTorch's words (torch.nn.functional.batch_norm): an image of one pixel left, in a batch of one.
         if "more than 1 value per channel" in str(error):
             return "BatchNorm cannot train on a batch of one: --data.drop-last or another --train.batch-size"
         if self.step.differentiates_twice and "is not implemented" in str(error):
             method, student = self.config.method, self.config.model.student
-            return f"{method} differentiates the student twice, and {student} cannot be ({brief(error)})"
+            return f"{method} needs second derivatives, which {student} does not support ({brief(error)})"
         return ""
 
     def _at_log_line(self) -> bool:
         at_end = self.position.in_epoch == self._steps_per_epoch
-        return at_end or self._at_limit() or self.position.step % self.config.log.every == 0
+        return at_end or self._at_max_steps() or self.position.step % self.config.log.every == 0
 
     def _log_interval(self) -> None:
         record = {"epoch": self.position.epoch, "step": self.position.step, **self.interval.record()}
         record["lr"] = learning_rate(self.config, self.position.epoch)
         if self.step.scaler.is_enabled():
-            # Halves whenever a step was left out because its gradients overflowed.
+            # Halved by GradScaler whenever a step was skipped because its gradients overflowed.
             record["loss_scale"] = self.step.scaler.get_scale()
         self._refuse_non_finite(record["losses"])
         self._report_faults(record)
@@ -216,13 +229,13 @@ class Trainer:
         self.reporter.interval(record)
 
     def _report_faults(self, record: Mapping[str, Any]) -> None:
-        """Say what low precision swallowed: it would look like a weak attack or a slow start."""
+        """Warn about NaN gradients and skipped steps, which would look like a weak attack or a slow start."""
         if "nan_gradients" in record:
-            found = record["step"], record["nan_gradients"]
-            log.warning("step %d: %d pixels of the attack met a NaN gradient", *found)
+            counts = record["step"], record["nan_gradients"]
+            log.warning("step %d: the attack met %d NaN values in its gradients", *counts)
         if "skipped_steps" in record:
-            found = record["step"], record["skipped_steps"]
-            log.warning("step %d: %d steps left out, fp16 gradients overflowed", *found)
+            counts = record["step"], record["skipped_steps"]
+            log.warning("step %d: %d steps skipped because fp16 gradients overflowed", *counts)
 
     def _refuse_non_finite(self, losses: Mapping[str, float]) -> None:
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -231,13 +244,14 @@ class Trainer:
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
             raise UserError(f"the loss {bad[0]} is not finite at step {self.position.step}; {kept}")
 
-    def _close_epoch(self) -> None:
-        """Average, evaluate and select. Done again from the start if it is interrupted."""
+    def _finish_epoch(self) -> None:
+        """Average, evaluate and select; a run stopped meanwhile repeats all of it when it is resumed."""
         epoch = self.position.epoch
         self._update_average(epoch)
         last = epoch + 1 == self.config.train.epochs
-        if last or (epoch + 1) % self.config.selection.every == 0 or self._at_limit():
+        if last or (epoch + 1) % self.config.selection.every == 0 or self._at_max_steps():
             self._select(epoch)
+        # Only now: a run that is stopped before this has its averaging and selection still to do.
         self.position.epoch += 1
         self.position.in_epoch = 0
 
@@ -245,36 +259,38 @@ class Trainer:
         start = self.config.swa_start
         if self.average is None or start is None or epoch < start:
             return
+        # A run that was stopped in the BatchNorm pass has collected this epoch's student already.
         if self.average.count <= epoch - start:
             self.average.collect(self.setup.networks["student"])
-        self.average.reestimate(self._checked(epoch))
+        self.average.reestimate(self._averaging_batches(epoch))
 
-    def _checked(self, epoch: int) -> Iterator[Batch]:
+    def _averaging_batches(self, epoch: int) -> Iterator[Batch]:
         for batch in self.setup.training.epoch(epoch, purpose="averaging"):
             self.stop.check()
             yield batch
 
     def _select(self, epoch: int) -> None:
-        found = self.selection.evaluate(self.setup.networks, "student")
+        accuracies = self.selection.evaluate(self.setup.networks, "student")
         if self.average is not None and self.average.count:
-            found |= self.selection.evaluate({"swa": self.average.network}, "swa")
+            accuracies |= self.selection.evaluate({"swa": self.average.network}, "swa")
         record = {
             "epoch": epoch,
             "step": self.position.step,
             "split": self.selection.split,
             "images": self.selection.images,
             "precision": self.config.precision,
-            "selection": found,
+            "selection": accuracies,
         }
         self.log.write(record)
-        self._keep_best(epoch, found)
+        self._keep_best(epoch, accuracies)
         self.reporter.epoch(record)
 
-    def _keep_best(self, epoch: int, found: Mapping[str, Mapping[str, float]]) -> None:
-        self._keep_if_better(("last", "best"), {"epoch": epoch, **found["student"]}, self.setup.networks)
-        if "swa" in found and self.average is not None:
+    def _keep_best(self, epoch: int, accuracies: Mapping[str, Mapping[str, float]]) -> None:
+        student = {"epoch": epoch, **accuracies["student"]}
+        self._keep_if_better(("last", "best"), student, self.setup.networks)
+        if "swa" in accuracies and self.average is not None:
             averaged = {"student": self.average.network}
-            self._keep_if_better(("swa", "best-swa"), {"epoch": epoch, **found["swa"]}, averaged)
+            self._keep_if_better(("swa", "best-swa"), {"epoch": epoch, **accuracies["swa"]}, averaged)
 
     def _keep_if_better(
         self, names: tuple[str, str], entry: dict[str, Any], networks: Mapping[str, nn.Module]
@@ -308,5 +324,6 @@ class Trainer:
             "swa_measured": self.average is not None and self.average.measured,
             "interval": self.interval.state(),
             "summary": self.summary,
+            # A resumed run cuts metrics.jsonl to this length: later lines will be written again.
             "log_length": self.log.length,
         }

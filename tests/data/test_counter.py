@@ -1,4 +1,4 @@
-"""Random numbers from counters."""
+"""Counter-based random numbers are repeatable, and differ in every counter."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Random and central parts of images of any size."""
+"""Random and centre crops of images of any size."""
 
 import numpy as np
 import pytest
@@ -44,9 +44,9 @@ def test_a_samples_box_depends_neither_on_the_others_nor_on_its_place(order, cou
 
 def test_keys_and_samples_differ():
     sizes = same_size(50, 400, 300)
-    one, other = (random_boxes(key, np.arange(50), *sizes, (0.08, 1.0)) for key in (1, 2))
-    assert len(np.unique(one, axis=0)) == 50
-    assert not (one == other).all(axis=1).any()
+    first, second = (random_boxes(key, np.arange(50), *sizes, (0.08, 1.0)) for key in (1, 2))
+    assert len(np.unique(first, axis=0)) == 50
+    assert not (first == second).all(axis=1).any()
 
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.25, 0.5)])

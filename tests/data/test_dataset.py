@@ -1,4 +1,4 @@
-"""Prepared data sets that are missing, foreign or damaged."""
+"""Prepared data sets: opened when complete, refused when missing, foreign or damaged."""
 
 import shutil
 
@@ -21,14 +21,14 @@ def refused(action, *mentions):
     assert all(mention in text for mention in mentions), text
 
 
-def test_whole_data_set_is_opened(small_dataset):
+def test_complete_data_set_is_opened(small_dataset):
     dataset = open_dataset(small_dataset)
     assert (dataset.name, dataset.size, len(dataset.classes)) == ("folder", (8, 8), 5)
     assert dataset.beton("train") == small_dataset / "train.beton"
     assert dataset.beton("test") == small_dataset / "test.beton"
 
 
-def test_missing_data_set_says_how_to_make_it(tmp_path):
+def test_missing_data_set_error_names_the_command_to_make_it(tmp_path):
     refused(lambda: open_dataset(tmp_path), str(tmp_path), "fastpeer prep")
 
 

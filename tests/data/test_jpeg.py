@@ -53,9 +53,9 @@ def stream(loader, seed=0, augment=True, shuffle=True):
 
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
+    for batch, expected in zip(ours, theirs, strict=True):
+        assert torch.equal(batch.images, expected.images)
+        assert torch.equal(batch.labels, expected.labels)
 
 
 def all_images(batches):
@@ -66,7 +66,7 @@ def test_same_seed_gives_the_same_images_and_another_seed_or_epoch_others(loader
     first = list(stream(loader, seed=1).epoch(3))
     assert first[0].images.shape == (8, 3, SIDE, SIDE)
     assert first[0].images.is_contiguous(memory_format=torch.channels_last)
-    # Whatever was drawn from numpy in between.
+    # FFCV's own random crop would depend on numpy's generator.
     np.random.seed(5)
     assert_same(first, list(stream(loader, seed=1).epoch(3)))
     for others in (stream(loader, seed=2).epoch(3), stream(loader, seed=1).epoch(4)):
@@ -74,13 +74,13 @@ def test_same_seed_gives_the_same_images_and_another_seed_or_epoch_others(loader
 
 
 @pytest.mark.parametrize("first", range(4))
-def test_epoch_taken_up_in_the_middle_equals_its_tail(loader, first):
+def test_epoch_resumed_in_the_middle_equals_its_tail(loader, first):
     assert_same(list(stream(loader).epoch(2, first=first)), list(stream(loader).epoch(2))[first:])
 
 
 def test_number_of_threads_and_size_of_the_batch_do_not_matter(dataset, loader):
     ours = all_images(stream(loader).epoch(1))
-    assert torch.equal(all_images(stream(loader.in_batches_of(5)).epoch(1)), ours)
+    assert torch.equal(all_images(stream(loader.with_batch_size(5)).epoch(1)), ours)
     torch.set_num_threads(2)
     try:
         assert torch.equal(all_images(stream(open_split(dataset.seen_at(SIDE), "train", 8)).epoch(1)), ours)
@@ -98,7 +98,7 @@ def test_an_epoch_is_not_disturbed_by_one_that_begins_later(loader):
 
 
 def ffcvs_centre(loader, number):
-    """Do what FFCV's CenterCropRGBImageDecoder does, function by function."""
+    """Return an image as FFCV's CenterCropRGBImageDecoder decodes it, by the same functions."""
     from ffcv.fields.rgb_image import get_center_crop
     from ffcv.libffcv import imdecode, resize_crop
 
@@ -107,14 +107,14 @@ def ffcvs_centre(loader, number):
     field = reader.metadata["f0"][number]
     start, height, width = (int(field[name]) for name in ("data_ptr", "height", "width"))
     data = np.fromfile(loader.path, np.uint8)[start : start + int(sizes[start])]
-    whole, seen = np.empty((height, width, 3), np.uint8), np.empty((SIDE, SIDE, 3), np.uint8)
-    imdecode(data, whole, height, width, height, width, 0, 0, 1, 1, False, False)
+    image, crop = np.empty((height, width, 3), np.uint8), np.empty((SIDE, SIDE, 3), np.uint8)
+    imdecode(data, image, height, width, height, width, 0, 0, 1, 1, False, False)
     top, left, rows, columns = get_center_crop(height, width, None, 224 / 256)
-    resize_crop(whole, top, top + rows, left, left + columns, seen)
-    return torch.from_numpy(seen).permute(2, 0, 1) / 255
+    resize_crop(image, top, top + rows, left, left + columns, crop)
+    return torch.from_numpy(crop).permute(2, 0, 1) / 255
 
 
-def test_without_augmentation_it_is_the_centre_just_as_ffcv_cuts_it(loader):
+def test_without_augmentation_it_is_ffcvs_centre_crop(loader):
     plain = all_images(stream(loader, augment=False, shuffle=False).epoch(0))
     source = HostSource(loader, CPU)
     assert torch.equal(plain, all_images(EvaluationStream(source, np.arange(IMAGES), torch.float32)))
@@ -123,7 +123,7 @@ def test_without_augmentation_it_is_the_centre_just_as_ffcv_cuts_it(loader):
 
 def test_scale_is_that_of_the_settings(dataset, loader):
     narrow = open_split(dataset.seen_at(SIDE), "train", 8, (0.08, 0.1))
-    ours, theirs = (all_images(stream(some).epoch(0)) for some in (narrow, loader))
+    ours, theirs = (all_images(stream(source).epoch(0)) for source in (narrow, loader))
     assert not torch.equal(ours, theirs)
 
 
@@ -135,7 +135,7 @@ def test_no_thread_is_left_of_an_epoch_left_early(loader):
     assert threading.active_count() == before
 
 
-def test_labels_and_metadata_stay_as_they_were(loader):
+def test_labels_and_metadata_are_unchanged(loader):
     assert loader.labels.tolist() == [0] * 11 + [1] * 11
     metadata = loader._loader.reader.metadata
     again = box_decoder.with_boxes(metadata, "f0")
@@ -144,9 +144,7 @@ def test_labels_and_metadata_stay_as_they_were(loader):
 
 
 @pytest.mark.parametrize(("residency", "lines"), [("auto", 0), ("host", 0), ("device", 1)])
-def test_images_stay_on_the_host_and_it_is_said_where_the_device_was_asked_for(
-    loader, residency, lines, logged
-):
+def test_images_stay_on_the_host_with_a_warning_for_residency_device(loader, residency, lines, logged):
     source = open_source(loader, (SIDE, SIDE), CPU, residency)
     assert isinstance(source, HostSource)
     assert len(logged) == lines
@@ -158,7 +156,8 @@ def test_size_is_needed_for_jpegs_and_must_fit_others(dataset, small_dataset):
     assert dataset.seen_at(32).size == (32, 32)
     stored = open_dataset(small_dataset)
     assert stored.seen_at(0) == stored.seen_at(8) == stored
-    with pytest.raises(UserError, match=r"8x8, not 16x16: leave --data\.size out, or .*--size 16$"):
+    expected = r"^--data\.size must be the stored size 8x8 for .*, got 16x16: leave it out, or .*--size 16$"
+    with pytest.raises(UserError, match=expected):
         stored.seen_at(16)
 
 

@@ -1,4 +1,4 @@
-"""Batches on their way to the device."""
+"""Copying batches to the device while it computes."""
 
 import threading
 from contextlib import closing
@@ -23,7 +23,7 @@ def decoded(size, seed=0):
 
 
 @pytest.mark.parametrize("count", range(5))
-def test_every_item_is_yielded_in_order_once_the_next_is_under_way(count):
+def test_every_item_is_yielded_in_order_after_the_next_was_taken(count):
     events = []
 
     def items():
@@ -41,7 +41,7 @@ def test_every_item_is_yielded_in_order_once_the_next_is_under_way(count):
         assert events.index(("taken", number)) == events.index(("launched", number + 1)) + 1
 
 
-def test_one_ahead_left_early_closes_what_it_takes_from():
+def test_one_ahead_left_early_closes_its_source():
     closed = []
 
     def items():
@@ -55,7 +55,7 @@ def test_one_ahead_left_early_closes_what_it_takes_from():
     assert closed == [True]
 
 
-def test_errors_reach_the_taker():
+def test_errors_reach_the_consumer():
     def items():
         yield 0
         raise OSError("gone")
@@ -64,26 +64,26 @@ def test_errors_reach_the_taker():
         list(one_ahead(items()))
 
 
-def test_on_a_cpu_batches_are_prepared_one_at_a_time_as_they_are_asked_for():
+def test_on_a_cpu_each_batch_is_prepared_when_it_is_requested():
     prepared = []
 
-    def prepare(one):
-        prepared.append(one)
-        return Batch(one.images.float(), one.labels)
+    def prepare(batch):
+        prepared.append(batch)
+        return Batch(batch.images.float(), batch.labels)
 
-    some = [decoded(4, seed) for seed in range(3)]
-    batches = uploader(CPU, 4)(some, prepare)
-    assert torch.equal(next(batches).labels, some[0].labels)
+    originals = [decoded(4, seed) for seed in range(3)]
+    batches = uploader(CPU, 4)(originals, prepare)
+    assert torch.equal(next(batches).labels, originals[0].labels)
     assert len(prepared) == 1
     assert len(list(batches)) == 2
 
 
-def test_staging_memory_is_used_again_for_batches_of_any_size():
+def test_staging_memory_is_reused_for_batches_of_any_size():
     staging = Staging(4, pinned=False)
     copies = []
     for size in (3, 4, 1):
         original = decoded(size, seed=size)
-        copy = staging.filled(original)
+        copy = staging.fill(original)
         copies.append(copy)
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(copy, original, strict=True))
         assert copy.images.is_contiguous(memory_format=torch.channels_last)
@@ -111,7 +111,7 @@ def test_on_a_gpu_batches_are_the_cpus_while_it_computes(loader):
     ours, theirs = stream(loader, cuda), list(stream(loader, CPU).epoch(0))
     for _ in range(3):
         for batch, other in zip(ours.epoch(0), theirs, strict=True):
-            # Memory that is given back, so that a batch that came too early would be overwritten.
+            # Fills freed memory with NaN, which shows in a batch that was freed while it was still in use.
             (busy @ busy).sum()
             torch.full_like(batch.images, torch.nan)
             assert torch.equal(batch.images.cpu(), other.images)

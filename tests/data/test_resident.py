@@ -1,4 +1,4 @@
-"""Images kept on the device give the batches that images on the host do."""
+"""Images kept on the device give the same batches as images on the host."""
 
 from contextlib import closing
 
@@ -30,10 +30,10 @@ def sources(loader):
 
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        for ours_of, theirs_of in ((one.images, other.images), (one.labels, other.labels)):
-            assert torch.equal(ours_of, theirs_of)
-            assert (ours_of.dtype, ours_of.stride()) == (theirs_of.dtype, theirs_of.stride())
+    for batch, other in zip(ours, theirs, strict=True):
+        for tensor, expected in ((batch.images, other.images), (batch.labels, other.labels)):
+            assert torch.equal(tensor, expected)
+            assert (tensor.dtype, tensor.stride()) == (expected.dtype, expected.stride())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -44,7 +44,7 @@ def test_epochs_are_the_hosts_bit_for_bit(sources, augment, shuffle, drop_last, 
     used = np.delete(np.arange(IMAGES), [0, 7, 44])
     host, device = (TrainingStream(source, used, dtype, 3, augment, shuffle, drop_last) for source in sources)
     for epoch, purpose in ((0, "train"), (2, "averaging")):
-        ours, theirs = (list(some.epoch(epoch, first, purpose)) for some in (device, host))
+        ours, theirs = (list(stream.epoch(epoch, first, purpose)) for stream in (device, host))
         assert_same(ours, theirs)
     assert host.steps_per_epoch == device.steps_per_epoch == len(theirs) + first
 
@@ -69,12 +69,12 @@ def test_epoch_can_be_left_early(sources):
 
 
 class FakeGpu:
-    """Some device that is no CPU, as far as memory goes."""
+    """A device that `_has_room` takes for a GPU."""
 
     type = "cuda"
 
 
-def test_auto_keeps_images_on_the_host_of_a_cpu_without_a_word(loader, logged):
+def test_auto_keeps_images_on_the_host_of_a_cpu_without_a_log_line(loader, logged):
     assert isinstance(open_source(loader, SIZE, CPU, "auto"), HostSource)
     assert logged == []
 
@@ -108,7 +108,7 @@ def test_device_without_room_is_refused_in_one_line(full, loader):
     assert "\n" not in str(refusal.value)
 
 
-def test_auto_falls_back_to_the_host_and_says_so_once(full, loader, monkeypatch, logged):
+def test_auto_falls_back_to_the_host_with_one_warning(full, loader, monkeypatch, logged):
     monkeypatch.setattr(resident, "_has_room", lambda *_: True)
     assert isinstance(open_source(loader, SIZE, CPU, "auto"), HostSource)
     (line,) = logged
@@ -116,7 +116,7 @@ def test_auto_falls_back_to_the_host_and_says_so_once(full, loader, monkeypatch,
 
 
 @pytest.mark.parametrize("residency", ["device", "auto"])
-def test_other_errors_are_passed_on(loader, monkeypatch, residency):
+def test_other_errors_are_raised_unchanged(loader, monkeypatch, residency):
     def broken(*_):
         raise RuntimeError("broken")
 
@@ -137,7 +137,7 @@ def test_on_a_gpu_images_are_kept_there_with_the_same_batches(loader, sources, f
     source = open_source(loader, SIZE, torch.device("cuda"), "auto", gather)
     assert isinstance(source, ResidentSource)
     ours, theirs = (
-        list(TrainingStream(some, np.arange(IMAGES), torch.float32, 0, True, True, False).epoch(1))
-        for some in (source, sources[0])
+        list(TrainingStream(images, np.arange(IMAGES), torch.float32, 0, True, True, False).epoch(1))
+        for images in (source, sources[0])
     )
-    assert_same([type(one)(one.images.cpu(), one.labels.cpu()) for one in ours], theirs)
+    assert_same([type(batch)(batch.images.cpu(), batch.labels.cpu()) for batch in ours], theirs)

@@ -1,4 +1,4 @@
-"""Which images are trained on, and in which order."""
+"""The images that are trained on or held out, and their order."""
 
 import threading
 from contextlib import closing
@@ -37,9 +37,9 @@ def stream(loader):
 
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
+    for batch, expected in zip(ours, theirs, strict=True):
+        assert torch.equal(batch.images, expected.images)
+        assert torch.equal(batch.labels, expected.labels)
 
 
 def all_images(batches):
@@ -47,7 +47,7 @@ def all_images(batches):
 
 
 @given(
-    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60).map(lambda some: np.array(some * 2)),
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60).map(lambda labels: np.array(labels * 2)),
     fraction=st.floats(0.001, 0.999),
 )
 def test_hold_out_takes_the_last_images_of_each_class_at_least_one_never_all(labels, fraction):
@@ -70,7 +70,7 @@ def test_class_with_one_image_cannot_be_held_out():
 
 
 @given(size=st.integers(1, 500), count=st.integers(0, 600))
-def test_spread_picks_so_many_different_indices_at_even_distances(size, count):
+def test_spread_returns_different_indices_at_even_distances(size, count):
     chosen = spread(np.arange(size), count)
     assert len(chosen) == (min(count, size) or size)
     distances = np.diff([*chosen, size])
@@ -91,16 +91,16 @@ def test_same_seed_gives_the_same_images_and_another_seed_or_epoch_or_purpose_ot
 
 @pytest.mark.parametrize("first", range(7))
 @pytest.mark.parametrize("drop_last", [True, False])
-def test_epoch_taken_up_in_the_middle_equals_its_tail(stream, first, drop_last):
-    some = stream(drop_last=drop_last)
-    assert_same(list(some.epoch(2, first=first)), list(some.epoch(2))[first:])
+def test_epoch_resumed_in_the_middle_equals_its_tail(stream, first, drop_last):
+    training = stream(drop_last=drop_last)
+    assert_same(list(training.epoch(2, first=first)), list(training.epoch(2))[first:])
 
 
 @pytest.mark.parametrize(("drop_last", "sizes"), [(True, [8] * 5), (False, [8] * 5 + [5])])
 def test_drop_last_leaves_out_the_partial_batch(stream, drop_last, sizes):
-    some = stream(drop_last=drop_last)
-    assert [len(batch.labels) for batch in some.epoch(0)] == sizes
-    assert some.steps_per_epoch == len(sizes)
+    training = stream(drop_last=drop_last)
+    assert [len(batch.labels) for batch in training.epoch(0)] == sizes
+    assert training.steps_per_epoch == len(sizes)
 
 
 def test_without_shuffling_the_order_is_the_data_sets(stream, loader):
@@ -117,8 +117,8 @@ def test_shuffled_epoch_holds_every_image_once(stream, loader):
     plain = all_images(stream(shuffle=False, augment=False).epoch(0))
     shuffled = all_images(stream(augment=False).epoch(0))
     assert not torch.equal(plain, shuffled)
-    rows = [one.flatten(1).numpy() for one in (plain, shuffled)]
-    assert np.array_equal(*(np.unique(some, axis=0) for some in rows))
+    rows = [images.flatten(1).numpy() for images in (plain, shuffled)]
+    assert np.array_equal(*(np.unique(images, axis=0) for images in rows))
 
 
 @pytest.mark.parametrize("augment", [True, False])

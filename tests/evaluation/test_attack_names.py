@@ -1,4 +1,4 @@
-"""The attacks that an evaluation may name."""
+"""The names of attacks in `fastpeer eval`."""
 
 import pytest
 
@@ -18,5 +18,5 @@ def test_unknown_name_is_refused_with_the_nearest(name):
 
 @pytest.mark.parametrize("text", ["", " , "])
 def test_no_name_at_all_is_refused(text):
-    with pytest.raises(UserError, match="--attacks names none"):
+    with pytest.raises(UserError, match="--attacks must name at least one attack"):
         parse_attacks(text)

@@ -1,4 +1,4 @@
-"""AutoAttack with the standard's constants, on a network it takes seconds to attack."""
+"""AutoAttack with the standard's constants, on networks small enough to attack in seconds."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import evaluation_options, right_under_attack
+from fastpeer.evaluation.accuracy import correct_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
 from fastpeer.models import build_model
@@ -45,7 +45,7 @@ def test_targeted_attacks_aim_at_nine_classes_or_all_wrong_ones(classes, targets
 def test_any_other_constant_than_the_standards_is_refused(part, constant, value):
     attack = build_autoattack(network(10), EPSILON, 10, 0, CPU)
     setattr(getattr(attack, part), constant, value)
-    with pytest.raises(UserError, match="not the known one") as refusal:
+    with pytest.raises(UserError, match=r"is not AutoAttack standard: its .* must be") as refusal:
         check_constants(attack, EPSILON, 10)
     assert "\n" not in str(refusal.value)
 
@@ -54,17 +54,17 @@ def test_any_other_constant_than_the_standards_is_refused(part, constant, value)
 def test_another_choice_of_attacks_is_refused(attacks):
     attack = build_autoattack(network(10), EPSILON, 10, 0, CPU)
     attack.attacks_to_run = attacks
-    with pytest.raises(UserError, match="its attacks are"):
+    with pytest.raises(UserError, match="its attacks must be"):
         check_constants(attack, EPSILON, 10)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_too_few_classes_are_refused(classes):
-    with pytest.raises(UserError, match=f"needs 4 classes, this data set has {classes}"):
+    with pytest.raises(UserError, match=f"needs at least 4 classes, got {classes}"):
         build_autoattack(network(classes), EPSILON, classes, 0, CPU)
 
 
-def test_it_leaves_no_image_right_that_clean_or_pgd_evaluation_finds_wrong():
+def test_images_misclassified_clean_or_under_pgd_are_misclassified_under_autoattack():
     classifier = network(5)
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = classifier(images).argmax(1)
@@ -73,24 +73,24 @@ def test_it_leaves_no_image_right_that_clean_or_pgd_evaluation_finds_wrong():
         0.003, 0.001, classes=5, seed=0, batch_size=2, options=evaluation_options(torch.device("cpu"))
     )
     batches = [Batch(images[:3], labels[:3]), Batch(images[3:], labels[3:])]
-    right, done = {}, []
+    correct, done = {}, []
     for name in ("clean", "pgd20", "aa"):
-        right[name] = right_under_attack(name, classifier, batches, settings, done.append)
+        correct[name] = correct_under_attack(name, classifier, batches, settings, done.append)
     assert done == [3, 4] * 3
-    assert right["clean"].tolist() == [False, True, True, True]
-    assert 0 < right["aa"].sum() < 3
-    assert not (right["aa"] & ~right["clean"]).any()
-    assert not (right["aa"] & ~right["pgd20"]).any()
+    assert correct["clean"].tolist() == [False, True, True, True]
+    assert 0 < correct["aa"].sum() < 3
+    assert not (correct["aa"] & ~correct["clean"]).any()
+    assert not (correct["aa"] & ~correct["pgd20"]).any()
 
 
 @pytest.mark.parametrize("model", ["resnet8", "wideresnet10x1"])
 def test_convolutional_network_is_attacked_on_channels_last_images(model):
     torch.manual_seed(0)
-    one = build_model(model, 10).eval().to(memory_format=torch.channels_last)
+    convolutional = build_model(model, 10).eval().to(memory_format=torch.channels_last)
     images = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
-    labels = one(images).argmax(1)
+    labels = convolutional(images).argmax(1)
     settings = AttackSettings(
         epsilon=0.3, step_size=2 / 255, classes=10, seed=0, batch_size=2, options=Options()
     )
-    right = right_under_attack("aa", one, [Batch(images, labels)], settings, lambda done: None)
-    assert right.shape == (3,)
+    correct = correct_under_attack("aa", convolutional, [Batch(images, labels)], settings, lambda done: None)
+    assert correct.shape == (3,)

@@ -1,4 +1,4 @@
-"""Results: intervals, and the file they are kept in."""
+"""Results: confidence intervals, and the file they are stored in."""
 
 import json
 import math
@@ -23,21 +23,22 @@ def stored(file):
 
 
 @given(images=st.integers(1, 5000), data=st.data())
-def test_interval_of_a_part_of_the_images_is_wilsons(images, data):
+def test_confidence_interval_of_a_part_of_the_images_is_wilsons(images, data):
     correct = data.draw(st.integers(0, images))
     result = replace(RESULT, correct=correct, images=images, total=images + 1)
     z, p = 1.959963984540054, correct / images
     centre = (p + z * z / (2 * images)) / (1 + z * z / images)
     half = z / (1 + z * z / images) * math.sqrt(p * (1 - p) / images + z * z / (4 * images**2))
-    assert result.interval == pytest.approx((100 * (centre - half), 100 * (centre + half)), abs=1e-9)
+    expected = (100 * (centre - half), 100 * (centre + half))
+    assert result.confidence_interval == pytest.approx(expected, abs=1e-9)
     assert result.accuracy == 100 * correct / images
 
 
 def test_all_images_need_no_interval():
-    assert RESULT.interval is None
+    assert RESULT.confidence_interval is None
 
 
-def test_later_answer_replaces_the_former_and_other_questions_stay(tmp_path):
+def test_later_result_replaces_the_earlier_one_with_the_same_key(tmp_path):
     file = tmp_path / "results.json"
     store_results(file, [RESULT, replace(RESULT, attack="clean", correct=9)])
     store_results(file, [replace(RESULT, correct=5, seconds=2.0)])
@@ -57,7 +58,7 @@ def test_later_answer_replaces_the_former_and_other_questions_stay(tmp_path):
         ("data_sha256", "x"),
     ],
 )
-def test_different_questions_are_kept_side_by_side(tmp_path, name, value):
+def test_results_with_different_keys_are_kept_side_by_side(tmp_path, name, value):
     file = tmp_path / "results.json"
     store_results(file, [RESULT])
     store_results(file, [replace(RESULT, **{name: value})])

@@ -1,4 +1,4 @@
-"""What an evaluation prints: each run's rows, and the paper's beside them."""
+"""The printed table: each run's rows, and the paper's figures below them."""
 
 from dataclasses import replace
 from io import StringIO
@@ -32,7 +32,7 @@ def result(attack: str, dataset: str = "cifar10", epsilon: float = 8 / 255) -> R
 
 def shown(*targets: Target, width: int = 200, **facts) -> str:
     file = StringIO()
-    rows = {one: [result(attack, **facts) for attack in ATTACKS] for one in targets}
+    rows = {student: [result(attack, **facts) for attack in ATTACKS] for student in targets}
     print_results(rows, Console(file=file, width=width))
     return file.getvalue()
 

@@ -1,4 +1,4 @@
-"""Which weights a path stands for, and their evaluation from end to end."""
+"""The weights that a path stands for, and their evaluation from end to end."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +22,7 @@ CONFIG = Config(model=ModelConfig(student="resnet8", peer="resnet8"))
 @pytest.fixture
 def run(tmp_path, small_dataset):
     """A run with all checkpoints; its average holds one model."""
-    folder = RunFolder(tmp_path / "runs" / "some")
+    folder = RunFolder(tmp_path / "runs" / "trained")
     folder.create(CONFIG, {"data": {"folder": str(small_dataset), "train_sha256": ""}}, force=False)
     save_last(folder, measured=True)
     for name in ("best", "best-swa"):
@@ -76,7 +76,7 @@ def test_weight_file_outside_a_run_stands_alone(lone_file):
 def test_nothing_to_evaluate_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="neither a run folder nor a file"):
         find_targets([tmp_path / "absent"], "all")
-    with pytest.raises(UserError, match=r"no checkpoint is called bset: did you mean .*best"):
+    with pytest.raises(UserError, match=r"unknown checkpoint bset: did you mean .*best"):
         find_targets([run.path], "bset")
     empty = RunFolder(tmp_path / "empty")
     empty.create(CONFIG, {}, force=False)
@@ -98,12 +98,12 @@ def test_evaluation_attacks_all_or_some_test_images_of_the_runs_own_data(run, sm
     assert (clean.attack, clean.images, clean.total, clean.dataset) == ("clean", 5, 5, "folder")
     assert (pgd.attack, pgd.images, pgd.total, pgd.dataset) == ("pgd2", 5, 5, "folder")
     assert pgd.correct <= clean.correct
-    (some,) = evaluate(run.path, ["clean"], data=small_dataset, examples=2)
-    assert (some.images, some.total, some.weights_sha256) == (2, 5, clean.weights_sha256)
+    (sample,) = evaluate(run.path, ["clean"], data=small_dataset, examples=2)
+    assert (sample.images, sample.total, sample.weights_sha256) == (2, 5, clean.weights_sha256)
 
 
 def test_weights_outside_a_run_need_data_and_a_network(lone_file, small_dataset):
-    with pytest.raises(UserError, match="say --data DIR and --model NAME"):
+    with pytest.raises(UserError, match="belongs to no run: pass --data DIR and --model NAME"):
         evaluate(lone_file, ["clean"])
     with pytest.raises(UserError, match="--model NAME"):
         evaluate(lone_file, ["clean"], data=small_dataset)
@@ -111,7 +111,7 @@ def test_weights_outside_a_run_need_data_and_a_network(lone_file, small_dataset)
     assert result.images == 5
 
 
-def test_normalisation_is_the_runs_or_the_files_or_as_told(tmp_path, small_dataset):
+def test_normalisation_comes_from_the_settings_the_run_or_the_file(tmp_path, small_dataset):
     mean, std = (0.5,), (0.25,)
     run = RunFolder(tmp_path / "normalised")
     config = replace(CONFIG, model=ModelConfig(student="resnet8", peer="resnet8", mean=mean, std=std))
@@ -123,12 +123,12 @@ def test_normalisation_is_the_runs_or_the_files_or_as_told(tmp_path, small_datas
     alone.write_bytes(target.weights.read_bytes())
     (outside,) = find_targets([alone], "all")
     dataset = open_dataset(small_dataset)
-    for one, numbers, expected in (
+    for weights, numbers, expected in (
         (target, {}, (mean, std)),
         (outside, {}, (mean, std)),
         (outside, {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}, ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))),
     ):
         protocol = Protocol(["clean"], 0, 8 / 255, 2 / 255, 0, 3, torch.device("cpu"), **numbers)
-        built = protocol._network(one, "resnet8" if one is outside else "", dataset)
+        built = protocol._network(weights, "resnet8" if weights is outside else "", dataset)
         assert normalization(built) == expected
     assert evaluate(alone, ["clean"], data=small_dataset, model="resnet8")[0].images == 5

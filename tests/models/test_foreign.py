@@ -1,4 +1,4 @@
-"""Networks of timm's and of the user's own."""
+"""timm's networks, and the user's own classes."""
 
 import sys
 from pathlib import Path
@@ -74,7 +74,7 @@ number = 3
 
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
-    """A folder with networks of the user's own, in which fastpeer is run."""
+    """Make the current folder one that contains a user's own networks."""
     folder = tmp_path / "foreign_nets"
     folder.mkdir()
     (folder / "small.py").write_text(NETS)
@@ -92,29 +92,29 @@ def nets(tmp_path, monkeypatch):
 def test_own_class_is_built_for_the_classes(nets, name, size):
     network = build_model(f"foreign_nets.small:{name}", 7, size)
     assert network(torch.zeros(2, 3, 8, 12)).shape == (2, 7)
-    # Trying it has left no trace.
+    # Running it once in eval mode has restored the modes.
     assert all(module.training for module in network.modules())
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("foreign_nets.smaller:Net", "foreign_nets.smaller cannot be imported (ModuleNotFoundError"),
         ("foreign_nets.broken:Net", "foreign_nets.broken cannot be imported (ValueError: no way)"),
         ("foreign_nets.small:ByClass", "has no ByClass; did you mean ByClasses?"),
-        ("foreign_nets.small:number", "is of type int, no class that makes networks"),
+        ("foreign_nets.small:number", "must be a class that builds networks, got int"),
         ("foreign_nets.small:NeedsMore", "cannot be built for 7 classes (TypeError: "),
         ("foreign_nets.small:Exits", "cannot be built for 7 classes (SystemExit: over and out)"),
-        ("foreign_nets.small:not_a_network", "makes a dict: it must make a torch.nn.Module"),
-        ("foreign_nets.small:TwoOutputs", "makes tuple of 2 images of 8×8: it must make logits (2, 7)"),
-        ("foreign_nets.small:OtherShape", "makes (2, 6) of 2 images of 8×8: it must make logits (2, 7)"),
-        ("foreign_nets.small:OtherChannels", "does not take images of 8×8 (RuntimeError: "),
+        ("foreign_nets.small:not_a_network", "must return a torch.nn.Module, got dict"),
+        ("foreign_nets.small:TwoOutputs", "must map 2 images of 8×8 to logits (2, 7), got tuple"),
+        ("foreign_nets.small:OtherShape", "must map 2 images of 8×8 to logits (2, 7), got (2, 6)"),
+        ("foreign_nets.small:OtherChannels", "does not accept images of 8×8 (RuntimeError: "),
     ],
 )
-def test_what_is_wrong_with_an_own_class_is_one_line(nets, name, said):
+def test_what_is_wrong_with_an_own_class_is_one_line(nets, name, message):
     with pytest.raises(UserError) as refusal:
         build_model(name, 7, (8, 8))
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
@@ -126,7 +126,7 @@ def test_foreign_names_are_valid_before_anything_is_imported(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("timm:", "timm:resnet18"),
         ("timm:hf-hub:a/b", "timm:resnet18"),
@@ -137,8 +137,8 @@ def test_foreign_names_are_valid_before_anything_is_imported(name):
         ("a..b:Net", "nets.small:Net"),
     ],
 )
-def test_foreign_names_of_no_sense_are_refused(name, said):
-    with pytest.raises(UserError, match=said):
+def test_malformed_foreign_names_are_refused(name, message):
+    with pytest.raises(UserError, match=message):
         check_model_name(name)
 
 
@@ -157,18 +157,18 @@ def test_networks_that_are_made_for_one_size_are_made_for_the_images():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "said"),
+    ("name", "size", "message"),
     [
         ("resnet81", None, "timm has no network 'resnet81'; the nearest are timm:resnet"),
-        ("convmixer_768_32", (4, 4), "the network timm:convmixer_768_32 does not take images of 4×4 ("),
+        ("convmixer_768_32", (4, 4), "the network timm:convmixer_768_32 does not accept images of 4×4 ("),
         ("vit_tiny_patch16_224", (8, 8), "timm:vit_tiny_patch16_224"),
     ],
 )
-def test_what_timm_cannot_do_is_one_line(name, size, said):
+def test_what_timm_cannot_build_is_one_line(name, size, message):
     need_timm()
     with pytest.raises(UserError) as refusal:
         build_model(f"timm:{name}", 7, size)
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 

@@ -1,4 +1,4 @@
-"""Weight files as other repositories write them."""
+"""Weight files written by other repositories."""
 
 import os
 
@@ -31,7 +31,7 @@ def renamed(weights, old, new):
 
 
 def attacked(weights):
-    """As a library writes it whose attacker holds the network a second time."""
+    """Name weights as a library does whose attacker holds a second copy of the network."""
     own = prefixed("module.model.", weights) | numbers(
         "module.normalizer.new_mean", "module.normalizer.new_std"
     )
@@ -54,60 +54,58 @@ PLAIN = {
     "model_state_dict": lambda w: {"model_state_dict": w, "epoch": 3},
     "nested": lambda w: {"state_dict": {"net": prefixed("module.", w)}, "best": 1.0},
     "classifier": lambda w: renamed(w, "linear.", "fc."),
-    "no counters": lambda w: {name: one for name, one in w.items() if "num_batches" not in name},
+    "no counters": lambda w: {name: tensor for name, tensor in w.items() if "num_batches" not in name},
 }
 
 
 def assert_loads(target, path, source):
     load_weights(target, path)
     torch.testing.assert_close(list(target.parameters()), list(source.parameters()), rtol=0, atol=0)
-    statistics = [one for one in target.buffers() if one.dim() == 1]
-    expected = [one for one in source.buffers() if one.dim() == 1]
+    statistics, expected = (
+        [buffer for buffer in network.buffers() if buffer.dim() == 1] for network in (target, source)
+    )
     torch.testing.assert_close(statistics, expected, rtol=0, atol=0)
 
 
-def moved(source):
-    for norm in (one for one in source.modules() if isinstance(one, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.running_mean)
-        nn.init.uniform_(norm.running_var)
+def with_random_statistics(source):
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean)
+            nn.init.uniform_(module.running_var)
     return source
 
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_other_names_load(tmp_path, kind):
-    source, path = moved(network()), tmp_path / "w.pth"
+    source, path = with_random_statistics(network()), tmp_path / "w.pth"
     torch.save(PLAIN[kind](source.state_dict()), path)
     assert_loads(network(seed=1), path, source)
     assert recorded_normalization(path, "resnet8") is None
 
 
 @pytest.mark.parametrize("kind", NORMALIZED)
-def test_recorded_normalisation_is_read_and_heeded(tmp_path, kind):
-    source, path = moved(network()), tmp_path / "w.pt"
+def test_recorded_normalisation_is_read_and_required(tmp_path, kind):
+    source, path = with_random_statistics(network()), tmp_path / "w.pt"
     torch.save(NORMALIZED[kind](source.state_dict()), path)
     assert recorded_normalization(path, "resnet8") == (MEAN, STD)
     target = network(seed=1, mean=MEAN, std=STD)
     assert_loads(target, path, source)
-    with pytest.raises(
-        UserError, match=r"normalises images within itself \(mean 0.4914 0.4822 0.4465 and std"
-    ):
+    with pytest.raises(UserError, match=r"normalises images itself \(mean 0.4914 0.4822 0.4465 and std"):
         load_weights(network(seed=1), path)
 
 
-def test_metadata_is_heeded_as_well(tmp_path):
+def test_normalisation_in_the_metadata_is_required_too(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(network(mean=(0.5,), std=(0.25,)), path)
-    with pytest.raises(
-        UserError, match=r"\(mean 0.5 and std 0.25\), this one does not: say so with the settings"
-    ):
+    with pytest.raises(UserError, match=r"\(mean 0.5 and std 0.25\), this one does not: set mean and std"):
         load_weights(network(seed=1), path)
 
 
-def test_records_that_differ_are_none(tmp_path):
+def test_normalisations_that_differ_are_not_used(tmp_path):
     path = tmp_path / "w.pth"
     torch.save(network().state_dict() | numbers() | {"mu": torch.ones(3), "sigma": torch.ones(3)}, path)
     assert recorded_normalization(path, "resnet8") is None
-    with pytest.raises(UserError, match="normalises images within itself"):
+    with pytest.raises(UserError, match="normalises images itself"):
         load_weights(network(), path)
 
 
@@ -124,7 +122,7 @@ class OwnNumbers(nn.Module):
         return self.network((x - self.mean) / self.std)
 
 
-def test_own_classes_take_the_numbers_themselves(tmp_path):
+def test_own_classes_load_mean_and_std_themselves(tmp_path):
     source, path = OwnNumbers(10), tmp_path / "w.pth"
     source.mean.fill_(0.5)
     torch.save({"state_dict": prefixed("module.", source.state_dict())}, path)
@@ -135,10 +133,12 @@ def test_own_classes_take_the_numbers_themselves(tmp_path):
 
 
 def test_released_wide_resnet_has_a_block_that_never_runs(tmp_path):
-    source, path = moved(network("wideresnet10x2")), tmp_path / "w.pt"
+    source, path = with_random_statistics(network("wideresnet10x2")), tmp_path / "w.pt"
     weights = source.state_dict()
     unused = {
-        name.replace("block1.", "sub_block1."): one + 1 for name, one in weights.items() if "block1." in name
+        name.replace("block1.", "sub_block1."): tensor + 1
+        for name, tensor in weights.items()
+        if "block1." in name
     }
     torch.save(prefixed("module.", weights | unused), path)
     assert_loads(network("wideresnet10x2", seed=1), path, source)
@@ -149,15 +149,15 @@ def test_released_wide_resnet_has_a_block_that_never_runs(tmp_path):
     [
         lambda w: prefixed("model.", w) | {"other.weight": torch.ones(2)},
         lambda w: w | {"sub_block2.layer.0.bn1.weight": torch.ones(2)},
-        lambda w: {name: one for name, one in w.items() if "running_var" not in name},
+        lambda w: {name: tensor for name, tensor in w.items() if "running_var" not in name},
         lambda w: w | renamed({"linear.weight": w["linear.weight"]}, "linear", "fc"),
         lambda w: renamed(w, "shortcut", "downsample"),
     ],
 )
-def test_what_is_in_doubt_is_refused(tmp_path, edit):
+def test_ambiguous_names_are_refused(tmp_path, edit):
     path = tmp_path / "w.pth"
     torch.save(edit(network().state_dict()), path)
-    with pytest.raises(UserError, match="weights that do not fit"):
+    with pytest.raises(UserError, match="weights do not fit"):
         load_weights(network(), path)
 
 

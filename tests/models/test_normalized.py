@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastpeer.models import build_model
-from fastpeer.models.normalized import Normalized, within
+from fastpeer.models.normalized import Normalized, without_normalization
 from fastpeer.models.weights import load_weights, recorded_normalization, save_weights
 from fastpeer.step.precision import ExactConv2d, keep_pixels_exact
 
@@ -28,8 +28,8 @@ def images():
 @pytest.mark.parametrize(("mean", "std"), NUMBERS)
 def test_images_are_normalised_in_double_as_by_the_numbers_themselves(mean, std, images):
     network = normalized(mean, std).double().eval()
-    exact = [torch.tensor(one, dtype=torch.float64).view(1, -1, 1, 1) for one in (mean, std)]
-    expected = within(network)((images - exact[0]) / exact[1])
+    exact = [torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std)]
+    expected = without_normalization(network)((images - exact[0]) / exact[1])
     torch.testing.assert_close(network(images), expected, rtol=0, atol=1e-15)
 
 
@@ -58,7 +58,7 @@ def test_files_have_the_plain_names_and_remember_the_numbers(tmp_path):
 def test_under_autocast_the_first_convolution_sees_exact_pixels(images):
     network = normalized().eval()
     keep_pixels_exact(network)
-    stem = within(network).conv1
+    stem = without_normalization(network).conv1
     assert type(stem) is ExactConv2d
     seen = []
     stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

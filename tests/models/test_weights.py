@@ -41,8 +41,8 @@ def released_checkpoint(source: nn.Module, prefix: str = "module.") -> dict[str,
     }
 
 
-def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+def assert_same_weights(network: nn.Module, expected: nn.Module) -> None:
+    torch.testing.assert_close(network.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
 def replace_in_pickle(path: Path, old: bytes, new: bytes) -> None:
@@ -139,8 +139,8 @@ def test_state_dict_is_found(tmp_path: Path, file: str, wrap: Callable[[Any], An
 def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
     save_weights(network(classes=100), tmp_path / "w.safetensors")
     text = refusal(tmp_path / "w.safetensors")
-    assert "weights that do not fit: 2 (linear.weight has shape (100, 64), not (10, 64); linear.bias" in text
-    assert text.endswith("it has 100 classes, this data set 10")
+    assert "weights do not fit: 2 (linear.weight must have shape (10, 64), got (100, 64); linear.bias" in text
+    assert text.endswith("the weights are for 100 classes, the data set has 10")
 
 
 def edited(edit: Callable[[dict[str, Tensor]], object]) -> dict[str, Tensor]:
@@ -150,32 +150,33 @@ def edited(edit: Callable[[dict[str, Tensor]], object]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
-        (lambda w: w.pop("bn1.weight"), "weights that do not fit: 1 (bn1.weight is missing)"),
+        (lambda w: w.pop("bn1.weight"), "weights do not fit: 1 (bn1.weight is missing)"),
         (
             lambda w: w.update({"extra\nname": torch.ones(1)}),
-            "weights that do not fit: 1 (extra name is unexpected)",
+            "weights do not fit: 1 (extra name is unexpected)",
         ),
-        (lambda w: w.update({"bn1.bias": torch.ones(3)}), "(bn1.bias has shape (3,), not (16,))"),
-        (lambda w: w.update({"linear.weight": torch.ones(())}), "(linear.weight has shape (), not (10, 64))"),
+        (lambda w: w.update({"bn1.bias": torch.ones(3)}), "(bn1.bias must have shape (16,), got (3,))"),
+        (
+            lambda w: w.update({"linear.weight": torch.ones(())}),
+            "(linear.weight must have shape (10, 64), got ())",
+        ),
         (lambda w: w.clear(), " (conv1.weight is missing; bn1.weight is missing)"),
     ],
 )
 @pytest.mark.parametrize("file", ["w.safetensors", "w.pth"])
-def test_misfits_are_counted_and_named(
-    tmp_path: Path, file: str, edit: Callable[[dict[str, Tensor]], object], said: str
+def test_mismatches_are_counted_and_named(
+    tmp_path: Path, file: str, edit: Callable[[dict[str, Tensor]], object], message: str
 ) -> None:
     write = save_file if file.endswith("safetensors") else torch.save
     write(edited(edit), tmp_path / file)
-    assert refusal(tmp_path / file).endswith(said)
+    assert refusal(tmp_path / file).endswith(message)
 
 
 def test_another_network_does_not_fit(tmp_path: Path) -> None:
     save_weights(network(), tmp_path / "w.safetensors")
-    assert "weights that do not fit: " in refusal(
-        tmp_path / "w.safetensors", build_model("wideresnet10x1", 10)
-    )
+    assert "weights do not fit: " in refusal(tmp_path / "w.safetensors", build_model("wideresnet10x1", 10))
 
 
 @pytest.mark.parametrize("file", ["w.safetensors", "w.pth.tar"])

@@ -1,4 +1,4 @@
-"""Weight averaging against the literal transcription of the released code."""
+"""Weight averaging, compared with the literal transcription of the released code."""
 
 import torch
 
@@ -18,8 +18,8 @@ def student(seed):
 def assert_close(ours, theirs):
     # The number of batches has no effect where BatchNorm has a momentum.
     states = [
-        {name: value for name, value in one.state_dict().items() if "num_batches" not in name}
-        for one in (ours, theirs)
+        {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
+        for network in (ours, theirs)
     ]
     torch.testing.assert_close(*states, rtol=0, atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Images on disk to weights on disk, by the commands alone, against the literal transcription."""
+"""From images on disk to weights on disk by the commands, compared with the literal transcription."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What is said when the device's memory runs out."""
+"""The error message when the device runs out of memory."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from fastpeer.data.stream import Batch
 from fastpeer.training.memory import largest_batch, out_of_memory
 
 
-def test_the_largest_batch_follows_from_two_small_ones():
+def test_largest_batch_is_extrapolated_from_two_small_ones():
     measured = []
 
     def measure(images):
@@ -19,7 +19,7 @@ def test_the_largest_batch_follows_from_two_small_ones():
 
 
 @pytest.mark.parametrize("capacity", [0, 500])
-def test_no_batch_fits_where_the_networks_alone_do_not(capacity):
+def test_no_batch_fits_if_the_networks_alone_do_not(capacity):
     assert largest_batch(lambda images: 1000 + 10 * images, (8, 16), capacity) == 0
 
 
@@ -27,14 +27,14 @@ class Step:
     device = torch.device("cpu")
 
 
-def test_without_cuda_nothing_is_measured():
+def test_nothing_is_measured_without_cuda():
     batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4))
     expected = "the device has too little memory for a step of 4 images: lower --train.batch_size"
     assert out_of_memory(Step(), batch) == expected
 
 
-def test_what_fits_is_named(monkeypatch):
-    monkeypatch.setattr("fastpeer.training.memory._fitting", lambda step, batch: 3)
+def test_fitting_batch_size_is_named(monkeypatch):
+    monkeypatch.setattr("fastpeer.training.memory._fitting_batch", lambda step, batch: 3)
     monkeypatch.setattr(Step, "device", torch.device("cuda"))
     batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4))
     assert out_of_memory(Step(), batch).endswith("a step of 4 images, about 3 fit: lower --train.batch_size")

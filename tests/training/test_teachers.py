@@ -1,4 +1,4 @@
-"""Teachers: where they are found, what they are checked for."""
+"""Teachers: finding their weights, building them and checking their accuracy."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from fastpeer.run_folder import RunFolder
 from fastpeer.training.teachers import Teacher, build_teacher, check_accuracy, find_teacher
 
 MEAN, STD = (0.5,), (0.25,)
-WEIGHTS = "runs/some/best.safetensors"
+WEIGHTS = "runs/trained/best.safetensors"
 CONFIG = Config(model=ModelConfig(student="resnet8", peer="wideresnet10x1", mean=MEAN, std=STD))
 DATA = {"folder": "", "train_sha256": "", "classes": 5, "size": [8, 8]}
 
@@ -28,7 +28,7 @@ def network(name="resnet8", seed=0):
 
 @pytest.fixture
 def run(tmp_path):
-    folder = RunFolder(tmp_path / "runs" / "some")
+    folder = RunFolder(tmp_path / "runs" / "trained")
     folder.create(CONFIG, {"data": DATA}, force=False)
     pair = {"student": network(), "peer": network("wideresnet10x1"), "swa": network(seed=3)}
     summary = {"last": {"epoch": 4, "clean": 80.0}, "swa": {"epoch": 4, "clean": 85.0}}
@@ -52,7 +52,15 @@ def test_a_run_stands_for_its_best_student(best):
     found = find(best.path)
     weights = best.checkpoints / "best/student.safetensors"
     expected = Teacher(
-        "teacher", "resnet8", MEAN, STD, weights, file_sha256(weights), classes=5, size=(8, 8), clean=90.0
+        "teacher",
+        "resnet8",
+        MEAN,
+        STD,
+        weights,
+        file_sha256(weights),
+        classes=5,
+        size=(8, 8),
+        clean_accuracy=90.0,
     )
     assert found == expected
 
@@ -60,7 +68,7 @@ def test_a_run_stands_for_its_best_student(best):
 def test_without_a_best_one_it_is_the_last(run):
     found = find(run.path)
     assert found.weights == run.checkpoints / "last/student.safetensors"
-    assert found.clean == 80.0
+    assert found.clean_accuracy == 80.0
 
 
 @pytest.mark.parametrize(
@@ -72,17 +80,17 @@ def test_without_a_best_one_it_is_the_last(run):
         ("checkpoints/last/peer.safetensors", "wideresnet10x1", None),
     ],
 )
-def test_checkpoints_and_files_of_a_run_are_known_by_it(best, path, network, clean):
+def test_checkpoints_and_files_of_a_run_have_its_facts(best, path, network, clean):
     found = find(best.path / path)
-    assert (found.network, found.mean, found.clean, found.size) == (network, MEAN, clean, (8, 8))
+    assert (found.network, found.mean, found.clean_accuracy, found.size) == (network, MEAN, clean, (8, 8))
 
 
-def test_a_run_of_older_days_says_less(tmp_path):
+def test_a_run_of_an_older_version_recorded_less(tmp_path):
     folder = RunFolder(tmp_path / "old")
     folder.create(CONFIG, {"data": {"folder": "", "train_sha256": ""}}, force=False)
     save_checkpoint(folder.checkpoints, "last", 1, {"student": network()}, {})
     found = find(folder.path)
-    assert (found.classes, found.size, found.clean) == (None, None, None)
+    assert (found.classes, found.size, found.clean_accuracy) == (None, None, None)
 
 
 def test_a_file_outside_a_run_is_the_students_network_with_its_own_normalisation(tmp_path):
@@ -90,8 +98,8 @@ def test_a_file_outside_a_run_is_the_students_network_with_its_own_normalisation
     save_weights(network(), path)
     found = find(path)
     assert (found.network, found.mean, found.std, found.classes) == ("mobilenetv2", MEAN, STD, None)
-    told = find(path, network="resnet8", mean=(0.1,), std=(0.2,))
-    assert (told.network, told.mean, told.std) == ("resnet8", (0.1,), (0.2,))
+    overridden = find(path, network="resnet8", mean=(0.1,), std=(0.2,))
+    assert (overridden.network, overridden.mean, overridden.std) == ("resnet8", (0.1,), (0.2,))
 
 
 def test_missing_teachers_are_one_line(run, tmp_path):
@@ -107,7 +115,7 @@ def test_missing_teachers_are_one_line(run, tmp_path):
         find(empty.path)
 
 
-def test_it_is_built_frozen_and_exact_and_draws_no_random_numbers(best):
+def test_teacher_is_built_frozen_and_exact_without_drawing_random_numbers(best):
     before = torch.get_rng_state()
     built = build_teacher(find(best.path), 5, (8, 8))
     assert torch.equal(torch.get_rng_state(), before)
@@ -119,70 +127,70 @@ def test_it_is_built_frozen_and_exact_and_draws_no_random_numbers(best):
 
 def test_other_classes_and_sizes_are_refused_with_both_numbers(best):
     with pytest.raises(
-        UserError, match=r"knows 5 classes, this data set has 10: name another with --teacher"
+        UserError, match=r"teacher must be for 10 classes, got 5 \(.*\): name another with --teacher"
     ):
         build_teacher(find(best.path), 10, (8, 8))
-    with pytest.raises(UserError, match=r"on images of 8×8, this data set has 16×8"):
+    with pytest.raises(UserError, match=r"must be trained on images of 16×8, got 8×8 \("):
         build_teacher(find(best.path), 5, (16, 8))
 
 
-class Some:
-    """A source of images that say themselves which class they are predicted as."""
+class PredictedSource:
+    """A source of images whose pixels are the class that `ReadPixel` predicts."""
 
     batch_size, device = 64, torch.device("cpu")
 
     def __init__(self, labels, predictions):
         self.labels, self.predictions = np.asarray(labels), torch.as_tensor(predictions)
-        self.asked = np.array([], dtype=int)
+        self.order = np.array([], dtype=int)
 
     def batches(self, order, key, dtype):
-        self.asked = order
+        self.order = order
         for first in range(0, len(order), self.batch_size):
             part = order[first : first + self.batch_size]
             images = self.predictions[part].to(dtype).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
             yield Batch(images, torch.as_tensor(self.labels[part]))
 
 
-class Reads(nn.Module):
+class ReadPixel(nn.Module):
     def forward(self, images):
         return nn.functional.one_hot(images[:, 0, 0, 0].long(), 10).to(images.dtype)
 
 
-def checked(right, images, clean=None):
-    """Check a teacher that classifies the first `right` of each ten images as they are labelled."""
+def check(correct, images, clean=None):
+    """Check a teacher that classifies the first `correct` of every ten images correctly."""
     labels = np.arange(images) // 10 % 10
-    predictions = np.where(np.arange(images) % 10 < right, labels, (labels + 1) % 10)
-    source = Some(labels, predictions)
-    teacher = Teacher("teacher", "resnet8", (), (), WEIGHTS, "", clean=clean)
+    predictions = np.where(np.arange(images) % 10 < correct, labels, (labels + 1) % 10)
+    source = PredictedSource(labels, predictions)
+    teacher = Teacher("teacher", "resnet8", (), (), WEIGHTS, "", clean_accuracy=clean)
     stream = EvaluationStream(source, np.arange(images), torch.float32)
-    return check_accuracy(teacher, Reads(), stream, 10), source
+    return check_accuracy(teacher, ReadPixel(), stream, 10), source
 
 
-def test_accuracy_is_measured_on_spread_images_and_said_in_one_line(logged):
-    accuracy, source = checked(8, 3000, clean=84.0)
-    assert len(source.asked) == 1000
-    assert source.asked[-1] == 2997
+def test_accuracy_is_measured_on_spread_images_and_logged_in_one_line(logged):
+    accuracy, source = check(8, 3000, clean=84.0)
+    assert len(source.order) == 1000
+    assert source.order[-1] == 2997
     assert accuracy == pytest.approx(80, abs=10)
     assert len(logged) == 1
     assert logged[0].startswith(f"the teacher {WEIGHTS} classifies ")
-    assert logged[0].endswith("% of 1000 clean images right (its run recorded 84.0 %)")
+    assert logged[0].endswith("% of 1000 clean images correctly (its run recorded 84.0 %)")
 
 
-def test_far_below_its_record_is_a_warning_with_both_numbers(logged):
-    accuracy, _ = checked(8, 1000, clean=90.0)
+def test_accuracy_far_below_the_recorded_one_is_a_warning_with_both_numbers(logged):
+    accuracy, _ = check(8, 1000, clean=90.0)
     assert accuracy == 80
-    assert "80.0 % of 1000 clean images right, but its run recorded 90.0 %: is this the data set" in logged[0]
-    # So few images say little.
-    checked(8, 30, clean=90.0)
+    assert "80.0 % of 1000 clean images correctly, but its run recorded 90.0 %: check the" in logged[0]
+    # The interval of so few images is wide.
+    check(8, 30, clean=90.0)
     assert "(its run recorded 90.0 %)" in logged[1]
 
 
 def test_no_better_than_guessing_is_refused_with_both_numbers():
     with pytest.raises(
-        UserError, match=r"10.0 % of 1000 clean images right, guessing 10.0 %.*--teacher.mean"
+        UserError, match=r"10.0 % of 1000 clean images correctly, guessing 10.0 %.*--teacher.mean"
     ):
-        checked(1, 1000)
+        check(1, 1000)
     # 20 % of 20 images may be chance, of 1000 they are not.
     with pytest.raises(UserError, match="guessing"):
-        checked(2, 20)
-    assert checked(2, 1000)[0] == 20
+        check(2, 20)
+    assert check(2, 1000)[0] == 20

@@ -1,4 +1,4 @@
-"""A run that stops and goes on equals one that does not, to the last bit."""
+"""A stopped and resumed run equals an uninterrupted one, to the last bit."""
 
 import functools
 import json
@@ -53,11 +53,11 @@ MOVING = replace(CONFIG, method="mtard", loss=MtardLoss(rate=0.5))
 CHANGING = replace(CONFIG, method="iad", loss=IadLoss(begin=1))
 SWAPPING = replace(CONFIG, method="cat", loss=CatLoss())
 ALL_CHECKS = 2 * (5 + 5 + 4 * 2)
-"""Places at which a run asks whether to stop: steps, averaging, and each network's two evaluations."""
+"""Number of stop checks in a run: after steps, and before batches of averaging and of the evaluations."""
 
 
 class StopAt(StopRequest):
-    """A wish that comes up at the check of that number."""
+    """A stop requested at the check with a number, counted from 1; 0: never."""
 
     def __init__(self, number=0):
         super().__init__()
@@ -65,13 +65,13 @@ class StopAt(StopRequest):
 
     def check(self):
         self.left -= 1
-        self.asked = self.left == 0
+        self.requested = self.left == 0
         super().check()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shared_loaders():
-    """FFCV compiles anew for each loader."""
+    """Share FFCV's loaders: it compiles for each one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(beton, "_ffcv_loader", functools.cache(beton._ffcv_loader))
         yield
@@ -79,7 +79,7 @@ def shared_loaders():
 
 @pytest.fixture(scope="module")
 def with_teachers(tmp_path_factory):
-    """Name teachers to methods that have some."""
+    """Return a function that adds teachers to the settings of a method that has some."""
     folder = tmp_path_factory.mktemp("teachers")
     for seed, role in enumerate(("teacher", "natural_teacher")):
         torch.manual_seed(seed)
@@ -90,7 +90,7 @@ def with_teachers(tmp_path_factory):
         return replace(config, **found)
 
     with pytest.MonkeyPatch.context() as patch:
-        # They know nothing, which would be refused.
+        # Their weights are random, which would be refused.
         patch.setattr("fastpeer.training.setup.check_accuracy", lambda *words: None)
         yield name
 
@@ -102,11 +102,11 @@ def trainer_for(small_dataset, with_teachers):
     def build(folder, config=CONFIG, stop=None):
         config = with_teachers(config)
         run = RunFolder(folder)
-        goes_on = run.exists
-        if not goes_on:
+        resumes = run.exists
+        if not resumes:
             run.create(config, {}, force=False)
         trainer = Trainer(run, config, set_up(config, dataset, CPU, {}), Reporter(), stop or StopRequest())
-        if goes_on:
+        if resumes:
             trainer.resume()
         return trainer
 
@@ -126,7 +126,8 @@ def uninterrupted(trainer_for, tmp_path_factory):
 
 def metrics(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in one.items() if name != "images_per_second"} for one in records]
+    untimed = "images_per_second"
+    return [{name: value for name, value in record.items() if name != untimed} for record in records]
 
 
 def same(ours, theirs):
@@ -164,7 +165,7 @@ def assert_same_run(ours, theirs):
     ],
 )  # fmt: skip
 def test_run_resumed_after_max_steps_is_bit_exact(trainer_for, uninterrupted, tmp_path, precision, steps):
-    # A limit adds a line to the log, unless each step has one.
+    # max_steps adds a log line at the last step; with a line at every step, it adds none.
     config = replace(CONFIG, precision=precision, log=LogConfig(every=1, tensorboard=False))
     trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
     assert load_state(tmp_path / "run/checkpoints/last")["position"]["step"] == steps
@@ -179,7 +180,7 @@ def test_run_resumed_after_max_steps_is_bit_exact(trainer_for, uninterrupted, tm
         *(pytest.param(check, marks=pytest.mark.soak) for check in (3, 6, 10, 11, 14, 18, 27)),
     ],
 )  # fmt: skip
-def test_run_resumed_after_a_wish_to_stop_is_bit_exact(trainer_for, uninterrupted, tmp_path, check):
+def test_run_resumed_after_a_stop_request_is_bit_exact(trainer_for, uninterrupted, tmp_path, check):
     with pytest.raises(Stopped):
         trainer_for(tmp_path / "run", stop=StopAt(check)).train()
     trainer_for(tmp_path / "run").train()
@@ -190,9 +191,7 @@ def test_run_resumed_after_a_wish_to_stop_is_bit_exact(trainer_for, uninterrupte
     ("config", "steps"),
     [(MOVING, 1), (MOVING, 5), (MOVING, 7), (CHANGING, 3), (CHANGING, 5), (CHANGING, 6), (SWAPPING, 7)],
 )
-def test_run_of_a_method_with_a_state_of_its_own_resumes_bit_exactly(
-    trainer_for, uninterrupted, tmp_path, config, steps
-):
+def test_run_of_a_method_with_state_resumes_bit_exactly(trainer_for, uninterrupted, tmp_path, config, steps):
     config = replace(config, log=LogConfig(every=1, tensorboard=False))
     trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
     trainer_for(tmp_path / "run", config).train()
@@ -203,7 +202,7 @@ def test_run_of_a_method_with_a_state_of_its_own_resumes_bit_exactly(
     "check", [6, 10, *(pytest.param(check, marks=pytest.mark.soak) for check in (5, 9, 12))]
 )
 @pytest.mark.parametrize("config", [MOVING, CHANGING], ids=["mtard", "iad"])
-def test_such_a_run_resumes_bit_exactly_after_a_wish_to_stop_too(
+def test_run_of_a_method_with_state_resumes_bit_exactly_after_a_stop_request(
     trainer_for, uninterrupted, tmp_path, config, check
 ):
     with pytest.raises(Stopped):
@@ -212,8 +211,8 @@ def test_such_a_run_resumes_bit_exactly_after_a_wish_to_stop_too(
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
-def test_those_states_are_worth_keeping(uninterrupted):
-    """Otherwise the tests above say nothing."""
+def test_states_of_these_methods_change_during_the_run(uninterrupted):
+    """Otherwise the tests above would pass without saving them."""
     state = load_state(uninterrupted(MOVING) / "checkpoints/last")["balance"]
     assert abs(state["weight"].item() - 0.5) > 1e-3
     assert state["first"].isfinite().all()
@@ -222,7 +221,7 @@ def test_those_states_are_worth_keeping(uninterrupted):
     assert terms[-1] == ["student_kl_teacher", "student_kl_clean"]
 
 
-def test_run_asks_as_often_as_these_tests_think(trainer_for, tmp_path):
+def test_number_of_stop_checks_is_as_assumed_above(trainer_for, tmp_path):
     stop = StopAt()
     trainer_for(tmp_path / "run", stop=stop).train()
     assert -stop.left == ALL_CHECKS
@@ -233,10 +232,10 @@ def test_run_in_double_precision_saves_it(uninterrupted):
     folder = uninterrupted(config) / "checkpoints"
     for name in ("last/student", "last/peer", "last/swa", "best/student", "best-swa/student"):
         tensors = load_file(folder / f"{name}.safetensors")
-        assert {one.dtype for one in tensors.values()} == {torch.float64, torch.int64}
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float64, torch.int64}
 
 
-def test_loss_that_is_not_finite_is_named_and_the_former_checkpoint_kept(trainer_for, tmp_path):
+def test_non_finite_loss_is_named_and_the_previous_checkpoint_kept(trainer_for, tmp_path):
     trainer_for(tmp_path / "run", replace(CONFIG, train=replace(CONFIG.train, max_steps=2))).train()
     exploding = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e30))
     with pytest.raises(UserError, match="the loss peer_ce is not finite at step") as refusal:
@@ -248,7 +247,7 @@ def test_loss_that_is_not_finite_is_named_and_the_former_checkpoint_kept(trainer
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "student.safetensors").values())
 
 
-def test_stopping_before_the_log_finds_a_loss_not_finite_keeps_the_good_checkpoint(trainer_for, tmp_path):
+def test_stop_before_a_non_finite_loss_is_logged_keeps_the_good_checkpoint(trainer_for, tmp_path):
     trainer_for(tmp_path / "run", replace(CONFIG, train=replace(CONFIG.train, max_steps=1))).train()
     exploding = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e30), log=replace(CONFIG.log, every=50))
     with pytest.raises((Stopped, UserError)):
@@ -259,7 +258,7 @@ def test_stopping_before_the_log_finds_a_loss_not_finite_keeps_the_good_checkpoi
 
 def test_resuming_without_a_checkpoint_is_refused(trainer_for, tmp_path):
     RunFolder(tmp_path / "run").create(CONFIG, {}, force=False)
-    with pytest.raises(UserError, match="no checkpoint to go on from"):
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
         trainer_for(tmp_path / "run")
 
 
@@ -291,7 +290,7 @@ def raising(error):
     return step
 
 
-def test_memory_that_runs_out_is_said_with_the_batch_size(trainer_for, tmp_path, monkeypatch):
+def test_out_of_memory_error_names_the_batch_size(trainer_for, tmp_path, monkeypatch):
     trainer = trainer_for(tmp_path / "run")
     monkeypatch.setattr(STEP, raising(torch.OutOfMemoryError()))
     with pytest.raises(
@@ -300,25 +299,25 @@ def test_memory_that_runs_out_is_said_with_the_batch_size(trainer_for, tmp_path,
         trainer.train()
 
 
-def test_what_a_kernel_refuses_is_said_with_the_way_around(trainer_for, tmp_path, monkeypatch):
+def test_kernel_refusal_names_the_way_around(trainer_for, tmp_path, monkeypatch):
     trainer = trainer_for(tmp_path / "run")
     monkeypatch.setattr(trainer.step, "options", replace(trainer.step.options, kernels=True))
     refusal = KernelRefusal("the fused loss needs logits (B, C) with B from 1 to 4096")
     monkeypatch.setattr(STEP, raising(refusal))
-    with pytest.raises(UserError, match=r"B from 1 to 4096; --engine.kernels off does without Triton"):
+    with pytest.raises(UserError, match=r"B from 1 to 4096; run without Triton: --engine.kernels off"):
         trainer.train()
 
 
-def test_what_triton_cannot_run_is_said_with_the_way_around(trainer_for, tmp_path, monkeypatch):
+def test_triton_error_names_the_way_around(trainer_for, tmp_path, monkeypatch):
     errors = pytest.importorskip("triton.runtime.errors")
     trainer = trainer_for(tmp_path / "run")
     monkeypatch.setattr(STEP, raising(errors.OutOfResources(300_000, 232_448, "shared memory")))
-    with pytest.raises(UserError, match=r"shared memory.*; --engine.kernels off does without Triton"):
+    with pytest.raises(UserError, match=r"shared memory.*; run without Triton: --engine.kernels off"):
         trainer.train()
 
 
 @pytest.mark.soak
-def test_selection_runs_what_was_compiled_for_the_training(trainer_for, tmp_path):
+def test_selection_reuses_what_was_compiled_for_the_training(trainer_for, tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = replace(CONFIG.engine, compile="on", fold="on", chain="on", merge="on")
