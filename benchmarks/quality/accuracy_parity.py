@@ -30,7 +30,7 @@ from fastpeer.data.stream import Batch
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import LabelAttack, label_pgd, no_attack
 from fastpeer.kernels.choice import torch_kernels
-from fastpeer.victims.autograd import LiveVictim
+from fastpeer.victims.autograd import AutogradVictim
 
 LITERAL = "released step, fp32"
 UNITS = ("% clean", "% under PGD-20")
@@ -98,7 +98,9 @@ def accuracies(student: nn.Module, images: Images, config: Config, examples: int
     """Return a student's accuracies in % on the test images, computed in float32."""
     student.eval()
     kernels, settings = torch_kernels(), config.attack
-    pgd20 = label_pgd(LiveVictim(student, kernels), kernels, settings.epsilon, settings.step_size, 20, seed=0)
+    pgd20 = label_pgd(
+        AutogradVictim(student, kernels), kernels, settings.epsilon, settings.step_size, 20, seed=0
+    )
 
     def accuracy(attack: LabelAttack) -> float:
         batches: Iterator[Batch] = unseen_batches(images, examples)

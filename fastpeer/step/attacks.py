@@ -1,4 +1,4 @@
-"""The attacks of a method's table, on the networks of a run."""
+"""The attacks of a method's table, carried out on the networks of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ Predict = Callable[[Forward, Tensor], Tensor]
 
 
 def overruled(attack: Attack, settings: AttackConfig) -> Attack:
-    """Return an attack with what the settings say in place of the table."""
+    """Return an attack with the start, clamping and BatchNorm mode of the settings, where they set these."""
     if settings.start != "method":
         attack = replace(attack, start=settings.start)
     if settings.clamp_start != "method":
@@ -29,14 +29,14 @@ def overruled(attack: Attack, settings: AttackConfig) -> Attack:
 
 
 class Adversary:
-    """Makes the examples of one attack.
+    """Makes the adversarial examples of one attack.
 
     Args:
-        attack: row of the table, overruled already.
+        attack: the table's, after `overruled`.
         images: name of the examples it makes.
-        networks: of the run.
-        settings: radius, steps and noise.
-        victim_factory: how networks are attacked.
+        networks: all of the run, by name.
+        settings: radius, step size, number of steps, and standard deviation of the noise.
+        victim_factory: makes the form in which networks are attacked.
     """
 
     def __init__(
@@ -47,22 +47,23 @@ class Adversary:
         self.settings = settings
         self.kernels: Kernels = victim_factory.kernels
         self._network = networks[attack.victim]
-        moving = attack.away_from if attack.moves(images) else None
-        self._target_network = networks[moving.network] if isinstance(moving, Forward) else None
+        # Set only if the target moves: the attack is then differentiated through this network too.
+        moving_target = attack.away_from if attack.moves(images) else None
+        self._target_network = networks[moving_target.network] if isinstance(moving_target, Forward) else None
         self._in_eval = self._networks_in_eval()
         self.victim = self._victim(victim_factory)
 
     def perturb(
         self, images: Tensor, labels: Tensor, key: Tensor, predict: Predict, nan_count: Tensor | None = None
     ) -> Tensor:
-        """Return adversarial images (B, 3, H, W).
+        """Return adversarial images (B, 3, H, W), in the dtype of the clean ones.
 
         Args:
-            images: clean, in [0, 1].
+            images: clean images (B, 3, H, W) in [0, 1].
             labels: int64 (B,).
-            key: of the noise, int64 ().
-            predict: for the target; what it knows of the victim is up to date.
-            nan_count: see `pgd`.
+            key: seed of the start's noise, int64 (), on the device.
+            predict: computes the target's logits; the victims have been refreshed.
+            nan_count: int64 (1,), to which the number of NaN gradient values is added; see `pgd`.
         """
         with evaluating(*self._in_eval):
             return pgd(
@@ -72,17 +73,23 @@ class Adversary:
             )  # fmt: skip
 
     def _networks_in_eval(self) -> list[nn.Module]:
-        """Return what is run in eval mode during the attack, whatever mode it is in otherwise."""
+        """Return the networks that are put into eval mode during the attack."""
         victim = [self._network] if self.attack.batchnorm == "eval" else []
         return victim if self._target_network is None else [*victim, self._target_network]
 
     def _victim(self, victim_factory: VictimFactory) -> Victim:
-        name, live = self.attack.victim, self.attack.batchnorm == "train"
+        name, in_train_mode = self.attack.victim, self.attack.batchnorm == "train"
         if self._target_network is not None:
-            return victim_factory.moving(self._network, self._target_network, name, live)
-        return victim_factory.live(self._network) if live else victim_factory.victim(self._network, name)
+            return victim_factory.moving_target(self._network, self._target_network, name, in_train_mode)
+        if in_train_mode:
+            return victim_factory.unfolded(self._network)
+        return victim_factory.victim(self._network, name)
 
     def _target(self, images: Tensor, labels: Tensor, predict: Predict) -> Tensor:
+        """Return what the attack leads away from: labels (B,), or probabilities (B, C).
+
+        A moving target is computed in each step of the attack, so the labels here are ignored.
+        """
         if self._target_network is not None or not isinstance(self.attack.away_from, Forward):
             return labels
         return torch.softmax(predict(self.attack.away_from, images).to(images.dtype), dim=1)
@@ -90,9 +97,9 @@ class Adversary:
     def _start(self, images: Tensor, key: Tensor) -> Tensor:
         start, clamp = self.attack.start, self.attack.clamped
         if start == "uniform":
-            drawn: Tensor = self.kernels.uniform_start(images, self.settings.epsilon, key, clamp=clamp)
-            return drawn
+            uniform: Tensor = self.kernels.uniform_start(images, self.settings.epsilon, key, clamp=clamp)
+            return uniform
         if start == "gaussian" and self.settings.start_std > 0:
-            drawn = self.kernels.gaussian_start(images, self.settings.start_std, key, clamp=clamp)
-            return drawn
+            gaussian: Tensor = self.kernels.gaussian_start(images, self.settings.start_std, key, clamp=clamp)
+            return gaussian
         return images

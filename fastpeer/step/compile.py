@@ -1,4 +1,4 @@
-"""torch.compile for batches of one size, with a way back where it fails."""
+"""torch.compile for batches of one size, which falls back to eager code where compiling fails."""
 
 import logging
 import signal
@@ -16,114 +16,120 @@ from fastpeer.errors import brief
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-LONGEST = 600.0
-"""Seconds that one function may take to compile."""
+MAX_SECONDS = 600.0
+"""Default of the seconds that one function may take to compile."""
 
 
 log = logging.getLogger(__name__)
 
 
-class CompilingTakesTooLong(Exception):
-    """The time is up."""
+class CompilingTimedOut(Exception):
+    """Compiling a function took longer than it may."""
 
 
 class Compiler:
-    """Compiles functions for full batches; any other batch size runs as it is.
+    """Compiles functions for full batches; any other batch size runs uncompiled.
 
-    An epoch's last batch comes once an epoch, and compiling for it takes a minute. Replayed from a CUDA graph
-    it is a little slower than a full one, and no more.
+    An epoch's last, smaller batch comes once an epoch, and compiling for it takes a minute. Replayed from a
+    CUDA graph, it is only a little slower uncompiled.
 
     Args:
         batch: images of a full batch; 0: compile for every size.
         longest: seconds that one function may take to compile.
 
     Attributes:
-        seconds: what the first call of each function took, nearly all of it compiling, by its name.
+        seconds: by function name, how long first calls took, nearly all of it compiling.
     """
 
-    def __init__(self, batch: int = 0, longest: float = LONGEST) -> None:
+    def __init__(self, batch: int = 0, longest: float = MAX_SECONDS) -> None:
         self.batch = batch
         self.longest = longest
         self.seconds: dict[str, float] = {}
-        self._told: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
         _configure()
 
     def __call__(
         self,
         function: Callable[Arguments, Result],
-        what: str,
+        name: str,
         eager: Callable[Arguments, Result] | None = None,
     ) -> Callable[Arguments, Result]:
-        """Return a function, compiled; its first argument is a batch, or several of one size by name.
+        """Return the compiled form of a function.
+
+        Where compiling fails or takes too long, the log says so and `eager` runs from then on.
 
         Args:
-            function: without data-dependent control flow.
-            what: its name.
-            eager: runs where it is not compiled; None: the function as it is.
+            function: of tensors, without data-dependent control flow; its first argument is a batch, or a
+                mapping of batches of one size.
+            name: for the log.
+            eager: runs where the compiled code cannot be used; None: the function itself.
         """
-        return _Compiled(self, function, what, eager or function)
+        return _Compiled(self, function, name, eager or function)
 
     def news(self) -> str:
-        """Say in a line what was compiled since the last call of this, and how long it took; or nothing."""
+        """Return a line about what was compiled since the last call, and how long it took; "" for nothing."""
         fresh = {
-            what: seconds - self._told.get(what, 0.0)
-            for what, seconds in self.seconds.items()
-            if seconds != self._told.get(what)
+            name: seconds - self._reported.get(name, 0.0)
+            for name, seconds in self.seconds.items()
+            if seconds != self._reported.get(name)
         }
-        self._told = dict(self.seconds)
-        each = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in fresh.items())
+        self._reported = dict(self.seconds)
+        each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in fresh.items())
         return f"engine.compile: {sum(fresh.values()):.0f} s for {each}" if fresh else ""
 
 
 class _Compiled(Generic[Arguments, Result]):
-    """Runs compiled as long as that works."""
+    """A function that runs compiled on full batches until compiling fails."""
 
     def __init__(
         self,
         compiler: Compiler,
         function: Callable[Arguments, Result],
-        what: str,
+        name: str,
         eager: Callable[Arguments, Result],
     ) -> None:
         self.compiler = compiler
-        self.what = what
+        self.name = name
         self.eager = eager
         self.fast = torch.compile(function, dynamic=False)
-        self.works = True
-        self._known: set[object] = set()
+        self._usable = True
+        self._compiled_for: set[object] = set()
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         shapes = _shapes(args)
-        if self.works and self.compiler.batch in (0, shapes[0][0][0]):
+        if self._usable and self.compiler.batch in (0, shapes[0][0][0]):
+            # What torch.compile guards on: for a new combination, the call compiles anew.
             key = (shapes, torch.is_grad_enabled(), torch.is_autocast_enabled(_device_type(args)))
             try:
-                return self.fast(*args, **kwargs) if key in self._known else self._first(key, args, kwargs)
+                if key in self._compiled_for:
+                    return self.fast(*args, **kwargs)
+                return self._timed_first_call(key, args, kwargs)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # Whatever dynamo, Inductor or the C++ compiler run into.
-                self.works = False
-                log.warning("engine.compile: %s runs uncompiled (%s)", self.what, brief(error))
+            except Exception as error:  # Whatever dynamo, Inductor or the C++ compiler raise.
+                self._usable = False
+                log.warning("engine.compile: %s runs uncompiled (%s)", self.name, brief(error))
         return self.eager(*args, **kwargs)
 
-    def _first(self, key: object, args: Any, kwargs: Any) -> Result:
+    def _timed_first_call(self, key: object, args: Any, kwargs: Any) -> Result:
         began = time.perf_counter()
-        with _at_most(self.compiler.longest):
+        with _time_limit(self.compiler.longest):
             result = self.fast(*args, **kwargs)
-        self._known.add(key)
+        self._compiled_for.add(key)
         seconds = self.compiler.seconds
-        seconds[self.what] = seconds.get(self.what, 0.0) + time.perf_counter() - began
+        seconds[self.name] = seconds.get(self.name, 0.0) + time.perf_counter() - began
         return result
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments."""
+    """Yield the tensors among the arguments, and those in mappings among them."""
     for arg in args:
-        several = arg.values() if isinstance(arg, Mapping) else (arg,)
-        yield from (one for one in several if isinstance(one, Tensor))
+        values = arg.values() if isinstance(arg, Mapping) else (arg,)
+        yield from (value for value in values if isinstance(value, Tensor))
 
 
 def _shapes(args: tuple[Any, ...]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-    return tuple((one.shape, one.dtype) for one in _tensors(args))
+    return tuple((tensor.shape, tensor.dtype) for tensor in _tensors(args))
 
 
 def _device_type(args: tuple[Any, ...]) -> str:
@@ -131,17 +137,17 @@ def _device_type(args: tuple[Any, ...]) -> str:
 
 
 @contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer; other threads than the main one cannot be interrupted."""
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise CompilingTimedOut in the block after a time; in the main thread only, which gets the signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise CompilingTakesTooLong(f"compiling took longer than {seconds:g} s")
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        raise CompilingTimedOut(f"compiling took longer than {seconds:g} s")
 
-    former = signal.signal(signal.SIGALRM, ring)
-    # Again and again: an exception may be swallowed where it happens to be raised, as in a destructor.
+    former = signal.signal(signal.SIGALRM, on_alarm)
+    # Repeated every 5 s: the exception is lost if the alarm happens to interrupt a destructor.
     signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)
     try:
         yield
@@ -151,13 +157,14 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 
 def _configure() -> None:
-    # These take a second, which runs without compiling need not wait for.
+    # Importing these takes a second, which runs without compiling should not wait for.
     from torch._dynamo import config as dynamo
     from torch._functorch import config as functorch
 
     if hasattr(functorch, "force_non_lazy_backward_lowering"):
-        # The way back is compiled with the way forward, so that a failure comes before anything has run.
+        # Compile the backward together with the forward: a failure then falls back to eager code before
+        # anything has run. By default it would appear in backward(), outside of this module.
         functorch.force_non_lazy_backward_lowering = True
-    # Student, averaged student and peer, in training and selection: beyond the default of 8, what differs in
-    # these would run uncompiled without a word.
+    # Student, averaged student and peer, in training and selection, share code but not modules or modes.
+    # Beyond the default limit of 8 variants, dynamo would run the code uncompiled without an error.
     dynamo.recompile_limit = max(64, dynamo.recompile_limit)

@@ -1,4 +1,4 @@
-"""The train-mode forwards of a method's table: which run as one batch, compiled as one, on which stream."""
+"""The train-mode forwards of a method's table: which form one batch, one compiled region, one stream."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,89 +15,101 @@ from fastpeer.step.options import Options
 from fastpeer.step.precision import NumberFormat
 from fastpeer.step.split_batchnorm import count_batches, set_updates, split_batchnorms
 
-Run = Callable[..., tuple[Tensor, ...]]
+Region = Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]
+"""Maps images by name to the logits of some passes; may be compiled."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of a network, over the images of one or more forwards.
+    """One run of a network, on the images of one or more forwards.
 
     Attributes:
-        forwards: whose images make up its batch, in equal parts.
-        updates: numbers of the parts in the order in which BatchNorm sees them.
-        learns: a gradient goes back through it.
-        alone: it is differentiated twice, which nothing compiled can be.
+        forwards: their images are the equal parts of its batch.
+        updates: numbers of the parts in the order in which they move BatchNorm's running statistics.
+        learns: whether a gradient flows back through it.
+        differentiated_twice: whether its gradient is differentiated again, which torch.compile cannot do. It
+            is then neither merged with other forwards nor compiled.
     """
 
     forwards: tuple[Forward, ...]
     updates: tuple[int, ...]
     learns: bool
-    alone: bool = False
+    differentiated_twice: bool = False
 
     @property
     def network(self) -> str:
-        """Which network runs."""
+        """Name of the network that runs."""
         return self.forwards[0].network
 
-    def with_another(self, forward: Forward) -> "Pass":
-        """Return the pass that makes one more forward, or one of its own once more."""
+    def with_forward(self, forward: Forward) -> "Pass":
+        """Return the pass with one more forward, or with one more BatchNorm update for one it has already."""
         forwards = self.forwards if forward in self.forwards else (*self.forwards, forward)
-        return Pass(forwards, (*self.updates, forwards.index(forward)), self.learns, self.alone)
+        return Pass(
+            forwards, (*self.updates, forwards.index(forward)), self.learns, self.differentiated_twice
+        )
 
 
 @dataclass(frozen=True)
 class Differentiated:
-    """What of the forwards goes back: those that learn, and those of them that are differentiated twice."""
+    """Which forwards are differentiated.
+
+    Attributes:
+        learning: those that a gradient flows back through.
+        twice: those of them whose gradient at the images is differentiated again.
+    """
 
     learning: Collection[Forward]
     twice: Collection[Forward] = ()
 
 
-def group(
+def group_into_passes(
     forwards: Sequence[Forward], differentiated: Differentiated, merge: bool, unsplit: Collection[str]
 ) -> list[Pass]:
-    """Split forwards into passes, in their order.
+    """Group forwards into passes, in their order.
 
     Args:
-        forwards: one may stand there several times.
-        differentiated: what goes back.
-        merge: neighbours of one network become one pass, if they learn alike.
-        unsplit: networks whose BatchNorm cannot count: each forward is a pass of its own, each time.
+        forwards: in the order in which BatchNorm sees them; a forward may be listed several times. Its
+            gradient comes from the first time.
+        differentiated: which of them are differentiated.
+        merge: whether neighbours of one network become one pass, provided that all learn or none does.
+        unsplit: networks without split BatchNorm: each forward is a pass of its own, each time it is listed.
     """
     passes: list[Pass] = []
     for forward in forwards:
-        seen = any(forward in one.forwards for one in passes)
-        learns = forward in differentiated.learning and not seen
-        fresh = Pass((forward,), (0,), learns, forward in differentiated.twice and not seen)
-        if passes and forward.network not in unsplit and _joins(passes[-1], fresh, merge):
-            passes[-1] = passes[-1].with_another(forward)
+        repeated = any(forward in earlier.forwards for earlier in passes)
+        learns = forward in differentiated.learning and not repeated
+        twice = forward in differentiated.twice and not repeated
+        candidate = Pass((forward,), (0,), learns, twice)
+        if passes and forward.network not in unsplit and _can_join(passes[-1], candidate, merge):
+            passes[-1] = passes[-1].with_forward(forward)
         else:
-            # Where it was made before, this is for BatchNorm's statistics alone.
-            passes.append(fresh)
+            # A repeated forward that cannot join runs again, for BatchNorm's statistics only.
+            passes.append(candidate)
     return passes
 
 
-def _joins(last: Pass, fresh: Pass, merge: bool) -> bool:
-    forward = fresh.forwards[0]
+def _can_join(last: Pass, candidate: Pass, merge: bool) -> bool:
+    forward = candidate.forwards[0]
     if forward in last.forwards:
+        # Its logits exist already. Unmerged, only the forward that comes directly before may be repeated.
         return merge or last.forwards[last.updates[-1]] == forward
-    alike = (last.network, last.learns) == (fresh.network, fresh.learns)
-    return merge and alike and not (last.alone or fresh.alone)
+    alike = (last.network, last.learns) == (candidate.network, candidate.learns)
+    return merge and alike and not (last.differentiated_twice or candidate.differentiated_twice)
 
 
 class Forwards:
     """Computes the logits of all forwards of trained networks.
 
     Args:
-        forwards: in the order in which BatchNorm sees them; one may stand there several times.
-        differentiated: what goes back.
-        networks: by name; their BatchNorms become counted ones.
-        number_format: what to compute in.
-        options: what to merge and put on a stream.
+        forwards: in the order in which BatchNorm sees them; a forward may be listed several times.
+        differentiated: which of them are differentiated.
+        networks: by name; their BatchNorm layers become split ones, in place.
+        number_format: dtypes to compute in.
+        options: whether to merge forwards, to use a second stream and a cheaper second derivative.
         compiler: compiles what is not differentiated twice; None: nothing is compiled.
 
     Attributes:
-        order: each forward once, in the order of their logits.
+        order: each forward once, in the order of the logits that `run` returns.
     """
 
     def __init__(
@@ -111,31 +123,33 @@ class Forwards:
         names = dict.fromkeys(forward.network for forward in forwards)
         unsplit = [name for name in names if not split_batchnorms(networks[name])]
         self._double_backward = options.double_backward
-        self.passes = group(forwards, differentiated, options.merge, unsplit)
-        # Compiled as one region, peer and student share a schedule; on two streams they cannot.
-        networks_passes = _by_network(self.passes) if options.streams else [self.passes]
-        self._tracks = [self._track(passes, compiler) for passes in networks_passes]
+        self.passes = group_into_passes(forwards, differentiated, options.merge, unsplit)
+        # A track is what runs on one stream. Without a second stream, peer and student are one track, so that
+        # they are compiled as one region, in which Inductor may fuse and order their kernels freely.
+        tracks = _by_network(self.passes) if options.streams else [self.passes]
+        self._tracks = [self._track(passes, compiler) for passes in tracks]
         self._side = new_stream(self.device) if options.streams and len(self._tracks) > 1 else None
 
     def run(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return logits (B, C) for each forward, from images by their name in the table."""
+        """Return the logits (B, C) of each forward in `order`, from images (B, 3, H, W) by name."""
         if self._side is None:
-            found = [track(inputs) for track in self._tracks]
+            by_track = [track(inputs) for track in self._tracks]
         else:
-            found = self._on_two_streams(inputs, self._side)
+            by_track = self._on_two_streams(inputs, self._side)
         logits: dict[Forward, Tensor] = {}
-        for track in found:
-            logits = {**track, **logits}
+        for of_track in by_track:
+            logits = {**of_track, **logits}
         return [logits[forward] for forward in self.order]
 
     def _on_two_streams(
         self, inputs: Mapping[str, Tensor], side: torch.cuda.Stream
     ) -> list[dict[Forward, Tensor]]:
-        """Run the first network's track beside the others'; what it allocates lives until they have met."""
+        """Run the first network's track on a side stream, the others on the current one; join the streams."""
         main = torch.cuda.current_stream(self.device)
         side.wait_stream(main)
         for images in inputs.values():
-            # The way back reads them on that stream too, when nothing here holds them any more.
+            # The allocator knows of the main stream only: without this, it could reuse the images' memory
+            # while the first network's backward, which runs on the side stream, still reads them.
             images.record_stream(side)
         with torch.cuda.stream(side):
             first = self._tracks[0](inputs)
@@ -146,41 +160,44 @@ class Forwards:
     def _track(
         self, passes: list[Pass], compiler: Compiler | None
     ) -> Callable[[Mapping[str, Tensor]], dict[Forward, Tensor]]:
-        """Return what runs passes one after another, in regions that can be compiled or not."""
-        groups = [list(region) for _, region in groupby(passes, key=lambda one: one.alone)]
+        """Return a function that runs passes one after another, compiled region by region."""
+        groups = [list(region) for _, region in groupby(passes, key=lambda each: each.differentiated_twice)]
         regions = [self._region(region, compiler) for region in groups]
-        keys = [forward for one in passes for forward in one.forwards]
+        forwards = [forward for each in passes for forward in each.forwards]
 
         def track(inputs: Mapping[str, Tensor]) -> dict[Forward, Tensor]:
-            logits = [one for region in regions for one in region(inputs)]
-            # The first of equal ones has the gradient.
-            return dict(reversed(list(zip(keys, logits, strict=True))))
+            logits = [tensor for region in regions for tensor in region(inputs)]
+            # Reversed, so that of a repeated forward the first logits stay: they have the gradient.
+            return dict(reversed(list(zip(forwards, logits, strict=True))))
 
         return track
 
-    def _region(self, passes: list[Pass], compiler: Compiler | None) -> Run:
+    def _region(self, passes: list[Pass], compiler: Compiler | None) -> Region:
         def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-            return tuple(logits for one in passes for logits in self._logits(one, inputs))
+            return tuple(logits for each in passes for logits in self._run_pass(each, inputs))
 
-        if passes[0].alone:
+        if passes[0].differentiated_twice:
             return cheap_double_backward()(run) if self._double_backward else run
-        names = " and ".join(dict.fromkeys(one.network for one in passes))
+        names = " and ".join(dict.fromkeys(each.network for each in passes))
         return run if compiler is None else compiler(run, f"training {names}")
 
-    def _logits(self, one: Pass, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        network = self.networks[one.network]
-        batches = [inputs[forward.images] for forward in one.forwards]
-        set_updates(network, one.updates, counts=False)
-        # Autocast keeps the weights that it has converted until it ends: were it around all passes, PyTorch
-        # 2.8 would take those of a pass without a gradient for one with, whose weights would get none.
-        learning = torch.set_grad_enabled(one.learns and torch.is_grad_enabled())
+    def _run_pass(self, run: Pass, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return the logits (B, C) of each of a pass's forwards."""
+        network = self.networks[run.network]
+        batches = [inputs[forward.images] for forward in run.forwards]
+        set_updates(network, run.updates, counts=False)
+        # An autocast context caches converted weights until it ends. Were there one around all passes,
+        # PyTorch 2.8 would reuse those converted in a pass without gradients in a pass with them, and the
+        # weights would get no gradient.
+        learning = torch.set_grad_enabled(run.learns and torch.is_grad_enabled())
         with learning, self.format.autocasting(self.device):
             logits: Tensor = network(batches[0] if len(batches) == 1 else torch.cat(batches))
         count_batches(network)
+        # Others who run the network, such as an attack in train mode, expect plain BatchNorm.
         set_updates(network, (0,))
         return logits.chunk(len(batches))
 
 
 def _by_network(passes: list[Pass]) -> list[list[Pass]]:
-    names = dict.fromkeys(one.network for one in passes)
-    return [[one for one in passes if one.network == name] for name in names]
+    names = dict.fromkeys(each.network for each in passes)
+    return [[each for each in passes if each.network == name] for name in names]

@@ -1,4 +1,4 @@
-"""A function of tensors, recorded as a CUDA graph for each shape that it meets, and replayed from then on."""
+"""A function of tensors, captured in a CUDA graph for each input shape and replayed from then on."""
 
 import logging
 from collections import Counter
@@ -14,168 +14,182 @@ from fastpeer.errors import brief
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-WARM_UP = 3
-"""Runs before a capture: cuDNN, Inductor and Triton choose and compile their kernels in them."""
+WARM_UP_RUNS = 3
+"""Runs before a capture, in which cuDNN, Inductor and Triton choose and compile their kernels."""
 
 
 class Recorder(Protocol):
-    """Records work on the device, and does it again on demand."""
+    """Records the work that a function launches on the device, so that it can be repeated."""
 
     def warm_up(self, function: Callable[[], object]) -> None:
-        """Run a function that leaves traces which are undone afterwards."""
+        """Run the function a few times; the caller undoes what it changes."""
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        """Return what the function returns, in memory that stays, and what fills it anew."""
+        """Return the function's result, whose values are undefined yet, and a replay that writes them."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs, all in one memory pool."""
+    """Records CUDA graphs of a function on one device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # One memory pool for the graphs of all shapes. They may overwrite each other's memory: replays never
+        # overlap, and a result need not outlive the next call (see Captured).
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = new_stream(device)
 
     def warm_up(self, function: Callable[[], object]) -> None:
-        """Run on the stream that is recorded later."""
+        """Run on a side stream, the one that is captured later, as PyTorch asks of work before a capture."""
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         try:
             with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UP):
+                for _ in range(WARM_UP_RUNS):
                     function()
         finally:
-            # Also after an error: what was launched must be over before it is undone.
+            # Also after an error: what was launched must have finished before its effects are undone.
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
             torch.cuda.synchronize(self.device)
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        """Capture; threads of the data loader may go on with what they do."""
+        """Capture the function; its result lies in the graph's memory, and each replay overwrites it."""
         graph = torch.cuda.CUDAGraph()
-        # torch.cuda.graph leaves its stream the current one where ending a capture fails.
+        # torch.cuda.graph does not restore the current stream if ending the capture fails: this does.
         with torch.cuda.stream(self._stream):
             try:
+                # thread_local: the data loader's threads may call CUDA meanwhile, which would break a capture
+                # in the default mode.
                 with torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     result = function()
             except BaseException:
-                self._stop_recording()
+                self._end_failed_capture()
                 raise
         return result, graph.replay
 
-    def _stop_recording(self) -> None:
-        """Tell the allocator that a failed capture is over, which PyTorch before 2.12 forgets."""
+    def _end_failed_capture(self) -> None:
+        """Tell the allocator that a failed capture has ended, which PyTorch before 2.12 does not."""
         index = self.device.index or torch.cuda.current_device()
-        # It refuses where there is nothing left to end.
+        # It raises where PyTorch has ended it already.
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(index, self._pool)
             torch._C._cuda_releasePool(index, self._pool)
 
 
 class Captured(Generic[Result]):
-    """Replays a function of tensors; what it returns is overwritten by the next call.
+    """A function that is recorded once for each input shape and replayed from then on.
+
+    Its result is overwritten by the next call. If it cannot be captured, the log says so and it runs
+    uncaptured from then on.
 
     Args:
-        function: reads nothing back to the host, and finds whatever it changes in the same memory each time.
-        recorder: does the recording.
-        keep: called before the warm-up; returns what brings everything back that the function changes.
-        what: the function's name in the log, if it cannot be captured; it is called as it is from then on.
-        patience: calls of each shape that run as they are, before one is recorded.
+        function: of tensors; reads nothing back to the host, and changes tensors in place only.
+        recorder: captures and replays.
+        snapshot: called before the warm-up; copies all that the function changes, and returns a function that
+            restores it.
+        name: of the function, for the log.
+        patience: calls of each shape that run uncaptured before one is recorded.
     """
 
     def __init__(
         self,
         function: Callable[..., Result],
         recorder: Recorder,
-        keep: Callable[[], Callable[[], None]],
-        what: str = "the step",
+        snapshot: Callable[[], Callable[[], None]],
+        name: str = "the step",
         patience: int = 0,
     ) -> None:
         self.function = function
         self.recorder = recorder
-        self.keep = keep
-        self.what = what
+        self.snapshot = snapshot
+        self.name = name
         self.patience = patience
-        self._seen: Counter[object] = Counter()
+        self._calls: Counter[object] = Counter()
         self._recorded: dict[object, tuple[Sequence[Tensor], Result, Callable[[], None]]] = {}
-        self._works = True
+        self._capturable = True
 
     def __call__(self, *inputs: Tensor) -> Result:
         """Run, or replay, on inputs (any shapes)."""
-        key = tuple((one.shape, one.dtype) for one in inputs)
-        if self._works and key not in self._recorded:
-            self._seen[key] += 1
-            if self._seen[key] <= self.patience:
+        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if self._capturable and key not in self._recorded:
+            self._calls[key] += 1
+            if self._calls[key] <= self.patience:
                 return self.function(*inputs)
             self._try_to_record(key, inputs)
-        if not self._works:
+        if not self._capturable:
             return self.function(*inputs)
         static, result, replay = self._recorded[key]
-        for own, given in zip(static, inputs, strict=True):
-            own.copy_(given, non_blocking=True)
+        for static_input, given in zip(static, inputs, strict=True):
+            static_input.copy_(given, non_blocking=True)
         replay()
         return result
 
     def _try_to_record(self, key: object, inputs: Sequence[Tensor]) -> None:
-        undo = self.keep()
-        static = [one.clone() for one in inputs]
+        restore = self.snapshot()
+        # A graph reads its inputs from these addresses; each replay's inputs are copied into them.
+        static = [tensor.clone() for tensor in inputs]
         try:
             self.recorder.warm_up(lambda: self.function(*static))
-            undo()
+            # The warm-up has trained on this batch; a capture launches nothing.
+            restore()
             self._recorded[key] = (static, *self.recorder.record(lambda: self.function(*static)))
         except Exception as error:  # A capture fails with whatever the offending operation raises.
-            undo()
-            self._works = False
-            # What was recorded for other shapes is not used any more, but holds its memory.
+            restore()
+            self._capturable = False
+            # Graphs of other shapes are not used any more; free their memory.
             self._recorded.clear()
-            # Where a capture fails, the error it began with is the context of the one it ends with.
+            # The operation's own error is the context of the one that ending the capture raises.
             reason = brief(error.__context__ or error)
-            log.warning("engine.graph: %s runs uncaptured (%s)", self.what, reason)
+            log.warning("engine.graph: %s runs uncaptured (%s)", self.name, reason)
 
 
-def captured(function: Callable[..., Tensor], device: torch.device, what: str) -> Callable[..., Tensor]:
-    """Capture a function of tensors that may run any number of times with the same result.
+def captured(function: Callable[..., Tensor], device: torch.device, name: str) -> Callable[..., Tensor]:
+    """Capture a function of tensors that has the same result however often it runs.
 
-    A recording costs as much as five runs: a shape that comes once or twice, such as an evaluation's last
-    batch, is not worth it.
+    A recording costs as much as five runs, so a shape is recorded at its third call: one that comes once or
+    twice, such as an evaluation's last batch, is not worth it.
     """
-    return Captured(function, CudaRecorder(device), _nothing_to_undo, what, patience=2)
+    return Captured(function, CudaRecorder(device), _nothing_to_undo, name, patience=2)
 
 
 def _nothing_to_undo() -> Callable[[], None]:
     return lambda: None
 
 
-def keep_state(
+def snapshot_state(
     networks: Iterable[nn.Module], others: Iterable[Tensor], optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> Callable[[], None]:  # fmt: skip
-    """Copy weights, buffers, other tensors, momentum, loss scale and CUDA's random state; drop gradients.
+    """Copy weights, buffers, other tensors, momentum, loss scale and CUDA's random state.
 
     Returns:
-        Brings all of it back, into the same memory, as often as it is called.
+        A function that copies all of it back into the same memory, and drops gradients; it may be called
+        several times.
     """
     tensors = [*_tensors(networks), *others, *_momenta(optimizer)]
-    copies = [one.detach().clone() for one in tensors]
+    copies = [tensor.detach().clone() for tensor in tensors]
     scale = scaler.state_dict()
-    random = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    rng_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
     @torch.no_grad()
     def restore() -> None:
         optimizer.zero_grad(set_to_none=True)
-        _forget_interrupted_step(optimizer, scaler)
-        for one, copy in zip(tensors, copies, strict=True):
-            one.copy_(copy)
+        _drop_interrupted_step(optimizer, scaler)
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.copy_(copy)
         if scale:
             scaler.load_state_dict(scale)
-        if random is not None:
-            torch.cuda.set_rng_state(random)
+        if rng_state is not None:
+            torch.cuda.set_rng_state(rng_state)
 
     return restore
 
 
-def _forget_interrupted_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Drop what a scaler leaves with itself and a fused optimizer if the step between fails."""
+def _drop_interrupted_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Drop what GradScaler stores in itself and in a fused optimizer for the time of a step.
+
+    An error within the step would leave it there, and the next step would use it or refuse to run.
+    """
     if scaler.is_enabled():
         scaler._per_optimizer_states.clear()
     for name in ("grad_scale", "found_inf"):
@@ -184,8 +198,9 @@ def _forget_interrupted_step(optimizer: torch.optim.Optimizer, scaler: torch.amp
 
 
 def _tensors(networks: Iterable[nn.Module]) -> list[Tensor]:
-    return [one for network in networks for one in (*network.parameters(), *network.buffers())]
+    return [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
 
 
 def _momenta(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [one for state in optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]
+    states = optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]

@@ -1,4 +1,4 @@
-"""What each part of the fast step brought where it was measured: what `auto` goes by.
+"""How much faster each part of the step was where it was measured: what `auto` decides by.
 
 The table is `measured.json`; `python benchmarks/auto_table.py` makes its rows from an ablation's results.
 """
@@ -19,12 +19,12 @@ TABLE = "measured.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a step computes.
+    """The work of a training step.
 
     Attributes:
-        network: of the student.
-        size: side of its images in pixels; 0: not known.
-        batch: images in a step; 0: not known.
+        network: name of the student's network.
+        size: side of its images in pixels; 0: unknown.
+        batch: images in a step; 0: unknown.
         precision: see `Config`.
     """
 
@@ -35,43 +35,50 @@ class Workload:
 
     @property
     def title(self) -> str:
-        """Name it in a few words."""
+        """The workload in a few words, for the log."""
         return f"{self.network}, {self.size}×{self.size}, batch {self.batch}, {self.precision}"
 
     def distance(self, other: "Workload") -> tuple[float, ...]:
-        """Say how far another one is: first by the precision, then by the network, then by the sizes."""
-        apart = _octaves(self.batch, other.batch) + 2 * _octaves(self.size, other.size)
-        return self.precision != other.precision, self.network != other.network, apart
+        """Return a sort key: precision counts before network, network before sizes; smaller is nearer."""
+        # The work grows with the batch and with the square of the images' side.
+        doublings = _doublings(self.batch, other.batch) + 2 * _doublings(self.size, other.size)
+        return self.precision != other.precision, self.network != other.network, doublings
 
 
-def _octaves(one: int, other: int) -> float:
-    """Return how often the smaller must be doubled; where one is not known, it counts as equal."""
-    return abs(math.log2(one / other)) if one and other else 0.0
+def _doublings(first: int, second: int) -> float:
+    """Return how often the smaller must be doubled to be the larger; 0 if either is unknown."""
+    return abs(math.log2(first / second)) if first and second else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What computes: its kind (cpu or cuda), its name, and a GPU's compute capability such as 9.0."""
+    """A processor or GPU.
+
+    Attributes:
+        kind: cpu or cuda.
+        name: as the system or the driver gives it.
+        capability: a GPU's compute capability, such as 9.0.
+    """
 
     kind: str
     name: str
     capability: str = ""
 
     def distance(self, other: "Device") -> tuple[float, ...]:
-        """Say how far another one of the same kind is: by the name, then by the generation."""
-        generations = [float(one.capability or 0) for one in (self, other)]
+        """Return a sort key of devices of one kind: equal names first, then compute capability."""
+        generations = [float(device.capability or 0) for device in (self, other)]
         return self.name != other.name, abs(generations[0] - generations[1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """One row: how many times faster a step is with a part than without it.
+    """A row of the table: how many times faster a step is with a part than without it.
 
     Attributes:
         part: a switch of `EngineConfig`.
         ratio: above 1 where it is faster.
-        device, workload: what was measured.
-        commit, date: of the measurement.
+        device, workload: where and on what it was measured.
+        commit, date: when, in which version.
     """
 
     part: str
@@ -83,12 +90,12 @@ class Gain:
 
     @property
     def reason(self) -> str:
-        """Say in a few words what was measured."""
+        """The measurement in a few words, for the log."""
         return f"measured {self.ratio:.3g}× on {self.device.name}"
 
 
 def describe_device(device: torch.device) -> Device:
-    """Return what is known of a device; of a GPU that is not there, its kind."""
+    """Return the name and capability of a device; of CUDA on a machine without a GPU, only the kind."""
     if device.type != "cuda":
         return Device(kind="cpu", name=cpu_name())
     if not torch.cuda.is_available():
@@ -98,7 +105,7 @@ def describe_device(device: torch.device) -> Device:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as Linux gives it."""
+    """Return the processor's name from /proc/cpuinfo; elsewhere what Python knows of it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -109,12 +116,12 @@ def cpu_name() -> str:
 
 @cache
 def shipped_gains() -> tuple[Gain, ...]:
-    """Return the table that is shipped."""
+    """Return the rows of the package's own table, read once."""
     return read_gains(resources.files(__package__).joinpath(TABLE).read_text("utf-8"))
 
 
 def read_gains(text: str) -> tuple[Gain, ...]:
-    """Read a table; `write_gains` has written it."""
+    """Parse the JSON text of a table, a list with an object for each row."""
     return tuple(
         Gain(**{**row, "device": Device(**row["device"]), "workload": Workload(**row["workload"])})
         for row in json.loads(text)
@@ -124,11 +131,14 @@ def read_gains(text: str) -> tuple[Gain, ...]:
 def nearest_gain(
     part: str, device: Device, workload: Workload, gains: Sequence[Gain] | None = None
 ) -> Gain | None:
-    """Return a part's row of the nearest device of the same kind, and there of the nearest work; or none."""
-    rows = [one for one in (shipped_gains() if gains is None else gains) if one.part == part]
-    rows = [one for one in rows if one.device.kind == device.kind]
+    """Return a part's row for the nearest device of the same kind, and on it for the nearest workload.
+
+    None: the part was not measured on that kind of device. `gains` is the shipped table by default.
+    """
+    rows = [row for row in (shipped_gains() if gains is None else gains) if row.part == part]
+    rows = [row for row in rows if row.device.kind == device.kind]
     return min(
         rows,
-        key=lambda one: (device.distance(one.device), workload.distance(one.workload)),
+        key=lambda row: (device.distance(row.device), workload.distance(row.workload)),
         default=None,
     )

@@ -1,4 +1,4 @@
-"""SGD on all trained networks, as a captured step can run it."""
+"""SGD on all trained networks, in a form that a CUDA graph can capture."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,25 @@ from fastpeer.config import OptimConfig
 
 
 def sgd(networks: Sequence[nn.Module], optim: OptimConfig) -> torch.optim.SGD:
-    """One optimizer computes what one for each network would, and where fp16 overflows, all skip together.
+    """Return one optimizer for all trained networks.
 
-    The rate is a tensor, so that a captured step sees it change. Momentum begins at zero, which is what the
-    first step would make of it, but is also there when fp16 skips that step.
+    It computes what one optimizer per network would; where fp16 gradients overflow, all networks skip the
+    step together. Each parameter group's learning rate is the same tensor of shape (), on the device: set it
+    in place, and a captured step sees it change.
     """
-    groups = [{"params": [one for one in network.parameters() if one.requires_grad]} for network in networks]
+    groups = [{"params": [w for w in network.parameters() if w.requires_grad]} for network in networks]
     optimizer = torch.optim.SGD(
         groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
     )
     device = groups[0]["params"][0].device
-    # The CPU's kernel computes in double whatever the weights are, CUDA's in single.
+    # The fused kernel computes in float64 on a CPU, whatever the weights are, and in float32 on CUDA.
     rate = torch.tensor(
         optim.lr, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device
     )
     for group in optimizer.param_groups:
         group["lr"] = rate
+        # PyTorch would allocate the buffers in the first step, which fp16 may skip and a graph would capture.
+        # A buffer of zeros gives that step the same momentum: 0 · momentum + gradient.
         for parameter in group["params"] if optim.momentum else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

@@ -1,4 +1,4 @@
-"""Which parts of the fast step are used, and why: `engine.*` settings, resolved for a device."""
+"""Which parts of the fast step are used, and why: the `engine.*` settings, resolved for a device."""
 
 import importlib.util
 import os
@@ -18,12 +18,18 @@ from fastpeer.step.precision import NumberFormat
 from fastpeer.victims.factory import VictimFactory
 
 GUESS = "a guess"
-"""The reason of what was not measured on any device of the kind."""
+"""The reason given for a part that was not measured on any device of the kind."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a part is used, the reason in a few words, and the measurement it goes by, if any."""
+    """The decision on one part.
+
+    Attributes:
+        used: whether the step uses it.
+        reason: why, in a few words for the log.
+        gain: the measurement that decided, if one did.
+    """
 
     used: bool
     reason: str
@@ -32,7 +38,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Options:
-    """What each setting of `EngineConfig` came to."""
+    """The parts that a step uses; each field of `EngineConfig` resolved to a boolean."""
 
     fold: bool = False
     chain: bool = False
@@ -43,18 +49,18 @@ class Options:
     streams: bool = False
     double_backward: bool = False
     choices: tuple[tuple[str, Choice], ...] = ()
-    """By part."""
+    """Name and decision of each part, in the order of `EngineConfig`."""
     refused: tuple[str, ...] = ()
-    """A line for each part that was asked for (on) and cannot be had."""
+    """A line of warning for each part that is set to on but cannot be used."""
 
     def formulas(self) -> Kernels:
-        """Return the kernels: Triton's or PyTorch's."""
+        """Return the implementations of the formulas, in Triton or PyTorch."""
         return triton_kernels() if self.kernels else torch_kernels()
 
     def victim_factory(
         self, number_format: NumberFormat, device: torch.device, compiler: Compiler | None = None
     ) -> VictimFactory:
-        """Return how networks are attacked under these options; compiled where there is a compiler."""
+        """Return a factory of victims under these options, compiled if a compiler is given."""
         return VictimFactory(
             dtype=number_format.autocast or number_format.weights,
             fold=self.fold,
@@ -67,17 +73,27 @@ class Options:
     def recorded(
         self, function: Callable[..., Tensor], device: torch.device, what: str
     ) -> Callable[..., Tensor]:
-        """Capture, where graphs are used, a function of tensors; see `captured`."""
+        """Return a function of tensors, captured if graphs are used (see `captured`), else unchanged.
+
+        `what` names the function in the log.
+        """
         return captured(function, device, what) if self.graph else function
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why each part is used or not."""
+        """By part, why it is used or not."""
         return {name: choice.reason for name, choice in self.choices}
 
     def describe(self, differentiates_twice: bool = False) -> list[str]:
-        """Say in a line or two what is used, by which measurement, and what is not."""
-        choices = [one for one in self.choices if one[0] != "double_backward" or differentiates_twice]
+        """Return one or two lines for the log: which parts are used, by which measurement, and which are not.
+
+        `differentiates_twice`: double_backward matters, so name it.
+        """
+        choices = [
+            (name, choice)
+            for name, choice in self.choices
+            if name != "double_backward" or differentiates_twice
+        ]
         used = [(name, choice) for name, choice in choices if choice.used]
         unused = [f"{name} ({choice.reason})" for name, choice in choices if not choice.used]
         lines = [f"engine: {', '.join(name for name, _ in used) or 'no fast part'}{_basis(used)}"]
@@ -85,28 +101,28 @@ class Options:
 
 
 def _basis(used: list[tuple[str, Choice]]) -> str:
-    """Say what made auto choose these parts: measurements, or a guess."""
+    """Return in parentheses what auto chose these parts by: measurements, or a guess."""
     gains = [choice.gain for _, choice in used if choice.gain is not None]
-    devices = dict.fromkeys(f"measured on {one.device.name} with {one.workload.title}" for one in gains)
+    devices = dict.fromkeys(f"measured on {gain.device.name} with {gain.workload.title}" for gain in gains)
     guessed = [name for name, choice in used if choice.reason == GUESS]
     notes = [*devices, *([f"{', '.join(guessed)} {GUESS}"] if guessed else [])]
     return f" ({'; '.join(notes)})" if notes else ""
 
 
 def options_of(config: Config, device: torch.device, size: int = 0) -> Options:
-    """Decide on every part of a run's step; `size` is the side of its images, 0 if it is not known."""
+    """Decide on every part of a run's step; `size` is the side of its images in pixels, 0 if unknown."""
     batch = config.train.batch_size
     workload = Workload(network=config.model.student, size=size, batch=batch, precision=config.precision)
     return choose_options(config.engine, device, workload)
 
 
 def choose_options(engine: EngineConfig, device: torch.device, workload: Workload) -> Options:
-    """Decide on every part.
+    """Decide on every part of a step.
 
     Args:
-        engine: the settings; auto takes what was measured to be faster on the nearest device.
-        device: what is computed on.
-        workload: what is computed.
+        engine: the settings; auto uses the parts that were measured to be faster on the nearest device.
+        device: runs the step.
+        workload: the step's work, by which the nearest measurement is found.
     """
     choices: dict[str, Choice] = {}
     refused = []
@@ -129,13 +145,13 @@ def _choose(name: str, switch: Switch, obstacle: str, device: torch.device, work
         return Choice(True, f"engine.{name} = on")
     gain = nearest_gain(name, describe_device(device), workload)
     if gain is None:
-        # Two streams keep student and peer from being compiled as one region.
+        # On two streams, student and peer cannot be compiled as one region: likely to be slower.
         return Choice(name != "streams", GUESS)
     return Choice(gain.ratio >= 1, gain.reason, gain)
 
 
 def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str, Choice]) -> str:
-    """Return what stands in a part's way, or nothing."""
+    """Return why a part cannot be used, "" if it can; `choices` holds the parts decided before it."""
     if name == "chain" and not choices["fold"].used:
         return "needs engine.fold"
     if name in ("graph", "streams") and device.type != "cuda":

@@ -1,4 +1,4 @@
-"""In which number format a run computes, and on which device."""
+"""The number format of a run: dtypes of weights and products, and which layers stay exact."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fastpeer.device import placed
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """What the settings' `precision` means.
+    """What a `precision` setting stands for.
 
     Attributes:
         weights: dtype of weights, images and the attack's iterate.
@@ -25,27 +25,28 @@ class NumberFormat:
     tf32: bool
 
     def autocasting(self, device: torch.device) -> AbstractContextManager[object]:
-        """Return the context in which networks are run."""
+        """Return the context in which networks run on a device: autocast, or nothing."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(device.type, self.autocast)
 
     def allow_tf32(self) -> None:
-        """Tell CUDA, for the whole process, whether float32 products may use TF32."""
+        """Set, for the whole process, whether float32 products on CUDA may use TF32."""
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
 
 
 class Exact(nn.Module):
-    """A layer that sees the pixels: under autocast only what comes out of it is rounded.
+    """A mixin for the layer that reads the pixels: under autocast only its result is rounded.
 
-    In [0.5, 1] bf16 steps by 1/256, as large as a pixel step, and would swallow the attack's.
+    Between 0.5 and 1, bf16 numbers are 1/256 apart, as coarse as 8-bit pixels: rounding the layer's input
+    would erase most of the attack's perturbation.
     """
 
     transparent_in_eval = True
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute in the precision of images (B, C, H, W) and weights."""
+        """Compute in the dtype of images (B, C, H, W) and weights; convert the result to autocast's dtype."""
         device = images.device.type
         with torch.autocast(device, enabled=False):
             out: Tensor = super().forward(images)
@@ -53,24 +54,25 @@ class Exact(nn.Module):
 
 
 class ExactConv2d(Exact, nn.Conv2d):
-    """A convolution of PyTorch's own that does so."""
+    """`nn.Conv2d` that does not round the pixels under autocast."""
 
 
 def keep_pixels_exact(network: nn.Module) -> None:
-    """Take a network's first convolution out of autocast, in place; its weights and names stay.
+    """Exempt a network's first convolution from autocast, or its first linear layer if it has none.
 
-    Without a convolution it is the first linear layer.
+    The layer's class is replaced in place; its weights and their names in the state dict stay.
     """
     for kind in (nn.Conv2d, nn.Linear):
         first = next((module for module in network.modules() if isinstance(module, kind)), None)
         if first is not None:
-            plain, own = type(first) is nn.Conv2d, type(first)
-            first.__class__ = ExactConv2d if plain else type(f"Exact{own.__name__}", (Exact, own), {})
+            own = type(first)
+            exact = ExactConv2d if own is nn.Conv2d else type(f"Exact{own.__name__}", (Exact, own), {})
+            first.__class__ = exact
             return
 
 
 def number_format(precision: Precision) -> NumberFormat:
-    """Return what a `precision` setting stands for."""
+    """Return the number format of a `precision` setting."""
     formats = {
         "fp64": NumberFormat(torch.float64, None, tf32=False),
         "fp32": NumberFormat(torch.float32, None, tf32=False),
@@ -82,14 +84,14 @@ def number_format(precision: Precision) -> NumberFormat:
 
 
 def amp_precision(device: torch.device) -> Precision:
-    """Return what `--amp` picks: bf16, or fp16 on CUDA devices that lack it."""
+    """Return the precision that `--amp` stands for: bf16, or fp16 on CUDA devices before Ampere."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "fp16"
     return "bf16"
 
 
-def emulated(dtype: torch.dtype) -> list[str]:
-    """Return a warning if this processor has no instructions for a dtype, or nothing."""
+def emulation_warning(dtype: torch.dtype) -> list[str]:
+    """Return a line of warning if this processor has no instructions for a dtype, else no line."""
     names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     if dtype not in names or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return []
@@ -100,7 +102,10 @@ def emulated(dtype: torch.dtype) -> list[str]:
 
 
 def ready(network: nn.Module, config: Config, device: torch.device) -> nn.Module:
-    """Make a network what the step takes: placed, and exact where it sees the pixels."""
+    """Move a network to the device, the run's dtype and channels-last; keep the pixels exact under autocast.
+
+    All of it in place; returns the same network.
+    """
     numbers = number_format(config.precision)
     network = placed(network, device, numbers.weights)
     if numbers.autocast is not None:

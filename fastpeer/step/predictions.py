@@ -1,4 +1,4 @@
-"""What networks say in eval mode: the targets of attacks, and the logits of frozen teachers."""
+"""Logits in eval mode: the targets of attacks, and the outputs of frozen teachers."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ from fastpeer.victims.pgd import evaluating
 
 
 class Predictions:
-    """Eval-mode logits, each computed once a step; frozen networks are folded once and for all.
+    """Eval-mode logits, each computed once a step; frozen networks are folded only once, at the beginning.
 
     Args:
-        names: networks that are asked, or attacked in eval mode.
-        networks: of the run.
-        trained: those whose weights move.
-        victim_factory: how they are run.
+        names: networks whose predictions are wanted, or which are attacked in eval mode.
+        networks: all of the run, by name.
+        trained: names of those whose weights change.
+        victim_factory: makes the folded or compiled form in which they run.
 
     Attributes:
-        victims: the networks as they are run, by name.
+        victims: the form in which each network runs, by name.
     """
 
     def __init__(
@@ -32,24 +32,25 @@ class Predictions:
         self.victims: dict[str, Victim] = {
             name: victim_factory.victim(networks[name], name) for name in dict.fromkeys(names)
         }
-        self._moving = [victim for name, victim in self.victims.items() if name in trained]
-        self._known: dict[Forward, Tensor] = {}
+        self._trained_victims = [victim for name, victim in self.victims.items() if name in trained]
+        self._cached: dict[Forward, Tensor] = {}
         for victim in self.victims.values():
             victim.refresh()
 
     @contextmanager
     def of_one_step(self) -> Iterator[None]:
-        """Take up the weights that trained networks have now; let go of the logits at the end."""
-        for victim in self._moving:
+        """Fold the present weights of trained networks; at the end, drop the logits of this step."""
+        for victim in self._trained_victims:
             victim.refresh()
         try:
             yield
         finally:
-            self._known.clear()
+            self._cached.clear()
 
     def logits(self, forward: Forward, images: Tensor) -> Tensor:
-        """Return the logits (B, C) of a forward's network on its images."""
-        if forward not in self._known:
+        """Return the logits (B, C) of a forward's network on images (B, 3, H, W), cached within a step."""
+        if forward not in self._cached:
+            # The victim may run layers of the network itself, which have to be in eval mode.
             with evaluating(self._networks[forward.network]):
-                self._known[forward] = self.victims[forward.network].logits(images)
-        return self._known[forward]
+                self._cached[forward] = self.victims[forward.network].logits(images)
+        return self._cached[forward]

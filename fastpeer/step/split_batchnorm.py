@@ -1,4 +1,9 @@
-"""BatchNorm that counts: one pass may stand for several, and one batch may hold the images of several."""
+"""Split BatchNorm: one forward pass in place of several, with the statistics of each.
+
+A method's table may run a network on several batches, or on one batch several times. In train mode, each run
+normalises by its own batch's statistics and moves the running ones. These layers do the same in one pass over
+the concatenated batches, with the same results.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +15,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SplitBatchNorm(_BatchNorm):
-    """Trains on a batch made of equal parts, each with statistics of its own.
+    """Normalises each of a batch's equal parts by its own statistics in train mode.
 
     Attributes:
-        updates: numbers of the parts in the order in which the running statistics are to have seen them,
-            each as often as it stands here.
-        counts: whether the layer moves `num_batches_tracked` itself; else `count_batches` does.
+        updates: numbers of the parts, from 0, in the order in which they move the running statistics. A part
+            that is listed twice moves them twice. There are 1 + max(updates) parts.
+        counts: whether the forward increments `num_batches_tracked`; if not, `count_batches` does so later.
+        pending: how much `count_batches` has to add.
+
+    Raises:
+        ValueError: in the forward, if the statistics are cumulative (momentum=None).
     """
 
     transparent_in_eval = True
@@ -24,14 +33,14 @@ class SplitBatchNorm(_BatchNorm):
     pending: int = 0
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, ...)."""
+        """Normalise (B, C, ...); in train mode, part by part."""
         if not self.training:
             return super().forward(input)
         if self.momentum is None:
-            raise ValueError("BatchNorm with cumulative statistics (momentum=None) cannot count passes")
+            raise ValueError("the momentum of a split BatchNorm must be a number, got momentum=None")
         self._count(len(self.updates))
         count = 1 + max(self.updates)
-        # The way back through chunk copies, also where there is nothing to split.
+        # The backward of chunk copies the gradient, even for a single chunk.
         parts = input.chunk(count) if count > 1 else (input,)
         in_order = list(self.updates) == sorted(self.updates)
         normalised = self._in_order(parts) if in_order else self._in_any_order(parts)
@@ -46,24 +55,32 @@ class SplitBatchNorm(_BatchNorm):
             self.pending += batches
 
     def _in_order(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
-        """Move the statistics while normalising: r ← (1 − m)·r + m·a, n times, is once with 1 − (1 − m)ⁿ."""
+        """Normalise the parts in their order, each moving the running statistics as it is normalised.
+
+        The update r ← (1 − m)·r + m·a, n times with the same a, is one with the momentum 1 − (1 − m)ⁿ.
+        """
         normalised = []
         for number, part in enumerate(parts):
-            # Not updates.count: PyTorch 2.8 cannot compile that.
-            count = sum([one == number for one in self.updates])
+            # Not updates.count(number): PyTorch 2.8 cannot compile that.
+            count = sum([update == number for update in self.updates])
             momentum = self._momentum if count == 1 else 1 - (1 - self._momentum) ** count
             normalised.append(self._normalised(part, self.running_mean, self.running_var, momentum))
         return normalised
 
     def _in_any_order(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
-        """Measure each part's statistics by themselves, then move the running ones."""
-        measured = [[None if one is None else torch.zeros_like(one) for one in self._running] for _ in parts]
+        """Normalise the parts, then move the running statistics in the order of `updates`.
+
+        With a momentum of 1, batch_norm writes a part's own statistics into the buffers it is given.
+        """
+        measured = [[None if r is None else torch.zeros_like(r) for r in self._running] for _ in parts]
         pairs = zip(parts, measured, strict=True)
         normalised = [self._normalised(part, mean, variance, 1.0) for part, (mean, variance) in pairs]
         for number in self.updates:
             for running, own in zip(self._running, measured[number], strict=True):
                 if running is not None and own is not None:
-                    # As batch_norm itself does it: a pass before may have these saved, and not use them.
+                    # .data, since autograd may have saved the running statistics of a pass before. Its
+                    # backward does not use them in train mode, but would fail on their new version;
+                    # batch_norm itself changes them without a new version too.
                     running.data.lerp_(own, self._momentum)
         return normalised
 
@@ -78,7 +95,7 @@ class SplitBatchNorm(_BatchNorm):
 
     @property
     def _momentum(self) -> float:
-        assert self.momentum is not None  # forward saw to that
+        assert self.momentum is not None  # checked by forward
         return self.momentum
 
 
@@ -95,56 +112,61 @@ class SplitBatchNorm3d(SplitBatchNorm, nn.BatchNorm3d):
 
 
 def split_batchnorms(network: nn.Module) -> bool:
-    """Make all BatchNorm layers of a network counted ones, in place; their weights and names stay.
+    """Turn all BatchNorm layers of a network into split ones, in place; their weights and names stay.
 
     Returns:
-        Whether all can count: not those of a class derived from PyTorch's, whose forward is unknown, nor
-        those with cumulative statistics; nothing is changed then.
+        False, with nothing changed, if a layer cannot be split: one of a class derived from PyTorch's, whose
+        forward is unknown, or one with cumulative statistics (momentum=None).
     """
-    counted = {
+    split = {
         nn.BatchNorm1d: SplitBatchNorm1d,
         nn.BatchNorm2d: SplitBatchNorm2d,
         nn.BatchNorm3d: SplitBatchNorm3d,
     }
     norms = [norm for norm in batchnorms(network) if not isinstance(norm, SplitBatchNorm)]
-    if any(type(norm) not in counted or norm.momentum is None for norm in norms):
+    if any(type(norm) not in split or norm.momentum is None for norm in norms):
         return False
     for norm in norms:
-        norm.__class__ = counted[type(norm)]
+        # The layer stays the same object: optimizers and hooks keep their references to it.
+        norm.__class__ = split[type(norm)]
     return True
 
 
 def set_updates(network: nn.Module, updates: tuple[int, ...], counts: bool = True) -> None:
-    """Say of which parts the network's next batches are made, and in which order they are seen.
+    """Set which parts the network's next batches consist of, and in which order they move the statistics.
 
-    Whoever has the layers not count calls `count_batches`.
+    With `counts=False`, the caller calls `count_batches` after the pass.
     """
     for norm in batchnorms(network):
         if isinstance(norm, SplitBatchNorm):
             norm.updates = updates
             norm.counts = counts
-            # Here, not at the first count: what appears on a layer later has torch.compile compile anew.
+            # Here, not in the forward: an attribute that appears on a layer later makes torch.compile
+            # compile the network again.
             norm.pending = 0
 
 
 def count_batches(network: nn.Module) -> None:
-    """Move the counters of all layers that did not do so themselves; one by one, each would be a launch."""
-    norms = [one for one in batchnorms(network) if isinstance(one, SplitBatchNorm) and one.pending]
-    counters = [one.num_batches_tracked for one in norms if one.num_batches_tracked is not None]
+    """Increment `num_batches_tracked` of all layers that did not do so in their forward.
+
+    In one operation for the whole network: layer by layer, each would be a kernel launch.
+    """
+    norms = [norm for norm in batchnorms(network) if isinstance(norm, SplitBatchNorm) and norm.pending]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
-        torch._foreach_add_(counters, [one.pending for one in norms])
+        torch._foreach_add_(counters, [norm.pending for norm in norms])
     for norm in norms:
         norm.pending = 0
 
 
 def batchnorms(network: nn.Module) -> list[_BatchNorm]:
-    """Return all BatchNorm layers of a network."""
+    """Return all BatchNorm layers of a network, split or not, in the order of its modules."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 @contextmanager
 def momenta_restored(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Give layers back the momenta that they came with."""
+    """Let the block change the layers' momenta; restore them at its end, also after an error."""
     momenta = [norm.momentum for norm in norms]
     try:
         yield

@@ -1,7 +1,7 @@
 """One training step: attacks, forwards, loss, backward, update of the weights.
 
-A step has static shapes, reads nothing back to the host and never branches on a value, so that it can be
-captured whole in a CUDA graph.
+A step has static shapes, reads nothing back to the host and never branches on a tensor's value, so that a
+CUDA graph can capture the whole of it.
 """
 
 import logging
@@ -20,25 +20,25 @@ from fastpeer.step.attacks import Adversary, overruled
 from fastpeer.step.balance import LossBalance
 from fastpeer.step.compile import Compiler
 from fastpeer.step.forwards import Differentiated, Forwards
-from fastpeer.step.graph import Captured, CudaRecorder, keep_state
+from fastpeer.step.graph import Captured, CudaRecorder, snapshot_state
 from fastpeer.step.input_gradient import input_gradient_distance
 from fastpeer.step.loss import LossTable, learning_forwards, twice_differentiated
 from fastpeer.step.optimizer import sgd
 from fastpeer.step.options import options_of
-from fastpeer.step.precision import emulated, number_format
+from fastpeer.step.precision import emulation_warning, number_format
 from fastpeer.step.predictions import Predictions
 
 log = logging.getLogger(__name__)
 
 
 class StepResult(NamedTuple):
-    """What a step leaves to look at, on its device.
+    """The figures of a step, on its device; a captured step overwrites them in the next call.
 
     Attributes:
         losses: the weighted value of each of the method's active terms, (terms,).
-        correct: how many samples each forward classified right, int64 (forwards,).
-        nan_gradients: how many values of the attacks' gradients were NaN and moved nothing, int64 (1,).
-        skipped: 1 if float16 gradients overflowed and the weights were left as they were, int64 (1,).
+        correct: number of samples that each forward classified right, int64 (forwards,).
+        nan_gradients: number of NaN values in the attacks' gradients, which moved no pixel, int64 (1,).
+        skipped: 1 if float16 gradients overflowed and the weights were not updated, int64 (1,).
     """
 
     losses: Tensor
@@ -48,14 +48,15 @@ class StepResult(NamedTuple):
 
 
 class TrainingStep:
-    """Does what a method's table says, once for each batch.
+    """Trains a method's networks on one batch per call.
 
     Args:
         config: attack, optimizer, precision, engine and seed of the run.
         method: the table.
-        networks: student and whatever else the method speaks of, peers and teachers; on the device, in the
-            format's dtype, teachers in eval mode. Their tensors are changed in place, never replaced.
-        size: side of the images, by which auto finds what was measured; 0: not known.
+        networks: the student and the method's other networks, peers and teachers, by name; on the device, in
+            the number format's dtype, teachers in eval mode. Their tensors are changed in place, never
+            replaced, since graphs and folded victims keep their addresses.
+        size: side of the images in pixels, by which auto finds the nearest measurement; 0: unknown.
     """
 
     def __init__(
@@ -76,136 +77,154 @@ class TrainingStep:
         self.compiler = Compiler(config.train.batch_size) if self.options.compile else None
         self.victim_factory = self.options.victim_factory(self.format, self.device, self.compiler)
         self.optimizer = sgd([networks[name] for name in method.trained], config.optim)
-        # Where the images are differentiated too, the way back is to stop at these.
-        self._weights = [one for group in self.optimizer.param_groups for one in group["params"]]
+        self._weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format.autocast == torch.float16)
-        self._number = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._step_number = torch.zeros((), dtype=torch.int64, device=self.device)
         self.use(method)
 
     def use(self, method: Method) -> None:
-        """Go on by another table, of the same networks: weights, momentum and loss scale stay."""
+        """Switch to another table of the same networks; weights, momentum and loss scale are kept."""
         self.method = method
         self.table = LossTable(method)
         self.balance = LossBalance(method, self.table.forwards, self.device)
         self.adversaries = self._adversaries()
-        self._noise = {name: self._key(name) for name in self.adversaries}
-        self.predictions = Predictions(self._asked(), self.networks, method.trained, self.victim_factory)
-        self._twice = twice_differentiated(method)
+        self._noise_keys = {name: self._noise_key(name) for name in self.adversaries}
+        self.predictions = Predictions(
+            self._networks_in_eval(), self.networks, method.trained, self.victim_factory
+        )
+        self._input_gradient_terms = twice_differentiated(method)
         differentiated = Differentiated(
-            learning_forwards(method), {term.prediction for term in self._twice.values()}
+            learning_forwards(method), {term.prediction for term in self._input_gradient_terms.values()}
         )
         self.forwards = self._forwards(method.forwards, differentiated)
         self.afterwards = self._forwards(method.afterwards, Differentiated(()))
         self._program: Callable[[Tensor, Tensor], StepResult] = self.run
         if self.options.graph:
-            self._program = Captured(self.run, CudaRecorder(self.device), self.keep)
+            self._program = Captured(self.run, CudaRecorder(self.device), self.snapshot)
 
     @property
     def differentiates_twice(self) -> bool:
-        """Whether the table has a term that is a gradient itself."""
-        return bool(self._twice)
+        """Whether the table has a term of input gradients, which takes a second derivative."""
+        return bool(self._input_gradient_terms)
 
     def describe(self) -> list[str]:
-        """Say which parts of the engine are used, and what the method keeps them from."""
-        attacks = [adversary.attack for adversary in self.adversaries.values()]
-        live = dict.fromkeys(attack.victim for attack in attacks if attack.batchnorm == "train")
-        lines = [
-            f"engine: the {victim} is attacked in train mode, unfolded (--attack.batchnorm eval folds it)"
-            for victim in live
-        ]
-        described = [*self.options.describe(self.differentiates_twice), *(lines if self.options.fold else [])]
+        """Return lines for the log: the parts of the engine that are used, and what the method rules out."""
+        lines = self.options.describe(self.differentiates_twice)
+        if self.options.fold:
+            attacks = [adversary.attack for adversary in self.adversaries.values()]
+            unfolded = dict.fromkeys(attack.victim for attack in attacks if attack.batchnorm == "train")
+            lines += [
+                f"engine: the {victim} is attacked in train mode, unfolded (--attack.batchnorm eval folds it)"
+                for victim in unfolded
+            ]
         if self.device.type == "cpu" and self.format.autocast is not None:
-            described += emulated(self.format.autocast)
-        return described
+            lines += emulation_warning(self.format.autocast)
+        return lines
 
     def set_learning_rate(self, lr: float) -> None:
-        """Set it for all trained networks, from the next step on; what follows it goes along."""
+        """Set the learning rate of all networks from the next step on, and the pace of the loss weights."""
         for group in self.optimizer.param_groups:
             group["lr"].fill_(lr)
         first = self.config.optim.lr
         self.balance.set_progress(lr / first if first else 1.0)
 
     def __call__(self, batch: Batch, number: int) -> StepResult:
-        """Train on one batch; `number` counts all steps of the run and seeds the attacks' noise."""
-        self._number.fill_(number)
+        """Train on one batch.
+
+        `number` counts all steps of the run from 0. The attacks' noise is drawn from it and the run's seed,
+        not from a generator's state, so a resumed run draws what the interrupted one would have.
+        """
+        self._step_number.fill_(number)
         return self._program(batch.images, batch.labels)
 
     def recorded(self, function: Callable[..., Tensor], what: str) -> Callable[..., Tensor]:
-        """Capture, where the step is captured too, a function of tensors that changes nothing else."""
+        """Return a function of tensors, captured if the step is: see `fastpeer.step.graph.captured`.
+
+        `what` names the function in the log.
+        """
         return self.options.recorded(function, self.device, what)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Take up the optimizer's `state_dict` from a checkpoint, before the first step."""
+        """Load the optimizer's `state_dict` from a checkpoint, before the first step is captured."""
         rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.load_state_dict(state)
         for group in self.optimizer.param_groups:
-            # The saved rate is another tensor, and maybe on another device.
+            # load_state_dict replaces the rate by the saved tensor, which may be on another device;
+            # `set_learning_rate` and all groups share this one.
             group["lr"] = rate
 
     def release(self) -> None:
-        """Give back what recorded steps and gradients hold; from here on, steps run uncaptured."""
+        """Free the memory of captured steps and gradients; further steps run uncaptured."""
         self._program = self.run
         self.optimizer.zero_grad(set_to_none=True)
 
-    def keep(self) -> Callable[[], None]:
-        """Copy all that a step changes; return what brings it back into the same memory."""
-        # The scaler makes its tensors at the first use, which must not lie within a capture.
+    def snapshot(self) -> Callable[[], None]:
+        """Copy all that a step changes; return a function that restores it in the same memory."""
+        # GradScaler allocates its tensors at the first use, which must not happen within a capture.
         self.scaler.scale(torch.ones((), device=self.device))
         trained = [self.networks[name] for name in self.method.trained]
-        return keep_state(trained, self.balance.state.values(), self.optimizer, self.scaler)
+        return snapshot_state(trained, self.balance.state.values(), self.optimizer, self.scaler)
 
     def run(self, images: Tensor, labels: Tensor) -> StepResult:
-        """Run the step as a program of tensors: all that a CUDA graph captures."""
+        """Train on images (B, 3, H, W) in [0, 1] and labels (B,): the program that a CUDA graph captures."""
         nan_gradients = torch.zeros(1, dtype=torch.int64, device=self.device)
         scale = self.scaler.scale(torch.ones((), device=self.device))
         with self.predictions.of_one_step():
             inputs = {"clean": images, **self._perturb(images, labels, nan_gradients)}
             losses, correct = self._learn(inputs, labels, scale)
         with torch.no_grad():
-            # For BatchNorm's statistics alone.
+            # Some released codes run the network again after the update, which moves BatchNorm's statistics.
             self.afterwards.run(inputs)
+        # GradScaler lowers its scale in exactly those steps whose update it skips.
         skipped = self.scaler.scale(torch.ones((), device=self.device)) < scale
         return StepResult(losses, correct, nan_gradients, skipped.long().view(1))
 
     def adversarial(
         self, images: Tensor, labels: Tensor, nan_count: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the images (B, 3, H, W) that each attack makes, by its name in the table; nothing learns."""
+        """Return the images (B, 3, H, W) that each attack makes, by its name in the table; no weight changes.
+
+        Args:
+            images: clean images (B, 3, H, W) in [0, 1].
+            labels: int64 (B,).
+            nan_count: int64 (1,), to which the number of NaN gradient values is added.
+        """
         with self.predictions.of_one_step():
             return self._perturb(images, labels, nan_count)
 
     def _perturb(self, images: Tensor, labels: Tensor, nan_count: Tensor | None) -> dict[str, Tensor]:
+        keys = {name: step_key(key, self._step_number) for name, key in self._noise_keys.items()}
         return {
-            name: adversary.perturb(
-                images, labels, step_key(self._noise[name], self._number), self.predictions.logits, nan_count
-            )
+            name: adversary.perturb(images, labels, keys[name], self.predictions.logits, nan_count)
             for name, adversary in self.adversaries.items()
         }
 
     def _learn(self, inputs: dict[str, Tensor], labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Go forward, back, and one step down; return each term's value and each forward's correct ones."""
-        if self._twice:
+        """Run forward and backward and update the weights; return the terms' values and correct counts."""
+        if self._input_gradient_terms:
             inputs["clean"] = inputs["clean"].detach().requires_grad_()
-        logits = [*self.forwards.run(inputs), *self._frozen(inputs)]
+        logits = [*self.forwards.run(inputs), *self._teacher_logits(inputs)]
         moving = self.balance.update(logits)
-        # The gradients come with the values: what autograd has left to do begins at the logits.
+        # The kernel returns the gradients at the logits along with the values, so that autograd starts there.
+        # They are scaled in the kernel, before they are rounded to the logits' dtype.
         losses, gradients, correct = self.kernels.distill_loss(
             logits, labels, self.table.terms, scale, self.table.sample_weights(logits, labels, moving)
         )
-        distances = self._distances(logits, inputs, labels)
-        self._descend([*logits, *distances], [*gradients, *(scale.to(one.dtype) for one in distances)])
-        values = torch.cat([losses, *(one.detach().view(1).to(losses.dtype) for one in distances)])
+        distances = self._input_gradient_distances(logits, inputs, labels)
+        seeds = [scale.to(distance.dtype) for distance in distances]
+        self._update_weights([*logits, *distances], [*gradients, *seeds])
+        values = torch.cat([losses, *(value.detach().view(1).to(losses.dtype) for value in distances)])
         return values, correct
 
-    def _frozen(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return what the teachers say."""
+    def _teacher_logits(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the logits (B, C) of frozen networks, in the order of the loss table."""
         forwards = self.table.forwards[len(self.forwards.order) :]
         return [self.predictions.logits(forward, inputs[forward.images].detach()) for forward in forwards]
 
-    def _distances(
+    def _input_gradient_distances(
         self, logits: Sequence[Tensor], inputs: Mapping[str, Tensor], labels: Tensor
     ) -> list[Tensor]:
-        """Return the weighted values of the terms that need a second derivative."""
+        """Return the weighted values (), differentiable, of the terms that need a second derivative."""
         return [
             term.weight
             * input_gradient_distance(
@@ -214,14 +233,18 @@ class TrainingStep:
                 labels,
                 self.predictions.victims[term.teacher],
             )
-            for term in self._twice.values()
+            for term in self._input_gradient_terms.values()
         ]
 
-    def _descend(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    def _update_weights(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Run backward from outputs with given gradients at them, and update the weights."""
+        # None, not 0: backward then writes the gradients instead of adding to zeros, and while a graph is
+        # captured they are allocated in its memory pool.
         self.optimizer.zero_grad(set_to_none=True)
         pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
         roots, seeds = ([pair[which] for pair in pairs] for which in (0, 1))
-        torch.autograd.backward(roots, seeds, inputs=self._weights if self._twice else None)
+        # With input gradients the images are leaves too, but what backward would accumulate there is unused.
+        torch.autograd.backward(roots, seeds, inputs=self._weights if self._input_gradient_terms else None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -237,15 +260,15 @@ class TrainingStep:
             for name, attack in self.method.attacks.items()
         }
 
-    def _asked(self) -> list[Network]:
-        """Name the networks that are run in eval mode."""
+    def _networks_in_eval(self) -> list[Network]:
+        """Return the names of networks that run in eval mode: victims, the attacks' targets and teachers."""
         attacks = [adversary.attack for adversary in self.adversaries.values()]
-        asked = [one.victim for one in attacks if one.batchnorm == "eval"]
-        asked += [one.away_from.network for one in attacks if isinstance(one.away_from, Forward)]
-        return [*asked, *self.method.frozen]
+        victims = [attack.victim for attack in attacks if attack.batchnorm == "eval"]
+        targets = [attack.away_from.network for attack in attacks if isinstance(attack.away_from, Forward)]
+        return [*victims, *targets, *self.method.frozen]
 
-    def _key(self, attack: str) -> Tensor:
-        """Return what an attack's noise is drawn from."""
+    def _noise_key(self, attack: str) -> Tensor:
+        """Return the key, int64 (), that an attack's noise is drawn from together with the step's number."""
         purpose = "attack" if attack == "adversarial" else f"attack {attack}"
         return torch.tensor(signed(counter_key(self.config.seed, purpose)), device=self.device)
 

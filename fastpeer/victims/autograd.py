@@ -1,4 +1,4 @@
-"""A network attacked through autograd: as it is, or folded."""
+"""A network attacked through autograd, unfolded or folded."""
 
 from contextlib import nullcontext
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 from fastpeer.kernels.choice import Kernels
 from fastpeer.victims.folding import FoldedNetwork
-from fastpeer.victims.interface import AtLogits, Context, Logits
+from fastpeer.victims.interface import Context, Logits, LogitsGradient
 
 
-class LiveVictim:
-    """A network as it is, through autograd; put it into the mode it is to be attacked in first.
+class AutogradVictim:
+    """A network attacked through autograd, in whatever mode (eval or train) the caller has put it into.
 
     Args:
-        network: logits of images.
+        network: maps images (B, 3, H, W) to logits (B, C).
         kernels: for the gradient at the logits.
         scale: factor of the gradient at the logits.
-        context: makes the context that the network is run in, such as autocast.
+        context: makes the context that the network runs in, such as autocast.
     """
 
     input_dtype: torch.dtype | None = None
@@ -35,30 +35,37 @@ class LiveVictim:
         self.context = context
 
     def refresh(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: the network reads its own weights in each pass."""
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Run it."""
+        """Map images (B, 3, H, W) to logits (B, C), without a gradient."""
         with self.context():
             return self.network(images)
 
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
-        """Run it forward and back; no loss is computed."""
+        """Return the scaled gradient at the images, (B, 3, H, W); the loss itself is not computed.
+
+        The target is (B, C) probabilities, or int64 labels (B,).
+        """
         return self.gradient_from(
             images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
         )
 
-    def gradient_from(self, images: Tensor, at_logits: AtLogits) -> Tensor:
-        """Run it forward and back; weights get no gradient."""
+    def gradient_from(self, images: Tensor, logits_gradient: LogitsGradient) -> Tensor:
+        """Return the gradient at the images, (B, 3, H, W), for a given gradient at the logits.
+
+        `logits_gradient` maps logits (B, C) to it.
+        """
         leaf = images.detach().requires_grad_()
         with torch.enable_grad(), self.context():
             logits = self.network(leaf)
-        return torch.autograd.grad(logits, leaf, at_logits(logits.detach()))[0]
+        # torch.autograd.grad, not backward(): the weights' gradients are neither computed nor accumulated.
+        return torch.autograd.grad(logits, leaf, logits_gradient(logits.detach()))[0]
 
 
-class FoldedVictim(LiveVictim):
-    """A folded network through autograd."""
+class FoldedVictim(AutogradVictim):
+    """A folded network attacked through autograd; `refresh` folds its present weights."""
 
     def __init__(
         self,
@@ -72,5 +79,5 @@ class FoldedVictim(LiveVictim):
         self.input_dtype = folded.input_dtype
 
     def refresh(self) -> None:
-        """Fold anew."""
+        """Fold the weights and statistics that the network has now."""
         self.folded.refresh()

@@ -1,4 +1,4 @@
-"""Convolution with bias, residual and ReLU, and its input gradient, by the libraries there are."""
+"""Convolution with bias, residual and ReLU, and its input gradient, by PyTorch's operators or cuDNN."""
 
 import logging
 from collections.abc import Callable
@@ -15,31 +15,35 @@ log = logging.getLogger(__name__)
 
 
 class Convolutions(Protocol):
-    """How a chain runs its convolutions."""
+    """How a chain runs its convolutions.
 
-    def forget(self) -> None:
-        """Drop whatever was derived from the weights: they have changed."""
+    Shapes: x and residual (B, C, H, W) in the weights' dtype.
+    """
+
+    def invalidate(self) -> None:
+        """Drop whatever was derived from the weights, because they have changed."""
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         """Return [relu](conv(x) + bias [+ residual]), in the weights' dtype."""
 
     def input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, partial: Tensor | None
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
-        """Return the gradient at x from the one at conv(x), plus what has come to x on other ways.
+        """Return the gradient at x for the one at conv(x), plus the gradient accumulated at x so far.
 
         All in the gradient's dtype, which the weights are converted to.
         """
 
 
 class PlainConvolutions:
-    """PyTorch's operators, one by one; what torch.compile fuses best."""
+    """PyTorch's operators, one by one: for any device and dtype, and what torch.compile fuses best."""
 
-    def forget(self) -> None:
-        """Nothing is kept."""
+    def invalidate(self) -> None:
+        """Do nothing: no weights are cached."""
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        """Convolve, add, rectify."""
+        """Return [relu](conv(x) + bias [+ residual]), in the dtype of x."""
+        # The bias is added separately because it is kept in the network's own, wider dtype.
         out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         out = out + conv.bias.view(1, -1, 1, 1)
         if residual is not None:
@@ -47,22 +51,23 @@ class PlainConvolutions:
         return (torch.relu(out) if relu else out).to(x.dtype)
 
     def input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, partial: Tensor | None
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
-        """Transposed convolution, and add."""
+        """Return the transposed convolution of the gradient, plus what is accumulated."""
         shape = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups)
         found: Tensor = torch.ops.aten.convolution_backward(
             gradient, x, conv.weight.to(x.dtype), None, *shape, [True, False, False]
         )[0]
-        return found if partial is None else found + partial
+        return found if accumulated is None else found + accumulated
 
 
 class CudnnConvolutions(PlainConvolutions):
-    """cuDNN's convolutions with bias, residual and ReLU in their epilogue, on the way forward.
+    """cuDNN's convolutions, with bias, residual and ReLU in the epilogue of the forward convolution.
 
-    Only where there is a residual: without one, PyTorch hands cuDNN uninitialised memory in its place, with a
-    factor of 0, and 0·NaN is NaN. There, a kernel does what is left in one pass: the bias is kept in float32,
-    and with PyTorch's operators a result in bf16 would pass through memory in float32 twice.
+    The epilogue is used only where there is a residual: without one, PyTorch passes uninitialised memory to
+    cuDNN in its place, with a factor of 0, and 0·NaN is NaN. Elsewhere one kernel adds bias and residual and
+    applies the ReLU: the bias is kept in float32, so PyTorch's operators would write a bf16 result to memory
+    in float32 twice.
 
     Args:
         bias_sum_relu: that kernel (`fastpeer.kernels.bias_sum_relu` or its Triton version).
@@ -70,18 +75,19 @@ class CudnnConvolutions(PlainConvolutions):
 
     def __init__(self, bias_sum_relu: Callable[..., Any]) -> None:
         self._bias_sum_relu = bias_sum_relu
-        self._works = True
+        self._has_epilogues = True
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        """One call where the epilogue is sum and ReLU, and channels are aligned."""
+        """Return [relu](conv(x) + bias [+ residual]), in the dtype of x."""
         aligned = conv.weight.shape[0] % 8 == 0 and conv.weight.shape[1] % 8 == 0
-        if self._works and residual is not None and relu and aligned and conv.groups == 1:
+        if self._has_epilogues and residual is not None and relu and aligned and conv.groups == 1:
             try:
                 return _with_epilogue(conv, x, residual)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self._works = False
+                # What cuDNN supports depends on its version and the GPU; try it once.
+                self._has_epilogues = False
                 log.warning("engine.chain: convolutions run without fused epilogues (%s)", brief(error))
         out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         finished: Tensor = self._bias_sum_relu(out, conv.bias, residual, relu)

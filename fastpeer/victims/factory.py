@@ -1,4 +1,4 @@
-"""Chooses how a network is attacked: folded or live, as a chain or through autograd, compiled or not."""
+"""Chooses how a network is attacked: folded or unfolded, as a chain or through autograd, compiled or not."""
 
 import logging
 from collections.abc import Callable
@@ -8,28 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from fastpeer.kernels.choice import Kernels, torch_kernels
-from fastpeer.victims.autograd import FoldedVictim, LiveVictim
+from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.convolution import Convolutions, CudnnConvolutions, PlainConvolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.interface import Compile, Context, Victim
-from fastpeer.victims.moving import MovingVictim, seen_by
-from fastpeer.victims.onednn import OnednnConvolutions, onednn_takes
+from fastpeer.victims.moving_target import MovingTargetVictim, to_input_dtype
+from fastpeer.victims.onednn import OnednnConvolutions, onednn_supports
 
-Eager = LiveVictim | ChainVictim
+EagerVictim = AutogradVictim | ChainVictim
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class VictimFactory:
-    """How networks are attacked.
+    """Makes the victims of a run, one for each network.
 
     Attributes:
         dtype: of convolutions.
         fold, chain: see `EngineConfig`.
-        compiler: compiles their runs; None: nothing is compiled.
-        kernels: formulas between the network's runs.
-        context: makes the context that a network is run in by autograd, such as autocast.
+        compiler: compiles logits and input gradients; None: nothing is compiled.
+        kernels: gradients at the logits, folding, and what follows a convolution.
+        context: makes the context in which autograd runs a network, such as autocast.
     """
 
     dtype: torch.dtype
@@ -38,12 +38,19 @@ class VictimFactory:
     compiler: Compile | None
     kernels: Kernels
     context: Context
-    _victims: dict[nn.Module, "Eager | CompiledVictim"] = field(
+    _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def victim(self, network: nn.Module, name: str) -> "Eager | CompiledVictim":
-        """Prepare a network once, as far as its layers allow; `name` is for lines about what they do not."""
+    def victim(self, network: nn.Module, name: str) -> "EagerVictim | CompiledVictim":
+        """Return the victim of a network in eval mode, made at the first call for it.
+
+        Folding and the chain are used as far as the network allows; the log says where it does not.
+
+        Args:
+            network: its tensors may change in place later, which `refresh` of the victim takes into account.
+            name: for the log.
+        """
         if network not in self._victims:
             victim = self._eager(network, name)
             self._victims[network] = (
@@ -51,20 +58,30 @@ class VictimFactory:
             )
         return self._victims[network]
 
-    def live(self, network: nn.Module) -> LiveVictim:
-        """Prepare a network that is attacked as it is, in whatever mode it is in."""
-        return LiveVictim(network, self.kernels, self._scale, self.context)
+    def unfolded(self, network: nn.Module) -> AutogradVictim:
+        """Return the victim of a network in its present mode, neither folded nor compiled.
 
-    def moving(self, student: nn.Module, teacher: nn.Module, name: str, live: bool) -> Victim:
-        """Prepare a student, `live` for as it is, and a teacher that an attack goes through together."""
-        ours = self.live(student) if live else _uncompiled(self.victim(student, name))
-        victim = MovingVictim(ours, _uncompiled(self.victim(teacher, "teacher")), self.kernels)
-        return victim if live or self.compiler is None else CompiledVictim(victim, name, self.compiler)
+        An attack in train mode needs this: each pass updates the running statistics.
+        """
+        return AutogradVictim(network, self.kernels, self._scale, self.context)
 
-    def _eager(self, network: nn.Module, name: str) -> Eager:
+    def moving_target(self, student: nn.Module, teacher: nn.Module, name: str, unfolded: bool) -> Victim:
+        """Return the victim of an attack that differentiates student and teacher, see `MovingTargetVictim`.
+
+        Args:
+            student: attacked; in train mode only if `unfolded`.
+            teacher: in eval mode.
+            name: the student's, for the log.
+            unfolded: neither fold the student nor compile the attack.
+        """
+        attacked = self.unfolded(student) if unfolded else _uncompiled(self.victim(student, name))
+        victim = MovingTargetVictim(attacked, _uncompiled(self.victim(teacher, "teacher")), self.kernels)
+        return victim if unfolded or self.compiler is None else CompiledVictim(victim, name, self.compiler)
+
+    def _eager(self, network: nn.Module, name: str) -> EagerVictim:
         folded = self._folded(network, name)
         if folded is None:
-            return LiveVictim(network, self.kernels, self._scale, self.context)
+            return AutogradVictim(network, self.kernels, self._scale, self.context)
         return self._chain(folded, name) or FoldedVictim(folded, self.kernels, self._scale, self.context)
 
     def _folded(self, network: nn.Module, name: str) -> FoldedNetwork | None:
@@ -89,75 +106,85 @@ class VictimFactory:
 
     @property
     def _scale(self) -> float:
-        """Keeps small gradients of a float16 backward pass from vanishing; their sign does not see it."""
+        """Factor of the gradients: float16's smallest ones would vanish, and PGD uses the sign alone."""
         return 1024.0 if self.dtype == torch.float16 else 1.0
 
 
 def choose_convolutions(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Convolutions:
-    """Return what runs a chain best where it is not compiled."""
+    """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype."""
     if device.type == "cuda" and dtype != torch.float64:
         return CudnnConvolutions(kernels.bias_sum_relu)
-    if device.type == "cpu" and onednn_takes(dtype):
+    if device.type == "cpu" and onednn_supports(dtype):
         return OnednnConvolutions()
     return PlainConvolutions()
 
 
 class CompiledVictim:
-    """A victim whose logits and gradient torch.compile runs."""
+    """A victim whose logits and input gradient are compiled.
 
-    def __init__(self, victim: Eager | MovingVictim, name: str, compiler: Compile) -> None:
+    Args:
+        victim: runs where the compiled code cannot be used.
+        name: of the network, for the log.
+        compiler: compiles both functions.
+    """
+
+    def __init__(self, victim: EagerVictim | MovingTargetVictim, name: str, compiler: Compile) -> None:
         self.victim = victim
         self.input_dtype: torch.dtype | None = victim.input_dtype
         self.scale = victim.scale
-        self._classes = 0
+        self._num_classes = 0
         self._logits = compiler(_functional_logits(victim), f"the {name} in eval mode", victim.logits)
         self._gradient = compiler(
             _functional_gradient(victim), f"the attack on the {name}", victim.input_gradient
         )
 
     def refresh(self) -> None:
-        """Take up the weights that the network has now."""
+        """Refresh the victim; the compiled code reads its folded weights from the same memory."""
         self.victim.refresh()
 
-    # What is compiled is compiled for one grad mode, and the selection calls it under no_grad.
+    # torch.compile guards on the grad mode, in which training and selection differ: without no_grad here,
+    # both functions would be compiled once for each.
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Run it forward."""
+        """Map images (B, 3, H, W) to logits (B, C)."""
         return self._logits(images)
 
     @torch.no_grad()
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
-        """Run it forward and back."""
+        """Return the scaled gradient at the images, (B, 3, H, W), for probabilities (B, C) or labels (B,)."""
         return self._gradient(images, self._probabilities(images, target))
 
     def _probabilities(self, images: Tensor, target: Tensor) -> Tensor:
-        """Return labels as the probabilities that training compiled the attack for."""
-        if target.is_floating_point() or isinstance(self.victim, MovingVictim):
+        """Turn labels into one-hot probabilities: training compiled the attack for probabilities."""
+        if target.is_floating_point() or isinstance(self.victim, MovingTargetVictim):
             return target
-        if not self._classes:
-            self._classes = self.victim.logits(images[:1]).shape[1]
+        if not self._num_classes:
+            self._num_classes = self.victim.logits(images[:1]).shape[1]
         wide = torch.promote_types(images.dtype, torch.float32)
-        return nn.functional.one_hot(target, self._classes).to(wide)
+        return nn.functional.one_hot(target, self._num_classes).to(wide)
 
 
-def _uncompiled(victim: Eager | CompiledVictim) -> Eager:
-    """Return what a compiled victim was made of."""
+def _uncompiled(victim: EagerVictim | CompiledVictim) -> EagerVictim:
+    """Return the victim that a compiled one wraps."""
     if not isinstance(victim, CompiledVictim):
         return victim
-    assert not isinstance(victim.victim, MovingVictim)  # those are made of others, and never kept
+    assert not isinstance(victim.victim, MovingTargetVictim)  # the factory does not store those
     return victim.victim
 
 
-def _functional_logits(victim: Eager | MovingVictim) -> Callable[[Tensor], Tensor]:
-    return _plainly(victim).logits if isinstance(victim, ChainVictim) else victim.logits
+def _functional_logits(victim: EagerVictim | MovingTargetVictim) -> Callable[[Tensor], Tensor]:
+    return _with_plain_operators(victim).logits if isinstance(victim, ChainVictim) else victim.logits
 
 
-def _functional_gradient(victim: Eager | MovingVictim) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the input gradient as Inductor takes it best: torch.func leaves the weights' gradients out."""
-    if isinstance(victim, MovingVictim):
-        return _functional_moving_gradient(victim)
+def _functional_gradient(victim: EagerVictim | MovingTargetVictim) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the input gradient in the form that Inductor compiles best.
+
+    torch.func.grad differentiates with respect to the images alone: no weight gradient is compiled.
+    """
+    if isinstance(victim, MovingTargetVictim):
+        return _functional_moving_target_gradient(victim)
     if isinstance(victim, ChainVictim):
-        return _plainly(victim).input_gradient
+        return _with_plain_operators(victim).input_gradient
 
     def loss(images: Tensor, target: Tensor) -> Tensor:
         logits = _wide_logits(victim, images)
@@ -168,31 +195,34 @@ def _functional_gradient(victim: Eager | MovingVictim) -> Callable[[Tensor, Tens
     return torch.func.grad(loss)
 
 
-def _functional_moving_gradient(victim: MovingVictim) -> Callable[[Tensor, Tensor], Tensor]:
+def _functional_moving_target_gradient(victim: MovingTargetVictim) -> Callable[[Tensor, Tensor], Tensor]:
     student, teacher = victim.student, victim.teacher
     if isinstance(student, ChainVictim) and isinstance(teacher, ChainVictim):
-        return MovingVictim(_plainly(student), _plainly(teacher), torch_kernels()).input_gradient
+        student, teacher = _with_plain_operators(student), _with_plain_operators(teacher)
+        return MovingTargetVictim(student, teacher, torch_kernels()).input_gradient
 
     def loss(images: Tensor, target: Tensor) -> Tensor:
-        ours, theirs = (torch.log_softmax(_wide_logits(one, images), dim=1) for one in (student, teacher))
-        return victim.scale * (theirs.exp() * (theirs - ours)).sum()
+        log_student, log_teacher = (
+            torch.log_softmax(_wide_logits(network, images), dim=1) for network in (student, teacher)
+        )
+        return victim.scale * (log_teacher.exp() * (log_teacher - log_student)).sum()
 
     return torch.func.grad(loss)
 
 
-def _plainly(victim: ChainVictim) -> ChainVictim:
-    """Return the same in PyTorch's operators alone, which Inductor fuses with one another."""
+def _with_plain_operators(victim: ChainVictim) -> ChainVictim:
+    """Return the same chain in PyTorch's operators alone, which Inductor fuses with one another."""
     chain = Chain(victim.folded.module, PlainConvolutions())
     return ChainVictim(victim.folded, chain, torch_kernels(), victim.scale)
 
 
-def _wide_logits(victim: Eager, images: Tensor) -> Tensor:
-    """Run a network as torch.func differentiates it, to logits of at least float32."""
-    seen = seen_by(victim, images)
+def _wide_logits(victim: EagerVictim, images: Tensor) -> Tensor:
+    """Compute logits (B, C), at least float32, in a way that torch.func can differentiate."""
+    images = to_input_dtype(victim, images)
     if isinstance(victim, ChainVictim):
         with torch.autocast(images.device.type, enabled=False):
-            logits: Tensor = victim.folded.module(seen)
+            logits: Tensor = victim.folded.module(images)
     else:
         with victim.context():
-            logits = victim.network(seen)
+            logits = victim.network(images)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

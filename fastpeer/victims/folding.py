@@ -1,7 +1,8 @@
-"""A network as it is in eval mode, with every BatchNorm folded into the convolution before it.
+"""A network in eval mode, with every BatchNorm folded into the convolution before it.
 
-During an attack the weights do not move, so conv → bn is one convolution: W·γ/√(var+ε) and
-β + (b − mean)·γ/√(var+ε). A BatchNorm that follows no convolution stays scale and shift, as in eval mode.
+The weights are fixed during an attack, so convolution and BatchNorm are one convolution, with the weights
+W·γ/√(var+ε) and the bias β + (b − mean)·γ/√(var+ε). A BatchNorm that follows no convolution remains a scale
+and a shift, as it is in eval mode.
 """
 
 from collections.abc import Mapping
@@ -14,16 +15,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastpeer.errors import brief
 from fastpeer.kernels.fold import FoldedLayer
 from fastpeer.victims.tracing import NotFoldable as NotFoldable
-from fastpeer.victims.tracing import is_plain, read_directly, traced
+from fastpeer.victims.tracing import is_plain, rename_direct_reads, trace
 
 
 class FoldedConv2d(nn.Module):
-    """A convolution with static weights of its own, which `FoldedNetwork.refresh` writes.
+    """A convolution with a bias, on buffers that `FoldedNetwork.refresh` writes.
 
     Args:
-        conv: its shape is taken.
-        dtype: of the weights, and what is computed in.
-        result_dtype: of what comes out.
+        conv: of the same shape, stride, padding, dilation and groups.
+        dtype: of the weights and of the computation.
+        result_dtype: of the result.
     """
 
     weight: Tensor
@@ -31,12 +32,12 @@ class FoldedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, result_dtype: torch.dtype) -> None:
         super().__init__()
-        assert not isinstance(conv.padding, str)  # _folds saw to that
+        assert not isinstance(conv.padding, str)  # _is_foldable refused it
         self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
         self.padding = list(conv.padding)
         self.result_dtype = result_dtype
         self.register_buffer("weight", torch.empty_like(conv.weight, dtype=dtype, requires_grad=False))
-        # In the network's own dtype: rounding would move all of a channel's pixels the same way.
+        # In the network's own dtype: rounding would shift all pixels of a channel in the same direction.
         self.register_buffer("bias", conv.weight.new_empty(conv.out_channels, requires_grad=False))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class FoldedConv2d(nn.Module):
 
 
 class FoldedLinear(nn.Module):
-    """A linear layer with static weights of its own."""
+    """A linear layer with a bias, on buffers of one dtype that `FoldedNetwork.refresh` writes."""
 
     weight: Tensor
     bias: Tensor
@@ -67,7 +68,11 @@ class FoldedLinear(nn.Module):
 
 
 class EvalBatchNorm(nn.Module):
-    """Scale and shift of a BatchNorm by its running statistics, whatever mode the network is in."""
+    """A BatchNorm in eval mode, whatever mode the network is in; its parameters get no gradient.
+
+    Raises:
+        NotFoldable: the BatchNorm has no running statistics.
+    """
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
@@ -84,9 +89,9 @@ class EvalBatchNorm(nn.Module):
         )  # fmt: skip
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
-        """Gradient at the input, from the one at the output: its product with the scale."""
+        """Return the gradient at the input for the one at the output, both (B, C, H, W) and of one dtype."""
         variance, weight = self.norm.running_var, self.norm.weight
-        assert variance is not None  # the constructor saw to that
+        assert variance is not None  # the constructor checked it
         scale = torch.rsqrt(variance + self.norm.eps)
         if weight is not None:
             scale = scale * weight.detach()
@@ -94,35 +99,35 @@ class EvalBatchNorm(nn.Module):
 
 
 class FoldedNetwork:
-    """What a network computes in eval mode, from weights that were folded at the last `refresh`.
+    """A network in eval mode, with weights that are folded by each `refresh`, and only then.
+
+    Layers of a derived class that computes something of its own are not folded: `module` calls the network's
+    own layers, which must be in eval mode then.
 
     Args:
         network: traceable by torch.fx; its parameters and statistics are read again at each `refresh`, so
-            they may be changed in place, but not replaced. Its other attributes are read once, here.
-        dtype: of convolutions.
+            they may be changed in place, but not replaced. Its other attributes are read here only.
+        dtype: of convolutions. The classifier computes in the network's own dtype, and so does the first
+            folded layer, unless `dtype` is float16: between 0.5 and 1, bf16 numbers are 1/256 apart, as
+            coarse as 8-bit pixels, and the attack's steps would be lost.
         fold: writes the folded weights (`fastpeer.kernels.fold.Fold` or its Triton version).
 
-    Layers of derived types that compute something of their own stay the network's own: they must be in eval
-    mode whenever `module` runs. The first folded layer, which sees the pixels, and the classifier compute in
-    the network's own dtype: bf16 steps by as much as a pixel does. float16 resolves pixels, so it is used
-    for the first one too.
-
     Attributes:
-        module: computes logits (B, C) from images (B, 3, H, W).
+        module: maps images (B, 3, H, W) to logits (B, C).
         input_dtype: what the first layer converts images to.
 
     Raises:
-        NotFoldable: it cannot be traced, or nothing in it folds.
+        NotFoldable: the network cannot be traced, or nothing in it folds.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, fold: type) -> None:
-        graph, modules = traced(network)
-        own = next(network.parameters()).dtype
-        self.input_dtype = torch.float16 if dtype == torch.float16 else own
-        replaced, layers = _folded_modules(graph, modules, dtype, own, self.input_dtype)
+        graph, modules = trace(network)
+        own_dtype = next(network.parameters()).dtype
+        self.input_dtype = torch.float16 if dtype == torch.float16 else own_dtype
+        replaced, layers = _fold_modules(graph, modules, dtype, own_dtype, self.input_dtype)
         if not layers:
             raise NotFoldable("it has no convolution or linear layer of PyTorch's own")
-        self.module = fx.GraphModule({**modules, **replaced, **read_directly(graph, network)}, graph)
+        self.module = fx.GraphModule({**modules, **replaced, **rename_direct_reads(graph, network)}, graph)
         try:
             self._fold = fold(layers)
         except ValueError as error:
@@ -134,39 +139,43 @@ class FoldedNetwork:
         self._fold()
 
 
-def _folds(conv: nn.Conv2d) -> bool:
+def _is_foldable(conv: nn.Conv2d) -> bool:
+    # FoldedConv2d pads by a number of zeros on each side.
     padded_by_zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     return padded_by_zeros and is_plain(conv, nn.Conv2d)
 
 
-def _folded_modules(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], dtype: torch.dtype, own: torch.dtype,
+def _fold_modules(
+    graph: fx.Graph, modules: Mapping[str, nn.Module], dtype: torch.dtype, own_dtype: torch.dtype,
     input_dtype: torch.dtype,
 ) -> tuple[dict[str, nn.Module], list[FoldedLayer]]:  # fmt: skip
-    """Return the layers that take others' place, and drop from the graph what is folded away."""
+    """Return layers' replacements by name, and what is folded; remove absorbed BatchNorms from the graph."""
     replaced: dict[str, nn.Module] = {}
     layers: list[FoldedLayer] = []
     first = True
     for node in graph.nodes:
         layer = modules[node.target] if node.op == "call_module" else None
-        if isinstance(layer, nn.Conv2d) and _folds(layer):
-            folded = FoldedConv2d(layer, input_dtype if first else dtype, dtype)
+        layer_dtype = input_dtype if first else dtype
+        if isinstance(layer, nn.Conv2d) and _is_foldable(layer):
+            folded = FoldedConv2d(layer, layer_dtype, dtype)
             replaced[node.target] = folded
-            layers.append(_layer(layer, _absorbed_norm(graph, node, modules), folded))
+            layers.append(_folded_layer(layer, _absorb_norm(graph, node, modules), folded))
             first = False
         elif isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear):
-            sees_pixels = input_dtype if first else dtype
-            linear = FoldedLinear(layer, own if _is_classifier(node) else sees_pixels)
+            linear = FoldedLinear(layer, own_dtype if _is_classifier(node) else layer_dtype)
             replaced[node.target] = linear
-            layers.append(_layer(layer, None, linear))
+            layers.append(_folded_layer(layer, None, linear))
             first = False
         elif isinstance(layer, _BatchNorm) and is_plain(layer, _BatchNorm):
             replaced[node.target] = EvalBatchNorm(layer)
     return replaced, layers
 
 
-def _absorbed_norm(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module]) -> _BatchNorm | None:
-    """Take a BatchNorm that is all that follows a convolution out of the graph, and return it."""
+def _absorb_norm(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module]) -> _BatchNorm | None:
+    """Remove the BatchNorm behind a convolution from the graph, and return it.
+
+    None: there is none, or something else reads the convolution's result, so it cannot be folded.
+    """
     users = list(node.users)
     if len(users) != 1 or users[0].op != "call_module":
         return None
@@ -178,7 +187,7 @@ def _absorbed_norm(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Modu
     return norm
 
 
-def _layer(
+def _folded_layer(
     layer: nn.Conv2d | nn.Linear, norm: _BatchNorm | None, folded: FoldedConv2d | FoldedLinear
 ) -> FoldedLayer:
     return FoldedLayer(

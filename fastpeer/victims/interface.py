@@ -1,4 +1,4 @@
-"""The network under attack: its logits, and the gradient at its images."""
+"""What an attack needs of the network it attacks: its logits, and the gradient of the loss at its images."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 Logits = Callable[[Tensor], Tensor]
-AtLogits = Callable[[Tensor], Tensor]
-"""Makes the gradient at the logits, times the victim's scale, out of the logits."""
+LogitsGradient = Callable[[Tensor], Tensor]
+"""Maps logits (B, C) to the gradient of the attack's loss at them (B, C), times the victim's scale."""
 Context = Callable[[], AbstractContextManager[object]]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -21,28 +21,28 @@ class Compile(Protocol):
     def __call__(
         self,
         function: Callable[Arguments, Result],
-        what: str,
+        name: str,
         eager: Callable[Arguments, Result] | None = None,
     ) -> Callable[Arguments, Result]:
-        """Return a function, compiled; `eager` runs where it is not."""
+        """Return a compiled function, which calls `eager` where the compiled code cannot be used."""
 
 
 class Victim(Protocol):
-    """What an attack needs of a network in eval mode."""
+    """A network under attack, in the mode (eval or train) that it is attacked in."""
 
     input_dtype: torch.dtype | None
-    """What the first layer converts images to; None: it takes them as they are."""
+    """What the first layer converts images to; None: it accepts them in their own dtype."""
     scale: float
     """Factor of every gradient, which keeps small ones of a float16 backward pass from vanishing."""
 
     def refresh(self) -> None:
-        """Take up the weights that the network has now."""
+        """Update whatever is derived from the network's weights and statistics, after they have changed."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, C), without a gradient."""
 
     def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
-        """Gradient of scale · Σ KL(target ‖ softmax(logits)) at the images.
+        """Return the gradient of scale · Σ KL(target ‖ softmax(logits)) at the images, (B, 3, H, W).
 
         The target is (B, C) probabilities, or int64 labels (B,).
         """

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from fastpeer.victims.convolution import PlainConvolutions
 from fastpeer.victims.folding import FoldedConv2d
 
-Way = Literal["forward", "back"]
+Direction = Literal["forward", "backward"]
 SMALL_PLANE = 16
-"""Up to so many pixels, one bf16 matrix product for all images is faster than oneDNN's row by row."""
+"""Pixels of an output plane up to which one bf16 matrix product is faster than oneDNN's own way."""
 
 
-def onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves in a dtype on this processor: bf16 needs AVX-512 or better."""
+def onednn_supports(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN convolves in a dtype on this processor; bf16 takes AVX-512 or better."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:
@@ -24,77 +24,84 @@ def onednn_takes(dtype: torch.dtype) -> bool:
 
 
 class OnednnConvolutions(PlainConvolutions):
-    """Runs on weights that are laid out once for all steps of an attack.
+    """oneDNN's convolutions, with bias, residual and ReLU fused, on weights packed once for all attack steps.
 
-    The input gradient at stride 1 is itself a convolution, with the kernels turned around. So is that of a
-    depthwise convolution at any stride, with zeros between the gradient's pixels: there, oneDNN's own way
-    back takes ten times as long.
+    The input gradient at stride 1 is itself a convolution, with the kernels rotated by 180°. So is that of a
+    depthwise convolution at any stride, with zeros inserted between the gradient's pixels, where oneDNN's own
+    backward takes ten times as long.
     """
 
     def __init__(self) -> None:
-        self._laid_out: dict[tuple[int, Way, torch.Size], Tensor] = {}
+        self._packed_weights: dict[tuple[int, Direction, torch.Size], Tensor] = {}
 
-    def forget(self) -> None:
-        """Lay out anew from now on."""
-        self._laid_out.clear()
+    def invalidate(self) -> None:
+        """Drop the packed weights: they are copies of values that have changed."""
+        self._packed_weights.clear()
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        """One call, whatever the epilogue."""
+        """Return [relu](conv(x) + bias [+ residual]), in the dtype of x."""
         padding, stride = conv.padding, conv.stride
-        if _small(x, conv, padding):
-            weight = self._rows(conv, "forward", x)
-            return _product(x, weight, conv, padding, stride, conv.bias, residual, relu)
-        weight = self._packed(conv, "forward", x, padding, stride, conv.groups)
+        if _uses_matrix_product(x, conv, padding):
+            weight = self._weight_matrix(conv, "forward", x)
+            return _convolve_by_product(x, weight, conv, padding, stride, conv.bias, residual, relu)
+        weight = self._packed_weight(conv, "forward", x, padding, stride, conv.groups)
         shape = (padding, stride, conv.dilation, conv.groups)
         return _convolution(x, weight, conv.bias, residual, shape, relu)
 
     def input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, partial: Tensor | None
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
-        """One call at stride 1 without groups, and where each channel is a group."""
-        padding = _turned_padding(conv)
+        """Return the gradient at x, plus what is accumulated; as a convolution where it is one."""
+        padding = _backward_padding(conv)
         if padding is None:
-            return super().input_gradient(conv, x, gradient, partial)
+            return super().input_gradient(conv, x, gradient, accumulated)
         stride = [1, 1]
-        if _small(gradient, conv, padding):
-            weight = self._rows(conv, "back", gradient)
-            return _product(gradient, weight, conv, padding, stride, None, partial, False)
-        gradient = _spread(gradient, conv, x)
-        weight = self._packed(conv, "back", gradient, padding, stride, conv.groups)
+        if _uses_matrix_product(gradient, conv, padding):
+            weight = self._weight_matrix(conv, "backward", gradient)
+            return _convolve_by_product(gradient, weight, conv, padding, stride, None, accumulated, False)
+        gradient = _insert_zeros(gradient, conv, x)
+        weight = self._packed_weight(conv, "backward", gradient, padding, stride, conv.groups)
         shape = (padding, stride, conv.dilation, conv.groups)
-        return _convolution(gradient, weight, None, partial, shape, False)
+        return _convolution(gradient, weight, None, accumulated, shape, False)
 
-    def _packed(
-        self, conv: FoldedConv2d, way: Way, x: Tensor, padding: list[int], stride: list[int], groups: int
-    ) -> Tensor:
-        """Return weights in the blocked layout that oneDNN wants for images of this shape."""
-        key = (id(conv), way, x.shape)
-        if key not in self._laid_out:
-            self._laid_out[key] = torch.ops.mkldnn._reorder_convolution_weight(
-                _turned(conv, way).contiguous(memory_format=torch.channels_last),
+    def _packed_weight(
+        self, conv: FoldedConv2d, direction: Direction, x: Tensor, padding: list[int], stride: list[int],
+        groups: int,
+    ) -> Tensor:  # fmt: skip
+        """Return the weights in the blocked layout that oneDNN prefers for images of this shape.
+
+        Without it, oneDNN would reorder the weights in every step of the attack.
+        """
+        key = (id(conv), direction, x.shape)
+        if key not in self._packed_weights:
+            self._packed_weights[key] = torch.ops.mkldnn._reorder_convolution_weight(
+                _weight_for(conv, direction).contiguous(memory_format=torch.channels_last),
                 padding, stride, conv.dilation, groups, list(x.shape),
             )  # fmt: skip
-        return self._laid_out[key]
+        return self._packed_weights[key]
 
-    def _rows(self, conv: FoldedConv2d, way: Way, x: Tensor) -> Tensor:
-        """Return weights as a matrix (kh·kw·in, out)."""
-        key = (id(conv), way, x.shape)
-        if key not in self._laid_out:
-            weight = _turned(conv, way)
-            self._laid_out[key] = weight.permute(2, 3, 1, 0).reshape(-1, len(weight)).contiguous()
-        return self._laid_out[key]
+    def _weight_matrix(self, conv: FoldedConv2d, direction: Direction, x: Tensor) -> Tensor:
+        """Return the weights as a matrix (kh·kw·in, out)."""
+        key = (id(conv), direction, x.shape)
+        if key not in self._packed_weights:
+            weight = _weight_for(conv, direction)
+            self._packed_weights[key] = weight.permute(2, 3, 1, 0).reshape(-1, len(weight)).contiguous()
+        return self._packed_weights[key]
 
 
-def _turned(conv: FoldedConv2d, way: Way) -> Tensor:
-    """Return the weights of the convolution that leads forward, or of the one that leads back."""
-    if way == "forward":
+def _weight_for(conv: FoldedConv2d, direction: Direction) -> Tensor:
+    """Return the weights (O, I, kh, kw) of the forward convolution, or of its input gradient as one."""
+    if direction == "forward":
         return conv.weight
     flipped = conv.weight.to(conv.result_dtype).flip(2, 3)
     return flipped if conv.groups > 1 else flipped.transpose(0, 1)
 
 
-def _spread(gradient: Tensor, conv: FoldedConv2d, x: Tensor) -> Tensor:
-    """Put zeros between the pixels of a strided convolution's gradient, and behind them what x has over."""
+def _insert_zeros(gradient: Tensor, conv: FoldedConv2d, x: Tensor) -> Tensor:
+    """Insert the zeros that a strided convolution's gradient lacks to be that of a convolution at stride 1.
+
+    They lie between its pixels, and behind the last one where x has rows or columns that no stride reached.
+    """
     (down, right), size = conv.stride, conv.weight.shape[2:]
     if (down, right) == (1, 1):
         return gradient
@@ -102,6 +109,7 @@ def _spread(gradient: Tensor, conv: FoldedConv2d, x: Tensor) -> Tensor:
         side - d * (k - 1) + 2 * p
         for side, d, k, p in zip(x.shape[2:], conv.dilation, size, conv.padding, strict=True)
     ]
+    # torch.zeros has no memory_format.
     wide = torch.empty(
         *gradient.shape[:2], *sides, dtype=gradient.dtype, memory_format=torch.channels_last
     ).zero_()
@@ -114,28 +122,30 @@ def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None,
     shape: tuple[list[int], list[int], list[int], int], relu: bool,
 ) -> Tensor:  # fmt: skip
+    """Call the operators that Inductor fuses into on CPUs; `shape`: padding, stride, dilation and groups."""
     ops, groups = torch.ops.mkldnn, shape[3]
     if added is None:
         out: Tensor = ops._convolution_pointwise(x, weight, bias, *shape, "relu" if relu else "none", [], "")
         return out
     if groups > 1 or added.shape[2:].numel() == 1:
-        # There, the operator for sums lacks some dtypes, and before PyTorch 2.13 planes of one pixel.
-        return _finished(ops._convolution_pointwise(x, weight, bias, *shape, "none", [], ""), added, relu)
-    # With a sum, the operator wants the bias in the images' dtype.
+        # The operator for sums lacks some dtypes with groups, and planes of one pixel before PyTorch 2.13.
+        out = ops._convolution_pointwise(x, weight, bias, *shape, "none", [], "")
+        return _add_and_rectify(out, added, relu)
+    # Unlike the operator above, the one for sums takes the bias in the images' dtype only.
     bias = None if bias is None else bias.to(x.dtype)
     last = "relu" if relu else None
     out = ops._convolution_pointwise.binary(x, added, weight, bias, *shape, "add", 1.0, last, [], "")
     return out
 
 
-def _finished(out: Tensor, added: Tensor | None, relu: bool) -> Tensor:
-    """Add and rectify in place."""
+def _add_and_rectify(out: Tensor, added: Tensor | None, relu: bool) -> Tensor:
+    """Add a residual and apply the ReLU, in place: the convolution's result is still nobody else's."""
     if added is not None:
         out += added
     return torch.relu_(out) if relu else out
 
 
-def _product(
+def _convolve_by_product(
     x: Tensor, weight: Tensor, conv: FoldedConv2d, padding: list[int], stride: list[int],
     bias: Tensor | None, added: Tensor | None, relu: bool,
 ) -> Tensor:  # fmt: skip
@@ -147,20 +157,20 @@ def _product(
     out = patches.reshape(-1, len(weight)) @ weight
     if bias is not None:
         out += bias
-    return _finished(out.view(*planes, -1).permute(0, 3, 1, 2), added, relu)
+    return _add_and_rectify(out.view(*planes, -1).permute(0, 3, 1, 2), added, relu)
 
 
-def _small(x: Tensor, conv: FoldedConv2d, padding: list[int]) -> bool:
-    """Tell whether the planes that come out are small, and the kernels spread over several pixels."""
+def _uses_matrix_product(x: Tensor, conv: FoldedConv2d, padding: list[int]) -> bool:
+    """Tell whether a matrix product is faster: bf16, small output planes, kernels of several pixels."""
     if x.dtype != torch.bfloat16:
         return False
-    spread = conv.weight.shape[2:].numel() > 1 and conv.groups == 1 and conv.dilation == [1, 1]
+    dense = conv.weight.shape[2:].numel() > 1 and conv.groups == 1 and conv.dilation == [1, 1]
     plane = x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
-    return spread and plane <= SMALL_PLANE and min(padding) >= 0
+    return dense and plane <= SMALL_PLANE and min(padding) >= 0
 
 
-def _turned_padding(conv: FoldedConv2d) -> list[int] | None:
-    """Return the input gradient's padding as a convolution; None: it is no plain one."""
+def _backward_padding(conv: FoldedConv2d) -> list[int] | None:
+    """Return the padding of the convolution that is the input gradient; None: it is not a convolution."""
     depthwise = 1 < conv.groups == conv.weight.shape[0] and conv.weight.shape[1] == 1
     if not depthwise and (conv.groups > 1 or conv.stride != [1, 1]):
         return None

@@ -27,8 +27,7 @@ def pgd(
 
     Args:
         victim: the network; `refresh` it first if its weights have changed.
-        images: clean images in [0, 1] (B, 3, H, W), float32 or float64; the iterate keeps their dtype, since
-            half precision steps by as much as a pixel does.
+        images: clean images in [0, 1] (B, 3, H, W), float32 or float64; the iterate keeps their dtype.
         target: (B, C) probabilities that the prediction is led away from, or int64 labels (B,).
         start: first iterate, like `images`; it may leave [0, 1], as in the released codes.
         epsilon: radius of the L-infinity ball around `images`.
@@ -40,26 +39,31 @@ def pgd(
     Returns:
         (B, 3, H, W), detached; after a step, in the ball and in [0, 1].
     """
+    # The iterate stays in the images' dtype even where the victim computes in float16: half precision would
+    # round every step and the bounds of the ball. The victim's copy is written in the update's own launch.
     copy = victim.input_dtype if victim.input_dtype != images.dtype else None
     adversarial = start.detach()
-    seen = adversarial if copy is None else adversarial.to(copy)
+    victim_images = adversarial if copy is None else adversarial.to(copy)
     for _ in range(steps):
-        gradient = victim.input_gradient(seen, target)
-        adversarial, seen = kernels.pgd_update(
+        gradient = victim.input_gradient(victim_images, target)
+        adversarial, victim_images = kernels.pgd_update(
             adversarial, gradient, images, step_size, epsilon, copy=copy, nan_count=nan_count
         )
     return adversarial
 
 
 def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
-    """Return x + U(−ε, ε), unclamped, as the evaluations start."""
+    """Return x + U(−ε, ε) in the shape and dtype of `images`, not clamped to [0, 1].
+
+    The start of PGD in evaluations.
+    """
     noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
     return images + epsilon * (2 * noise - 1)
 
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Put networks into eval mode, and each back into the mode it was in."""
+    """Put networks into eval mode, and each back into its former mode at the end, also after an error."""
     modes = [network.training for network in networks]
     for network in networks:
         network.eval()

@@ -1,4 +1,4 @@
-"""A network's code as a graph, in eval mode, or a reason why that graph might compute something else."""
+"""Traces a network in eval mode to a graph, or refuses where the graph might compute something else."""
 
 import ctypes
 import operator
@@ -17,83 +17,102 @@ from fastpeer.models.normalized import InputNormalization
 
 
 class NotFoldable(Exception):
-    """A network that torch.fx cannot trace, or whose folded form might compute something else."""
+    """torch.fx cannot trace the network, or its folded form might compute something else; says why."""
 
 
-def traced(network: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
-    """Trace what a network does with images in eval mode; it is left as it was.
+def trace(network: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
+    """Trace what a network computes from images in eval mode; the network itself is left unchanged.
 
     Returns:
-        Its graph, and its modules by the names that they have there.
+        Its graph, and its modules by their names in the graph.
 
     Raises:
         NotFoldable: torch.fx cannot trace it, or its code depends on more than its weights and the images.
     """
-    network = _Called(network)
-    random = torch.get_rng_state()
-    before = _bytes(random)
+    root = _CalledWithImages(network)
+    graph = _trace_in_eval_mode(root)
+    modules = dict(root.named_modules())
+    _check_calls([node.target for node in graph.nodes if node.op == "call_module"], modules)
+    return graph, modules
+
+
+def _trace_in_eval_mode(root: nn.Module) -> fx.Graph:
+    rng_state = torch.get_rng_state()
+    before = _bytes(rng_state)
     try:
-        with _looked_at(network):
-            graph = _Tracer().trace(network)
+        with _restored_from_eval_mode(root):
+            graph = _Tracer().trace(root)
     except NotFoldable:
         raise
     except Exception as error:  # Tracing runs the network's own code, which may raise anything.
         raise NotFoldable(f"torch.fx cannot trace it ({brief(error)})") from None
+    # A number drawn while tracing would be a constant of the graph.
     if _bytes(torch.get_rng_state()) != before:
-        torch.set_rng_state(random)
+        torch.set_rng_state(rng_state)
         raise NotFoldable("its forward draws random numbers")
-    modules = dict(network.named_modules())
-    called = [node.target for node in graph.nodes if node.op == "call_module"]
-    # Tracing goes through such a call, and the graph would make it once more.
+    return graph
+
+
+def _check_calls(called: list[Any], modules: dict[str, nn.Module]) -> None:
+    """Refuse calls of layers that a graph with folded layers could not repeat."""
+    # Tracing goes through a __call__, and the graph's own call of the layer would go through it once more.
     own_calls = [name for name in called if type(modules[name]).__call__ is not nn.Module.__call__]
     if own_calls:
         raise NotFoldable(f"its layer {own_calls[0].removeprefix('network.')} has a __call__ of its own")
+    # The BatchNorms behind two calls of a convolution may differ, but there is one set of folded weights.
     shared = [name for name in called if called.count(name) > 1 and list(modules[name].parameters())]
     if shared:
         raise NotFoldable(f"its layer {shared[0].removeprefix('network.')} is used more than once")
-    return graph, modules
 
 
-def _bytes(random: Tensor) -> bytes:
-    """Copy a tensor on the host without an operation of PyTorch's, which a tracing mode might refuse."""
-    return ctypes.string_at(random.data_ptr(), random.nbytes)
+def _bytes(tensor: Tensor) -> bytes:
+    """Copy a tensor on the host without PyTorch's operators, which a tracing mode might refuse."""
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
 
 
-def read_directly(graph: fx.Graph, network: nn.Module) -> dict[str, Any]:
-    """Return the parameters and buffers that the network's code uses without a layer around them.
+def rename_direct_reads(graph: fx.Graph, network: nn.Module) -> dict[str, Any]:
+    """Rename the parameters and buffers that the network's code reads outside of their layers.
 
-    They get names of their own in the graph: theirs may lie within layers that others take the place of.
+    A folded layer may replace the one that they belong to, and their names would be lost with it.
+
+    Returns:
+        The tensors, by their new names in the graph.
     """
-    found: dict[str, Any] = {}
+    direct: dict[str, Any] = {}
     for number, node in enumerate(node for node in graph.nodes if node.op == "get_attr"):
-        value = operator.attrgetter(str(node.target))(_Called(network))
+        value = operator.attrgetter(str(node.target))(_CalledWithImages(network))
         node.target = f"read_{number}"
-        found[node.target] = value
-    return found
+        direct[node.target] = value
+    return direct
 
 
 def is_plain(layer: nn.Module, base: type[nn.Module]) -> bool:
-    """Tell whether a layer of a type derived from `base` computes, in eval mode, what `base` does.
+    """Tell whether a layer of a class derived from `base` computes, in eval mode, what `base` does.
 
-    A type that overrides a method may say that in eval mode it hands on what it overrides, by
-    `transparent_in_eval` in its own body: it does not hold for types derived from it. Hooks and
-    parametrizations, weight norm for one, change from outside what a layer computes.
+    A class that overrides a method sets `transparent_in_eval` in its body if in eval mode the method computes
+    what the overridden one does; classes derived from it do not inherit that. Hooks and parametrizations,
+    like weight norm, change from outside what a layer computes.
     """
     methods = {"forward", "_conv_forward"} & set(dir(base))
     if any(name in vars(layer) for name in methods) or is_hooked(layer) or parametrize.is_parametrized(layer):
         return False
+    # A subclass may compute its weight from other parameters.
     if not {"weight", "bias"} <= layer._parameters.keys():
         return False
-    return all(_definer(type(layer), name).__module__.startswith("torch.nn.modules.") for name in methods)
+    defining = [_defining_class(type(layer), name) for name in methods]
+    return all(base.__module__.startswith("torch.nn.modules.") for base in defining)
 
 
 def is_hooked(layer: nn.Module) -> bool:
-    """Tell whether hooks see, and maybe change, what goes into a layer or comes out of it."""
+    """Tell whether a layer has forward hooks, which may change its input or result."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
-class _Called(nn.Module):
-    """Calls a network as everyone does, with images alone: hooks run, and optional arguments are left out."""
+class _CalledWithImages(nn.Module):
+    """The root of a trace: calls the network with images alone.
+
+    Tracing the network itself would skip its own hooks, and make its optional arguments inputs of the graph.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -104,18 +123,22 @@ class _Called(nn.Module):
 
 
 def add_in_place(value: Any, other: Any) -> Any:
-    """Do what `value += other` does to a tensor, or to a number."""
+    """Compute `value += other`, in place for a tensor, and return the result."""
     value += other
     return value
 
 
 def change_in_place(operation: str, value: Any, other: Any) -> Any:
-    """Do what another operator of that kind does, such as `imul` of the module `operator`."""
+    """Apply another in-place operator of the module `operator`, such as "imul", and return the result."""
     return getattr(operator, operation)(value, other)
 
 
-class _Value(fx.Proxy):
-    """A tensor that is still to come; `x += y` changes it, where by default it would make another one."""
+class _Proxy(fx.Proxy):
+    """A proxy that records `x += y` as a change in place.
+
+    fx.Proxy lacks these operators, so Python would fall back to `x = x + y`: other names of the same tensor
+    would keep its old value in the graph.
+    """
 
     def __iadd__(self, other: object) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", add_in_place, (self, other), {})
@@ -136,30 +159,30 @@ class _Value(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Sees layers with weights as one operation each, and refuses what would not follow the network.
+    """Keeps layers with weights as one node each, and refuses constants that would not follow the network."""
 
-    What is computed from buffers becomes part of the graph, where by default it would stay as it is now.
-    """
-
+    # What is computed from buffers becomes part of the graph; by default it would be a constant.
     proxy_buffer_attributes = True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (nn.Conv2d, nn.Linear, _BatchNorm, InputNormalization))
-        return known or super().is_leaf_module(m, module_qualified_name)
+        # By default, layers of classes outside torch.nn are traced into, such as this project's BatchNorms.
+        is_layer = isinstance(m, (nn.Conv2d, nn.Linear, _BatchNorm, InputNormalization))
+        return is_layer or super().is_leaf_module(m, module_qualified_name)
 
     def create_arg(self, a: Any) -> Any:
-        made = super().create_arg(a)
-        if isinstance(made, fx.Node) and str(made.target).startswith("_tensor_constant"):
+        arg = super().create_arg(a)
+        # torch.fx stores a tensor that is neither parameter nor buffer under this name.
+        if isinstance(arg, fx.Node) and str(arg.target).startswith("_tensor_constant"):
             raise NotFoldable("its forward makes a tensor of its own")
-        return made
+        return arg
 
 
 @contextmanager
-def _looked_at(network: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, which its code may ask for, and leave no trace of what that code does."""
+def _restored_from_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode; at the end, undo that and whatever its code stored in attributes."""
     before = [(module, dict(vars(module))) for module in network.modules()]
     network.eval()
     try:
@@ -170,8 +193,8 @@ def _looked_at(network: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _definer(layer: type, method: str) -> type:
-    """Return the type that a method is inherited from, past those that only hand it on in eval mode."""
+def _defining_class(layer: type, method: str) -> type:
+    """Return the class that defines a method, past those that are transparent in eval mode."""
     return next(
-        one for one in layer.__mro__ if method in vars(one) and not vars(one).get("transparent_in_eval")
+        base for base in layer.__mro__ if method in vars(base) and not vars(base).get("transparent_in_eval")
     )

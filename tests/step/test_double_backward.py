@@ -256,7 +256,7 @@ def nodes(network, images, context):
 
 def test_only_training_in_the_context_is_replaced():
     network, images = network_of("resnet8")
-    own = {"_AtInputBackward", "_AtWeightsBackward", "_BatchNormBackward"}
+    own = {"_ConvolutionOfInputBackward", "_ConvolutionOfWeightBackward", "_BatchNormBackward"}
     assert nodes(network, images, cheap_double_backward) >= own
     assert not nodes(network, images, nullcontext) & own
     network.eval()

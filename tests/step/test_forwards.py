@@ -12,7 +12,7 @@ from fastpeer.data.stream import Batch
 from fastpeer.methods import build_table, loss_settings, method_names
 from fastpeer.methods.table import Forward
 from fastpeer.models import build_model
-from fastpeer.step.forwards import Differentiated, Forwards, Pass, group
+from fastpeer.step.forwards import Differentiated, Forwards, Pass, group_into_passes
 from fastpeer.step.loss import learning_forwards
 from fastpeer.step.options import Options
 from fastpeer.step.precision import number_format
@@ -29,7 +29,9 @@ ALL = Differentiated({PEER, ADV, CLEAN})
 
 
 def split(forwards, differentiated=ALL, merge=True, unsplit=()):
-    return [(one.forwards, one.updates) for one in group(forwards, differentiated, merge, unsplit)]
+    return [
+        (one.forwards, one.updates) for one in group_into_passes(forwards, differentiated, merge, unsplit)
+    ]
 
 
 def test_neighbours_of_one_network_are_merged_on_demand():
@@ -50,11 +52,11 @@ def test_a_forward_that_comes_again_is_seen_again_in_its_place():
 
 def test_each_forward_has_its_gradient_from_the_first_time():
     for merge, unsplit in ((False, ()), (True, ("student",)), (False, ("student",))):
-        passes = group((CLEAN, ADV, CLEAN), ALL, merge, unsplit)
+        passes = group_into_passes((CLEAN, ADV, CLEAN), ALL, merge, unsplit)
         assert passes == [Pass((CLEAN,), (0,), True), Pass((ADV,), (0,), True), Pass((CLEAN,), (0,), False)]
 
 
-def test_a_network_that_cannot_count_runs_each_time():
+def test_a_network_without_split_batchnorm_runs_each_time():
     assert split((PEER, PEER, ADV, ADV, CLEAN), unsplit=("student",)) == [
         ((PEER,), (0, 0)), ((ADV,), (0,)), ((ADV,), (0,)), ((CLEAN,), (0,))
     ]  # fmt: skip
@@ -62,16 +64,22 @@ def test_a_network_that_cannot_count_runs_each_time():
 
 def test_what_learns_and_what_does_not_are_not_merged():
     assert split((ADV, CLEAN), Differentiated({ADV})) == [((ADV,), (0,)), ((CLEAN,), (0,))]
-    assert [one.learns for one in group((ADV, CLEAN), Differentiated({ADV}), True, ())] == [True, False]
+    assert [one.learns for one in group_into_passes((ADV, CLEAN), Differentiated({ADV}), True, ())] == [
+        True,
+        False,
+    ]
     assert split((ADV, CLEAN), Differentiated(())) == [((ADV, CLEAN), (0, 1))]
 
 
-def test_what_is_differentiated_twice_is_alone():
+def test_what_is_differentiated_twice_is_not_merged():
     differentiated = Differentiated({ADV, CLEAN}, {CLEAN})
-    assert group((ADV, CLEAN, CLEAN), differentiated, True, ()) == [
-        Pass((ADV,), (0,), True), Pass((CLEAN,), (0, 0), True, alone=True)
+    assert group_into_passes((ADV, CLEAN, CLEAN), differentiated, True, ()) == [
+        Pass((ADV,), (0,), True), Pass((CLEAN,), (0, 0), True, differentiated_twice=True)
     ]  # fmt: skip
-    assert [one.forwards for one in group((CLEAN, ADV), differentiated, True, ())] == [(CLEAN,), (ADV,)]
+    assert [one.forwards for one in group_into_passes((CLEAN, ADV), differentiated, True, ())] == [
+        (CLEAN,),
+        (ADV,),
+    ]
 
 
 @pytest.fixture
@@ -112,7 +120,7 @@ SEQUENCES = [
 
 
 class Own(nn.BatchNorm2d):
-    """Of a class that cannot be made to count."""
+    """Of a derived class, which cannot be split."""
 
 
 def with_own_batchnorm(network):

@@ -12,11 +12,11 @@ from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import label_pgd
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.models import build_model
-from fastpeer.step.graph import WARM_UP, Captured, keep_state
+from fastpeer.step.graph import WARM_UP_RUNS, Captured, snapshot_state
 from fastpeer.step.precision import number_format
 from fastpeer.step.step import TrainingStep
 from fastpeer.training.averaging import AveragedStudent
-from fastpeer.victims.autograd import LiveVictim
+from fastpeer.victims.autograd import AutogradVictim
 
 pytestmark = pytest.mark.usefixtures("nothing_logged")
 
@@ -28,7 +28,7 @@ class Rerunner:
         self.warmed_up = self.replayed = 0
 
     def warm_up(self, function):
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_RUNS):
             function()
         self.warmed_up += 1
 
@@ -87,11 +87,11 @@ def test_shapes_that_come_seldom_are_not_recorded():
 def test_warm_up_leaves_no_trace():
     total = torch.zeros(1)
 
-    def keep():
+    def snapshot():
         kept = total.clone()
         return lambda: total.copy_(kept)
 
-    captured = Captured(lambda x: (total.add_(x),), Rerunner(), keep)
+    captured = Captured(lambda x: (total.add_(x),), Rerunner(), snapshot)
     for _ in range(3):
         captured(torch.ones(1))
     assert total.item() == 3
@@ -106,11 +106,11 @@ class Refuser(Rerunner):
 def test_what_cannot_be_captured_runs_uncaptured_with_one_warning(logged):
     total = torch.zeros(1)
 
-    def keep():
+    def snapshot():
         kept = total.clone()
         return lambda: total.copy_(kept)
 
-    captured = Captured(lambda x: (total.add_(x),), Refuser(), keep)
+    captured = Captured(lambda x: (total.add_(x),), Refuser(), snapshot)
     for _ in range(3):
         captured(torch.ones(1))
         captured(torch.ones(2)[:1].clone())
@@ -166,7 +166,7 @@ def make(method):
 def run(method, capture):
     networks, step = make(method)
     if capture:
-        step._program = Captured(step.run, Rerunner(), step.keep)
+        step._program = Captured(step.run, Rerunner(), step.snapshot)
     results = []
     for number, batch in enumerate(batches()):
         step.set_learning_rate(0.1 / (1 + number))
@@ -195,7 +195,7 @@ def test_a_step_that_is_taken_back_is_done_again_to_the_same_end(method):
     tensors = dict(step.balance.state)
     for number, batch in enumerate((first, second)):
         begun = copy.deepcopy(step.balance.state)
-        restore = step.keep()
+        restore = step.snapshot()
         ends = []
         for _ in range(2):
             result = copy.deepcopy(tuple(step(batch, number)))
@@ -240,7 +240,7 @@ class Networks(nn.Module):
 
 def test_a_captured_evaluation_judges_as_an_uncaptured_one():
     networks = Networks()
-    victim = LiveVictim(networks.student, torch_kernels())
+    victim = AutogradVictim(networks.student, torch_kernels())
     attack = label_pgd(victim, torch_kernels(), 0.05, 0.02, steps=2, seed=0)
     named = dict(networks.named_children())
     recorder = Rerunner()
@@ -270,7 +270,7 @@ def test_state_comes_back_into_the_same_memory():
     tensors = network.state_dict(keep_vars=True)
     before = copy.deepcopy((network.state_dict(), optimizer.state_dict(), scaler.state_dict()))
     other = torch.full((2,), torch.nan)
-    restore = keep_state([network], [other], optimizer, scaler)
+    restore = snapshot_state([network], [other], optimizer, scaler)
     other.fill_(1.0)
     network(torch.rand(2, 3, 8, 8)).sum().backward()
     optimizer.step()

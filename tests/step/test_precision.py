@@ -8,7 +8,7 @@ from torch import nn
 
 from fastpeer.device import choose_device
 from fastpeer.errors import UserError
-from fastpeer.step.precision import amp_precision, emulated, keep_pixels_exact, number_format
+from fastpeer.step.precision import amp_precision, emulation_warning, keep_pixels_exact, number_format
 
 CPU = torch.device("cpu")
 
@@ -78,8 +78,8 @@ def test_of_the_convolution_that_sees_the_pixels_only_the_result_is_rounded():
 @pytest.mark.parametrize("supported", [True, False])
 def test_a_processor_without_bf16_is_told_of(supported, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported, raising=False)
-    assert emulated(torch.float32) == []
-    assert emulated(torch.bfloat16) == (
+    assert emulation_warning(torch.float32) == []
+    assert emulation_warning(torch.bfloat16) == (
         [] if supported
         else ["this processor has no bfloat16 instructions: --precision fp32 is several times faster"]
     )  # fmt: skip

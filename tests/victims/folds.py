@@ -7,10 +7,10 @@ import torch
 
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.fold import Fold
-from fastpeer.victims.autograd import FoldedVictim, LiveVictim
+from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.convolution import PlainConvolutions
 from fastpeer.victims.folding import FoldedNetwork
-from fastpeer.victims.onednn import OnednnConvolutions, onednn_takes
+from fastpeer.victims.onednn import OnednnConvolutions, onednn_supports
 
 KERNELS = torch_kernels()
 
@@ -45,7 +45,7 @@ def kinds(made):
 def assert_same(network, made, batch):
     """Compare logits and gradients with those of the network in eval mode."""
     network.eval()
-    live, labels = LiveVictim(network, KERNELS), torch.arange(len(batch))
+    live, labels = AutogradVictim(network, KERNELS), torch.arange(len(batch))
     victim = FoldedVictim(made, KERNELS, 1.0, nullcontext)
     expected = live.logits(batch)
     torch.testing.assert_close(victim.logits(batch), expected, rtol=1e-9, atol=1e-10)
@@ -56,5 +56,5 @@ def assert_same(network, made, batch):
 
 def skip_unless_it_runs(convolutions: PlainConvolutions, dtype: torch.dtype) -> None:
     """Skip a test of oneDNN's convolutions in a dtype that this processor has no instructions for."""
-    if isinstance(convolutions, OnednnConvolutions) and not onednn_takes(dtype):
+    if isinstance(convolutions, OnednnConvolutions) and not onednn_supports(dtype):
         pytest.skip(f"oneDNN convolves in {dtype} on other processors only")

@@ -15,7 +15,7 @@ from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.fold import Fold
 from fastpeer.models import build_model
 from fastpeer.step.compile import Compiler
-from fastpeer.victims.autograd import FoldedVictim, LiveVictim
+from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.convolution import CudnnConvolutions, PlainConvolutions
 from fastpeer.victims.factory import VictimFactory, choose_convolutions
@@ -76,7 +76,7 @@ def attack(victim, images, target):
 )
 def test_folded_attacks_reach_the_same_images(name, images, target):
     network = model(name)
-    expected = attack(LiveVictim(network, KERNELS), images, target)
+    expected = attack(AutogradVictim(network, KERNELS), images, target)
     assert not torch.equal(expected, images)
     through_autograd = FoldedVictim(folded(network), KERNELS, 1.0, nullcontext)
     for victim in (through_autograd, chained(network)):
@@ -88,10 +88,10 @@ def test_folded_attacks_reach_the_same_images(name, images, target):
 @pytest.mark.parametrize("name", MODELS)
 def test_input_gradient_in_float32_is_as_exact_as_the_networks_own(name, images, target):
     network = model(name)
-    exact = LiveVictim(network, KERNELS).input_gradient(images, target)
+    exact = AutogradVictim(network, KERNELS).input_gradient(images, target)
     network.float()
     single = images.float(), target.float()
-    own = distance(LiveVictim(network, KERNELS).input_gradient(*single), exact)
+    own = distance(AutogradVictim(network, KERNELS).input_gradient(*single), exact)
     for convolutions in (PlainConvolutions(), OnednnConvolutions()):
         found = chained(network, torch.float32, convolutions).input_gradient(*single)
         assert distance(found, exact) < 5 * own
@@ -106,14 +106,14 @@ def test_input_gradient_in_bf16_is_as_exact_as_autocasts(name, convolutions):
     network, random = model(name), torch.Generator().manual_seed(3)
     images = torch.rand(48, 3, 16, 16, generator=random).double().to(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (48,), generator=random)
-    exact = LiveVictim(network, KERNELS).input_gradient(images, labels)
+    exact = AutogradVictim(network, KERNELS).input_gradient(images, labels)
     network.float()
     single = images.float(), labels
 
     def autocast():
         return torch.autocast("cpu", torch.bfloat16)
 
-    own = LiveVictim(network, KERNELS, 1.0, autocast).input_gradient(*single)
+    own = AutogradVictim(network, KERNELS, 1.0, autocast).input_gradient(*single)
     found = chained(network, torch.bfloat16, convolutions).input_gradient(*single)
     assert typical_distance(found, exact) < typical_distance(own, exact)
 
@@ -140,7 +140,7 @@ def test_changed_weights_count_from_the_next_refresh_on(convolutions, images, ta
                 tensor.mul_(1.1)
     assert torch.equal(victim.input_gradient(*single), before)
     victim.refresh()
-    own = LiveVictim(network, KERNELS).input_gradient(*single)
+    own = AutogradVictim(network, KERNELS).input_gradient(*single)
     torch.testing.assert_close(victim.input_gradient(*single), own, rtol=1e-3, atol=1e-5 * own.abs().max())
 
 
@@ -196,7 +196,7 @@ def test_a_network_without_rules_is_folded_but_runs_through_autograd(images, tar
     assert isinstance(victim, FoldedVictim)
     assert len(logged) == 1
     assert "sigmoid" in logged[0]
-    expected = LiveVictim(network, KERNELS).input_gradient(images, target)
+    expected = AutogradVictim(network, KERNELS).input_gradient(images, target)
     torch.testing.assert_close(victim.input_gradient(images, target), expected, rtol=0, atol=1e-12)
 
 
@@ -206,10 +206,10 @@ def test_a_network_that_cannot_be_folded_is_attacked_as_it_is(kind, images, targ
     with pytest.raises(NotFoldable):
         FoldedNetwork(network, torch.float64, Fold)
     victim = prepare().victim(network, "student")
-    assert type(victim) is LiveVictim
+    assert type(victim) is AutogradVictim
     assert len(logged) == 1
     assert logged[0].startswith("engine.fold: the student is run unfolded:")
-    expected = LiveVictim(network, KERNELS).input_gradient(images, target)
+    expected = AutogradVictim(network, KERNELS).input_gradient(images, target)
     assert torch.equal(victim.input_gradient(images, target), expected)
 
 
@@ -227,7 +227,7 @@ def test_compiled_gradients_agree(fold, chain, images, target, logged):
     torch._dynamo.utils.counters.clear()
     victim = prepare(fold=fold, chain=chain, compile=True).victim(network, "student")
     victim.refresh()
-    live = LiveVictim(network, KERNELS)
+    live = AutogradVictim(network, KERNELS)
     for goal in (target, torch.arange(4)):
         expected = live.input_gradient(images, goal)
         torch.testing.assert_close(victim.input_gradient(images, goal), expected, rtol=0, atol=1e-12)

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from fastpeer.models import build_model
 from fastpeer.step.precision import ExactConv2d, keep_pixels_exact
 from fastpeer.step.split_batchnorm import SplitBatchNorm, split_batchnorms
-from fastpeer.victims.autograd import FoldedVictim, LiveVictim
+from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.convolution import PlainConvolutions
 from fastpeer.victims.factory import VictimFactory
@@ -68,7 +68,7 @@ def test_norms_are_folded_where_they_are_only_that(name, merged):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_efficientnet"])
 def test_networks_of_timm_run_folded_in_low_precision(name):
     network = timm_network(name)
-    exact = LiveVictim(network.eval(), KERNELS).logits(images(64))
+    exact = AutogradVictim(network.eval(), KERNELS).logits(images(64))
     network.float()
     keep_pixels_exact(network)
     autocast = VictimFactory(
@@ -87,7 +87,7 @@ def test_networks_of_timm_run_folded_in_low_precision(name):
 def test_networks_of_timm_that_cannot_be_traced_are_attacked_as_they_are(name, logged):
     network = timm_network(name).eval()
     victim = VictimFactory(torch.float64, True, True, None, KERNELS, nullcontext).victim(network, "student")
-    assert type(victim) is LiveVictim
+    assert type(victim) is AutogradVictim
     assert len(logged) == 1
     assert logged[0].startswith("engine.fold: the student is run unfolded: torch.fx cannot trace it")
 
@@ -282,7 +282,7 @@ def test_a_network_of_the_users_own_is_a_chain():
     network = net().train()
     made = folded(network)
     chain = ChainVictim(made, Chain(made.module, PlainConvolutions()), KERNELS, 1.0)
-    live, labels = LiveVictim(network.eval(), KERNELS), torch.arange(2)
+    live, labels = AutogradVictim(network.eval(), KERNELS), torch.arange(2)
     expected = live.input_gradient(images(), labels)
     torch.testing.assert_close(chain.input_gradient(images(), labels), expected, rtol=0, atol=1e-12)
 

@@ -7,7 +7,7 @@ import torch
 
 from fastpeer.models import build_model
 from fastpeer.step.compile import Compiler
-from fastpeer.victims.autograd import LiveVictim
+from fastpeer.victims.autograd import AutogradVictim
 from fastpeer.victims.chain import Chain, ChainVictim
 from fastpeer.victims.convolution import PlainConvolutions
 from fastpeer.victims.factory import VictimFactory
@@ -29,7 +29,7 @@ def test_normalised_networks_fold_and_are_chains(name):
     made = folded(network)
     assert_same(network, made, images())
     chain = ChainVictim(made, Chain(made.module, PlainConvolutions()), KERNELS, 1.0)
-    live, labels = LiveVictim(network, KERNELS), torch.arange(2)
+    live, labels = AutogradVictim(network, KERNELS), torch.arange(2)
     torch.testing.assert_close(chain.logits(images()), live.logits(images()), rtol=0, atol=1e-10)
     expected = live.input_gradient(images(), labels)
     torch.testing.assert_close(chain.input_gradient(images(), labels), expected, rtol=0, atol=1e-10)
@@ -41,7 +41,7 @@ def test_a_normalised_chain_is_as_exact_as_the_networks_own(dtype, convolutions)
     skip_unless_it_runs(convolutions, dtype)
     network, batch = normalized(), images(count=48)
     labels = torch.arange(48) % CLASSES
-    exact = LiveVictim(network, KERNELS).input_gradient(batch, labels)
+    exact = AutogradVictim(network, KERNELS).input_gradient(batch, labels)
     network.float()
     made = folded(network, dtype)
     chain = ChainVictim(made, Chain(made.module, convolutions), KERNELS, 1.0)
@@ -50,7 +50,7 @@ def test_a_normalised_chain_is_as_exact_as_the_networks_own(dtype, convolutions)
         return torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16)
 
     own = typical_distance(
-        LiveVictim(network, KERNELS, 1.0, context).input_gradient(batch.float(), labels), exact
+        AutogradVictim(network, KERNELS, 1.0, context).input_gradient(batch.float(), labels), exact
     )
     found = typical_distance(chain.input_gradient(batch.float(), labels), exact)
     assert found < (own if dtype == torch.bfloat16 else 5 * own)
@@ -66,7 +66,7 @@ def test_a_normalised_network_can_be_compiled(logged):
         network, "student"
     )
     victim.refresh()
-    expected = LiveVictim(network, KERNELS).input_gradient(images(), torch.arange(2))
+    expected = AutogradVictim(network, KERNELS).input_gradient(images(), torch.arange(2))
     found = victim.input_gradient(images(), torch.arange(2))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert not logged

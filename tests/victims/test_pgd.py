@@ -13,7 +13,7 @@ from fastpeer.evaluation.attacks import fgsm, label_pgd, no_attack
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.pgd_update import pgd_update
 from fastpeer.models import build_model
-from fastpeer.victims.autograd import LiveVictim
+from fastpeer.victims.autograd import AutogradVictim
 from fastpeer.victims.pgd import evaluating, pgd, uniform_start
 from tests.literal import peeraid as literal_peeraid
 
@@ -30,7 +30,7 @@ def networks():
 
 
 def victim(network):
-    return LiveVictim(network, KERNELS)
+    return AutogradVictim(network, KERNELS)
 
 
 @pytest.fixture
