@@ -231,7 +231,7 @@ class Trial:
             for number, batch in enumerate(self.batches[: steps or self.steps]):
                 if stop_after and number >= stop_after:
                     step.set_learning_rate(0.0)
-                step(_typed(batch, config), number)
+                step.train_on(_typed(batch, config), number)
         return networks, log.lines
 
     def _literally(self, config: Config) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:

@@ -119,7 +119,7 @@ def train_fast(
         batches = training_batches(images, config, short.steps)
         for number, (batch, lr) in enumerate(zip(batches, short.rates(config), strict=True)):
             step.set_learning_rate(lr)
-            step(batch, number)
+            step.train_on(batch, number)
     return networks, [*step.options.describe(), *log.lines]
 
 

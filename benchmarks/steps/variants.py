@@ -238,7 +238,7 @@ def fast_step(precision: Precision, engine: EngineConfig, needs: str = "") -> Bu
         def run(steps: int) -> None:
             with log:
                 for _ in range(steps):
-                    step(next(batches), next(numbers))
+                    step.train_on(next(batches), next(numbers))
 
         return Built(
             run,

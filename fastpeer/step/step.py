@@ -48,7 +48,7 @@ class StepResult(NamedTuple):
 
 
 class TrainingStep:
-    """Trains a method's networks on one batch per call.
+    """Trains a method's networks, one batch at a time.
 
     Args:
         config: attack, optimizer, precision, engine and seed of the run.
@@ -128,7 +128,7 @@ class TrainingStep:
         first = self.config.optim.lr
         self.balance.set_progress(lr / first if first else 1.0)
 
-    def __call__(self, batch: Batch, number: int) -> StepResult:
+    def train_on(self, batch: Batch, number: int) -> StepResult:
         """Train on one batch.
 
         `number` counts all steps of the run from 0. The attacks' noise is drawn from it and the run's seed,

@@ -188,7 +188,7 @@ class Trainer:
 
     def _train_on(self, batch: Batch) -> StepResult:
         try:
-            return self.step(batch, self.position.step)
+            return self.step.train_on(batch, self.position.step)
         except torch.OutOfMemoryError:
             pass  # The exception holds the step's tensors: memory is measured after this clause, below.
         except Exception as error:  # Triton's errors have no other base class in common.

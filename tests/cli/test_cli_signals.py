@@ -48,10 +48,10 @@ def stopped(outcome: Outcome, run: Path) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (TrainingStep, "__call__", 1),
-        (TrainingStep, "__call__", 5),
-        (TrainingStep, "__call__", 8),
-        (TrainingStep, "__call__", 15),
+        (TrainingStep, "train_on", 1),
+        (TrainingStep, "train_on", 5),
+        (TrainingStep, "train_on", 8),
+        (TrainingStep, "train_on", 15),
         (Selection, "evaluate", 1),
         (Selection, "evaluate", 3),
         (AveragedStudent, "reestimate", 2),
@@ -72,7 +72,7 @@ def test_a_stop_is_resumed_as_if_nothing_had_been(
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(TrainingStep, "__call__", 8), (Selection, "evaluate", 3), (AveragedStudent, "reestimate", 2)],
+    [(TrainingStep, "train_on", 8), (Selection, "evaluate", 3), (AveragedStudent, "reestimate", 2)],
 )
 def test_a_second_interrupt_stops_at_once(
     fastpeer, tmp_path: Path, original: Path, owner: type, name: str, call: int
@@ -90,7 +90,7 @@ def test_a_second_interrupt_stops_at_once(
 def test_the_hint_can_be_pasted_into_a_shell(fastpeer, tmp_path: Path) -> None:
     run = tmp_path / "my first run"
     with pytest.MonkeyPatch.context() as patch:
-        signals_before(patch, TrainingStep, "__call__", 2, signal.SIGINT)
+        signals_before(patch, TrainingStep, "train_on", 2, signal.SIGINT)
         outcome = fastpeer("train tiny.toml --quiet --out", run)
     hint = outcome.err[outcome.err.index("fastpeer train") :].strip()
     fastpeer(hint.removeprefix("fastpeer ") + " --train.max-steps 3 --quiet").succeeded()

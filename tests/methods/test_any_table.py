@@ -161,7 +161,7 @@ def test_any_table_makes_the_step_that_it_says(method, merge, fold, norm):
     )
     for number, batch in enumerate(batches()):
         adversarial = step.adversarial(batch.images, batch.labels)["adversarial"]
-        result = step(batch, number)
+        result = step.train_on(batch, number)
         values = literal_step(method, theirs, optimizer, batch.images, adversarial, batch.labels)
         assert result.losses.tolist() == pytest.approx(values, rel=1e-8, abs=1e-11)
         for role in ours:

@@ -212,7 +212,7 @@ def engine_run(case, networks, classes, engine, rates=(0.1,) * STEPS):
         if table != step.method:
             step.use(table)
         step.set_learning_rate(rates[number])
-        result = step(Batch(images.to(memory_format=torch.channels_last), labels), number)
+        result = step.train_on(Batch(images.to(memory_format=torch.channels_last), labels), number)
         results.append(copy.deepcopy(result))
     return step, results
 
@@ -331,7 +331,7 @@ def test_the_comparison_sees_a_forward_that_batchnorm_alone_needs(name, merge):
         networks = start_networks(case, *SMALL)
         step = TrainingStep(config, replace(method, forwards=rest), networks)
         for index, (images, labels) in enumerate(batches(SMALL[1])):
-            step(Batch(images, labels), index)
+            step.train_on(Batch(images, labels), index)
         assert distance(networks, literal(name, *SMALL)[0]) > 1e-7
 
 

@@ -19,7 +19,7 @@ def test_natural_training_is_cross_entropy_on_clean_images():
     config = Config(method="natural", precision="fp64")
     method = config.table
     assert not method.attacks
-    TrainingStep(config, method, {"student": ours})(batch, 0)
+    TrainingStep(config, method, {"student": ours}).train_on(batch, 0)
 
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     torch.nn.functional.cross_entropy(theirs(batch.images), batch.labels).backward()

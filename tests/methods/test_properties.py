@@ -261,7 +261,7 @@ def test_peeraid_whose_peer_is_frozen_is_distillation_from_a_teacher(engine):
     ours, peer = network(0), frozen(1)
     theirs, before = copy.deepcopy(ours), copy.deepcopy(peer.state_dict())
     step = TrainingStep(config, method, {"student": ours, "peer": peer})
-    result = step(batch(), 0)
+    result = step.train_on(batch(), 0)
 
     attacked = images_attacked(theirs, peer)
     theirs(attacked)
@@ -290,7 +290,7 @@ def test_kdiga_without_its_own_term_is_plain_distillation():
     theirs = copy.deepcopy(ours)
     step = TrainingStep(config, method, {"student": ours, "teacher": teacher})
     assert list(active_terms(method)) == ["student_kl_teacher", "student_ce"]
-    result = step(batch(), 0)
+    result = step.train_on(batch(), 0)
     assert result.losses.shape == (2,)
 
     theirs(batch().images)

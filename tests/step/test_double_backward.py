@@ -274,7 +274,7 @@ def test_kdiga_trains_a_vision_transformer(precision):
     nn.init.normal_(networks["teacher"].get_parameter("head.weight"))
     before = copy.deepcopy(networks["student"].state_dict())
     step = TrainingStep(config, config.table, networks)
-    losses = step(Batch(torch.rand(4, 3, 32, 32), torch.arange(4)), 0).losses
+    losses = step.train_on(Batch(torch.rand(4, 3, 32, 32), torch.arange(4)), 0).losses
     assert losses.isfinite().all()
     assert losses[2] > 0
     after = networks["student"].state_dict()

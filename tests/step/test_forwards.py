@@ -254,7 +254,7 @@ def test_faults_appear_in_the_log_and_only_then(pair):
     # lambda1 is 0.
     assert interval.terms == ["peer_ce", "peer_kl_student", "student_kl_peer", "student_kl_clean"]
     assert interval.forwards == ["peer_adversarial", "student_adversarial", "student_clean"]
-    result = step(batch(), 0)
+    result = step.train_on(batch(), 0)
     interval.add(result, 4)
     assert not {"nan_gradients", "skipped_steps"} & interval.record().keys()
     one = torch.ones(1, dtype=torch.int64)
@@ -272,11 +272,11 @@ def test_an_fp16_step_whose_gradients_overflow_is_counted_and_changes_no_weight(
     step = TrainingStep(config, config.table, pair)
     step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = copy.deepcopy(dict(pair["student"].named_parameters()))
-    result = step(batch(), 0)
+    result = step.train_on(batch(), 0)
     assert result.skipped.item() == 1
     torch.testing.assert_close(dict(pair["student"].named_parameters()), before, rtol=0, atol=0)
     step.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    assert step(batch(), 1).skipped.item() == 0
+    assert step.train_on(batch(), 1).skipped.item() == 0
 
 
 def test_the_learning_rate_may_change_between_steps_and_outlives_a_checkpoint(pair):

@@ -170,7 +170,7 @@ def run(method, capture):
     results = []
     for number, batch in enumerate(batches()):
         step.set_learning_rate(0.1 / (1 + number))
-        results.append(copy.deepcopy(tuple(step(batch, number))))
+        results.append(copy.deepcopy(tuple(step.train_on(batch, number))))
     return networks, step, results
 
 
@@ -198,13 +198,13 @@ def test_a_step_that_is_taken_back_is_done_again_to_the_same_end(method):
         restore = step.snapshot()
         ends = []
         for _ in range(2):
-            result = copy.deepcopy(tuple(step(batch, number)))
+            result = copy.deepcopy(tuple(step.train_on(batch, number)))
             weights = copy.deepcopy([network.state_dict() for network in networks.values()])
             ends.append((result, weights, copy.deepcopy(step.balance.state)))
             restore()
             torch.testing.assert_close(step.balance.state, begun, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(*ends, rtol=0, atol=0)
-        step(batch, number)
+        step.train_on(batch, number)
     assert all(step.balance.state[name] is one for name, one in tensors.items())
     if method == "mtard":
         assert step.balance.state["weight"] != 0.5

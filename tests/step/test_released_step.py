@@ -84,7 +84,7 @@ def engine_run(pair, config, data, std=0.0):
     config = replace(config, attack=AttackConfig(start_std=std))
     step = TrainingStep(config, config.table, pair)
     for number, (images, labels) in enumerate(data):
-        step(Batch(images.to(memory_format=torch.channels_last), labels), number)
+        step.train_on(Batch(images.to(memory_format=torch.channels_last), labels), number)
     return step
 
 

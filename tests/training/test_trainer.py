@@ -280,7 +280,7 @@ def test_learning_rate_falls_at_the_epochs_of_the_released_code(literal):
         assert learning_rate(config, epoch) == pytest.approx(literal_learning_rate(epoch, literal), rel=1e-14)
 
 
-STEP = "fastpeer.step.step.TrainingStep.__call__"
+STEP = "fastpeer.step.step.TrainingStep.train_on"
 
 
 def raising(error):
