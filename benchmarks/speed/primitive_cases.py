@@ -90,14 +90,11 @@ def _convolution(stage: Stage, batch: int, dtype: str, device: torch.device) -> 
     turned = _channels_last(sets[0][1].flip(2, 3).transpose(0, 1), DTYPES[dtype])
     labels: dict[str, Label] = {"stage": stage.name, "batch": batch, "dtype": dtype}
     kinds: dict[str, Sequence[Call]] = {
-        "forward": [lambda tensors=tensors: F.conv2d(tensors[0], tensors[1], padding=1) for tensors in sets],  # type: ignore[misc]
-        "forward, NCHW": [
-            lambda tensors=tensors: F.conv2d(tensors[0], tensors[1], padding=1) for tensors in planes
-        ],  # type: ignore[misc]
+        "forward": [partial(F.conv2d, x, weight, padding=1) for x, weight, *_ in sets],
+        "forward, NCHW": [partial(F.conv2d, x, weight, padding=1) for x, weight, *_ in planes],
         "input gradient": [_backward(tensors, [True, False, False]) for tensors in sets],
         "input gradient as a convolution": [
-            lambda tensors=tensors: F.conv2d(tensors[2], turned, padding=1)  # type: ignore[misc]
-            for tensors in sets
+            partial(F.conv2d, gradient, turned, padding=1) for _, _, gradient, _ in sets
         ],
         "weight gradient": [_backward(tensors, [False, True, False]) for tensors in sets],
     }

@@ -138,7 +138,7 @@ def trained_networks(
 ) -> dict[str, nn.Module]:
     """Build the trained networks in float32, with weights that are a function of the seed."""
     config = case.config("fp32")
-    networks = {}
+    networks: dict[str, nn.Module] = {}
     for number, name in enumerate(sorted(config.table.trained, reverse=True)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + number)
@@ -155,7 +155,7 @@ def random_teachers(case: Case, device: torch.device) -> dict[str, nn.Module]:
     """Build a method's frozen networks: in float32, NCHW and eval mode; their weights want no gradient."""
     config = case.config("fp32")
     images = random_batches(case, device, torch.contiguous_format, count=1)[0].images
-    teachers = {}
+    teachers: dict[str, nn.Module] = {}
     for role in config.table.frozen:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(TEACHER_SEEDS[role])

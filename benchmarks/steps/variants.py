@@ -163,19 +163,12 @@ def compare(
         report.records = [*before, *_compared(list(builds), case, found, ready)]
         report.save()
 
-    runs, around = ({name: get(step) for name, step in ready.items()} for get in (_run_of, _around))
+    runs = {name: step.run for name, step in ready.items()}
+    around = {name: step.around for name, step in ready.items()}
     rounds = alternate(runs, device, left, around, keep)
     if after is not None:
         after(ready)
     return rounds
-
-
-def _run_of(ready: Ready) -> Run:
-    return ready.run
-
-
-def _around(ready: Ready) -> Callable[[], AbstractContextManager[object]]:
-    return ready.around
 
 
 def _compared(

@@ -53,9 +53,9 @@ def main() -> None:
             report["missing"].append({"name": name, "reason": str(answer)})
         if arguments.json:
             write(arguments.json, report)
-    failed = [entry["name"] for entry in report["missing"]]
-    print(f"{len(report['records']) - len(failed)} as they should be; failed: {', '.join(failed) or 'none'}")
-    lost = [name for name in VITAL if name in failed]
+    wrong = [entry["name"] for entry in report["missing"]]
+    print(f"{len(report['records']) - len(wrong)} as they should be; failed: {', '.join(wrong) or 'none'}")
+    lost = [name for name in VITAL if name in wrong]
     sys.exit(f"nothing else makes sense without: {', '.join(lost)}" if lost else 0)
 
 
