@@ -103,8 +103,8 @@ def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.M
     """
     if teacher.classes not in (None, classes):
         raise UserError(
-            f"the {teacher.title} must be for {classes} classes, got {teacher.classes} ({teacher.weights}):"
-            f" name another with {teacher.flag}"
+            f"the {teacher.title} must be for {classes} classes, got {teacher.classes} classes"
+            f" ({teacher.weights}): name another with {teacher.flag}"
         )
     if teacher.size not in (None, size):
         raise UserError(

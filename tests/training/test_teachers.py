@@ -127,7 +127,7 @@ def test_teacher_is_built_frozen_and_exact_without_drawing_random_numbers(best):
 
 def test_other_classes_and_sizes_are_refused_with_both_numbers(best):
     with pytest.raises(
-        UserError, match=r"teacher must be for 10 classes, got 5 \(.*\): name another with --teacher"
+        UserError, match=r"teacher must be for 10 classes, got 5 classes \(.*\): name another with --teacher"
     ):
         build_teacher(find(best.path), 10, (8, 8))
     with pytest.raises(UserError, match=r"must be trained on images of 16×8, got 8×8 \("):
