@@ -1,4 +1,4 @@
-"""Official archives, fetched with a checksum; a broken download goes on where it stopped."""
+"""Official archives, fetched with a checksum; a broken download continues where it stopped."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ResumingDownloader:
     """A downloader for pooch that keeps what has arrived in `part` until the file is complete.
 
     Args:
-        part: the file that collects the bytes; a later run goes on from its end.
+        part: the file that collects the bytes; a later run continues from its end.
         progress: called with "download", the bytes there and the bytes in all (0 when unknown).
     """
 

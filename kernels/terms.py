@@ -1,7 +1,7 @@
-"""The terms of a loss, without PyTorch: what a method's table, the formula and the fused kernel all speak of.
+"""The terms of a loss, shared by the methods' tables, the formula in PyTorch and the fused kernel.
 
-They are generic over what names a forward: a `Forward` in a method's table, for a kernel an int, its place in
-the list of logits.
+They are generic over what names a forward: in a method's table a `Forward`, in a kernel an int, the index into
+the list of logits. There is no PyTorch here, so that a command can read a table without importing it.
 """
 
 from dataclasses import dataclass
@@ -33,13 +33,12 @@ class CrossEntropy(Generic[ForwardName]):
     """weight · H(y, softmax(prediction)), averaged over the batch.
 
     Attributes:
-        kind: here and below: the class, for code that Triton compiles, which knows no classes.
-        target_grad: the labels do not learn.
-        prediction: here and below: the forward that learns.
-        weight: here and below: factor of the term.
-        sample_weight: here and below: what each sample's share is multiplied by before it is averaged; the
-            divisor does not see it. A `Confidence` in a method's table, for a kernel the place (an int) in
-            the list of sample weights.
+        kind: names the class for code that Triton compiles, where isinstance does not exist.
+        target_grad: False: labels get no gradient.
+        prediction: the forward that gets the gradient.
+        weight: factor of the term.
+        sample_weight: multiplies each sample's share before the mean; the divisor is the batch all the same.
+            In a method's table a `Confidence`, in a kernel the index into the list of sample weights.
     """
 
     kind: ClassVar[str] = "cross_entropy"
@@ -54,10 +53,11 @@ class Divergence(Generic[ForwardName]):
     """weight · τ² · KL(softmax(target/τ) ‖ softmax(prediction/τ)).
 
     Attributes:
-        target: here and below: the forward that the prediction is to follow.
+        prediction, weight, sample_weight: as in `CrossEntropy`.
+        target: the forward that the prediction is pulled to.
         temperature: τ.
-        reduction: here and below: what the sum over the classes is divided by.
-        target_grad: here and below: the target learns too.
+        reduction: what the sum over the classes is divided by.
+        target_grad: the target gets a gradient too.
     """
 
     kind: ClassVar[str] = "divergence"
@@ -72,7 +72,7 @@ class Divergence(Generic[ForwardName]):
 
 @dataclass(frozen=True)
 class LogitDistance(Generic[ForwardName]):
-    """weight · ‖prediction − target‖² of the logits."""
+    """weight · ‖prediction − target‖² of the logits; fields as in `Divergence`."""
 
     kind: ClassVar[str] = "logit_distance"
     prediction: ForwardName

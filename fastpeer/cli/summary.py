@@ -18,7 +18,7 @@ NAMES = {
 
 
 def print_summary(summary: Mapping[str, Mapping[str, Any]], selection: "Selection", console: Console) -> None:
-    """Print the accuracies by which epochs were selected, and say on which images.
+    """Print the accuracies by which epochs were selected, and on which images.
 
     Args:
         summary: epoch and accuracies of each student in `NAMES` that there is.

@@ -101,7 +101,7 @@ def _with_teachers(arguments: TrainArguments) -> TrainArguments:
 
 def _found(settings: TeacherConfig, given: Path | None) -> TeacherConfig:
     if given == Path():
-        raise UserError("--teacher and --natural-teacher need a path, not an empty word")
+        raise UserError("--teacher and --natural-teacher must be paths, got an empty text")
     path = str(given) if given is not None else settings.weights
     return replace(settings, weights=str(Path(path).expanduser().absolute()) if path else "")
 
@@ -237,7 +237,7 @@ def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> P
 
 
 def _opening(trainer: "Trainer") -> Iterator[str]:
-    """Say what is trained on what, and what will be measured."""
+    """Yield lines on what is trained on what, and what will be measured."""
     config, setup = trainer.config, trainer.setup
     trained = sorted(setup.method.trained, key=lambda name: name != "student")
     networks = ", ".join(f"{name} {getattr(config.model, name)}" for name in trained)

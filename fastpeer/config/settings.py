@@ -223,8 +223,8 @@ class SelectionConfig:
 class EngineConfig:
     """Parts of the fast training step; each leaves the result as it is, up to rounding.
 
-    auto takes what is known to be faster on the device, and the run says what that is; on insists, but falls
-    back with a warning where a part cannot be had.
+    auto takes what is known to be faster on the device, and the run logs its choice; on insists, but falls
+    back with a warning where a part is not available.
     """
 
     fold: Switch = "auto"

@@ -42,7 +42,7 @@ and the one that was trained without an attack."""
 
 @dataclass(frozen=True)
 class Forward:
-    """A network on the images of a batch; its logits are what terms speak of.
+    """A network on the images of a batch; terms are written in its logits.
 
     A network that is trained runs in train mode, a frozen one in eval mode and without a gradient.
 
@@ -125,7 +125,7 @@ Term = KernelTerm[Forward] | InputGradientDistance
 
 
 def forwards_of(term: Term) -> tuple[Forward, ...]:
-    """Return the forwards that a term speaks of: its prediction, its target, its sample weight's."""
+    """Return the forwards that a term reads: its prediction, its target, its sample weight's."""
     if isinstance(term, InputGradientDistance):
         return (term.prediction,)
     ends = (term.prediction,) if isinstance(term, CrossEntropy) else (term.prediction, term.target)
@@ -174,7 +174,7 @@ class Method:
 
     @property
     def frozen(self) -> tuple[Network, ...]:
-        """Networks that the table speaks of and that are not trained: its teachers."""
+        """Networks that the table uses but does not train: its teachers."""
         return tuple(name for name in dict.fromkeys(self._networks()) if name not in self.trained)
 
     @property

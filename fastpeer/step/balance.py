@@ -51,7 +51,7 @@ class LossBalance:
         return dict(zip(self._balance.terms, (1 - weight, weight.clone()), strict=True))
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` was, if there was one."""
+        """Load the `state` of a checkpoint; one without a balance changes nothing."""
         for name, former in state.items():
             self.state[name].copy_(former)
 

@@ -54,9 +54,9 @@ def twice_differentiated(method: Method) -> dict[str, InputGradientDistance]:
 
 
 def frozen_forwards(method: Method) -> list[Forward]:
-    """Return what frozen networks have to say, each once."""
-    spoken_of = [forward for term in active_terms(method).values() for forward in forwards_of(term)]
-    return list(dict.fromkeys(forward for forward in spoken_of if forward.network not in method.trained))
+    """Return the forwards of frozen networks that terms read, each once."""
+    forwards = [forward for term in active_terms(method).values() for forward in forwards_of(term)]
+    return list(dict.fromkeys(forward for forward in forwards if forward.network not in method.trained))
 
 
 class LossTable:
