@@ -1,7 +1,7 @@
 """The terms of a loss, shared by the methods' tables, the formula in PyTorch and the fused kernel.
 
-They are generic over what names a forward: in a method's table a `Forward`, in a kernel an int, the index into
-the list of logits. There is no PyTorch here, so that a command can read a table without importing it.
+They are generic over what names a forward: in a method's table a `Forward`, in a kernel an int, the index
+into the list of logits. There is no PyTorch here, so that a command can read a table without importing it.
 """
 
 from dataclasses import dataclass
