@@ -1,5 +1,7 @@
 """The `fastpeer` command: finds the subcommand, and turns errors into one line and an exit code."""
 
+import codecs
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,9 +21,27 @@ commands:
 fastpeer COMMAND --help tells all options of a command; fastpeer --version its version."""
 
 
+SPELLED_OUT = {
+    "α": "alpha", "γ": "gamma", "ε": "epsilon", "λ": "lambda", "τ": "tau",
+    "×": "x", "²": "^2", "∞": "inf", "…": "...", "–": "-", "−": "-",
+}  # fmt: skip
+"""What a terminal of few characters is given instead."""
+
+
 def run() -> None:
     """Entry point of the console script."""
+    codecs.register_error("spell out", _spell_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # ASCII and Latin-1 locales have no τ, which the help needs.
+            stream.reconfigure(errors="spell out")
     sys.exit(main(sys.argv[1:]))
+
+
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    return "".join(SPELLED_OUT.get(letter, "?") for letter in missing), error.end
 
 
 def main(words: Sequence[str]) -> int:

@@ -131,6 +131,7 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     from fastpeer.device import choose_device
     from fastpeer.step.precision import amp_precision
     from fastpeer.training.setup import describe, set_up
+    from fastpeer.training.signals import interruptible
 
     device = choose_device(arguments.device)
     config = arguments.config
@@ -143,7 +144,7 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
         _refuse_own_files(arguments, run)
 
     # FFCV compiles for seconds before anything moves.
-    with console.status("reading and checking the data"):
+    with console.status("reading and checking the data"), interruptible():
         dataset = open_dataset(_data_folder(arguments, run, config))
         initial = {"student": arguments.init_student, "peer": arguments.init_peer}
         setup = set_up(config, dataset, device, initial)

@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next safe place."""
+"""Ctrl-C and SIGTERM: while the data are opened they end the command, in training they request a stop."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 class Stopped(Exception):
@@ -24,6 +26,34 @@ class StopRequest:
         """Raise `Stopped` if a stop was requested."""
         if self.requested:
             raise Stopped
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end what runs within, even where a library swallows the KeyboardInterrupt.
+
+    numba does so while compiling FFCV's pipelines: of an exception in one of its callbacks Python only prints
+    a traceback, and the training would continue. Must be called in the main thread.
+    """
+    interrupted = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def report(swallowed: "sys.UnraisableHookArgs") -> Any:
+        return None if swallowed.exc_type is KeyboardInterrupt else unraisable(swallowed)
+
+    previous, unraisable = signal.signal(signal.SIGINT, handle), sys.unraisablehook
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        sys.unraisablehook = unraisable
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 @contextmanager
