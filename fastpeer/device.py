@@ -19,7 +19,7 @@ def memory_errors(setting: str) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that --device names: auto (CUDA if there is one), cpu, cuda or cuda:N.
+    """Return the device that --device names: auto (CUDA if there is one), cpu, cuda or cuda:N; gpu is cuda.
 
     Raises:
         UserError: this machine has no such device, or it is neither a CPU nor a CUDA device.
@@ -27,7 +27,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(name.replace("gpu", "cuda"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = one_line(error).split(". ")[0]

@@ -15,6 +15,7 @@ from tyro.constructors import (
     PrimitiveConstructorSpec,
     PrimitiveTypeInfo,
     StructConstructorSpec,
+    StructFieldSpec,
     StructTypeInfo,
 )
 
@@ -25,7 +26,6 @@ from fastpeer.config import (
     check_normalization,
     check_pixel_distance,
 )
-from fastpeer.config.recipes import DEFAULT_RECIPE
 from fastpeer.config.toml import fit, flat
 from fastpeer.errors import UserError
 from fastpeer.suggestions import nearest
@@ -38,10 +38,8 @@ Arguments = TypeVar("Arguments")
 class TrainArguments:
     """Train a robust student. Every setting of the recipe is also a flag."""
 
-    recipe: Annotated[
-        Positional[str], arg(metavar="RECIPE", help_behavior_hint=f"(default: {DEFAULT_RECIPE})")
-    ] = ""
-    """Name of a shipped recipe (fastpeer recipes lists them), or a TOML file."""
+    recipe: Annotated[Positional[str], arg(metavar="[RECIPE]")] = ""
+    """Name of a shipped recipe (fastpeer recipes lists them), or a TOML file; default: tiny-resnet18."""
     data: Annotated[Path | None, arg(metavar="DIR")] = None
     """A prepared data set; default: data/NAME, as the recipe names it."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -71,7 +69,7 @@ class TrainArguments:
 class EvalArguments:
     """Attack finished networks, and hold the accuracies against the paper's."""
 
-    runs: Positional[tuple[Path, ...]] = ()
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
     """Run folders, or weight files beside their run's config; default: the newest run in runs/."""
     attacks: str = "clean,fgsm,pgd20"
     """Comma-separated: clean, fgsm, pgdN (N steps), aa (AutoAttack standard)."""
@@ -149,7 +147,7 @@ def _lacking(complaint: str) -> str:
 
 
 def _as_table(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Let tyro leave a dataclass as a table, like a recipe's."""
+    """Let tyro leave a dataclass as a table, like a recipe's, and write its fields' help as plain text."""
     # A rule asks for what tyro does without it, and is then asked itself: it knows that by the marker.
     own = replace(info, markers=(*info.markers, _as_table))
     spec = None if _as_table in info.markers else ConstructorRegistry.get_struct_spec(own)
@@ -160,7 +158,21 @@ def _as_table(info: StructTypeInfo) -> StructConstructorSpec | None:
         return values
 
     table.__doc__ = info.type.__doc__  # Stands in the help.
-    return replace(spec, instantiate=table)
+    return replace(spec, instantiate=table, fields=tuple(map(_with_plain_help, spec.fields)))
+
+
+def _with_plain_help(entry: StructFieldSpec) -> StructFieldSpec:
+    """Let a setting's help wrap where the terminal does, and name its default only if it has one."""
+
+    def text() -> str:
+        help = entry.helptext() if callable(entry.helptext) else entry.helptext
+        return " ".join((help or "").split())
+
+    def default(label: str) -> str:
+        return "" if label in ("", "''", "None") else f"(default: {label})"
+
+    kind: Any = Annotated[entry.type, arg(help_behavior_hint=default)]
+    return replace(entry, type=kind, helptext=text)
 
 
 def _as_far_as_it_goes(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -176,7 +188,9 @@ def _as_far_as_it_goes(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any]
         except ValueError:
             return words[0] if spec.nargs == 1 else words
 
-    return replace(spec, choices=None, instance_from_str=read)
+    # That a path or a number may be missing is what its default says.
+    metavar = spec.metavar.removeprefix("{None}|")
+    return replace(spec, metavar=metavar, choices=None, instance_from_str=read)
 
 
 def _required(kind: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastpeer.cli.main import main
-from fastpeer.config.recipes import recipe_names
+from fastpeer.config.recipes import DEFAULT_RECIPE, recipe_names
 from fastpeer.config.toml import setting_names
 
 
@@ -39,6 +39,17 @@ def test_every_setting_stands_in_the_help(
     names = [name for name in setting_names() if not name.startswith("paper")]
     assert [name for name in names if f"--{name.replace('_', '-')}" not in shown] == []
     assert "--paper" not in shown
+
+
+@pytest.mark.parametrize("command", ["prep", "train", "eval"])
+def test_help_is_not_about_python(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert not [word for word in ("None", "default: )", "''", "PosixPath", "typing") if word in shown]
+    assert command != "train" or ("[RECIPE]" in shown and f"default: {DEFAULT_RECIPE}" in shown)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

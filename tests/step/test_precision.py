@@ -49,13 +49,15 @@ def test_auto_and_cpu_are_found():
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:99", "cuda:x", "gpu", "", "meta", "xpu", "mps"])
 def test_absent_and_nonsense_devices_are_refused_in_one_line(name):
-    if name == "cuda" and torch.cuda.is_available():
+    if name in ("cuda", "gpu") and torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(UserError) as refusal:
         choose_device(name)
     text = str(refusal.value)
     assert "\n" not in text
-    assert text.startswith(f"--device {name}: ")
+    assert text.startswith("--device ")
+    assert name in text
+    assert name != "gpu" or "CUDA" in text
 
 
 def test_of_the_convolution_that_sees_the_pixels_only_the_result_is_rounded():
