@@ -112,7 +112,7 @@ def test_ones_own_method_is_taken_from_the_working_folder(own):
         UserError, match=rf"own.toml: unknown key loss.wait of the method {name}.*loss.weight"
     ):
         parse_recipe(f'method = "{name}"\n[loss]\nwait = 3\n', "own.toml")
-    with pytest.raises(UserError, match=r"own.toml: loss.weight: needs a number, not 'x'"):
+    with pytest.raises(UserError, match=r"own.toml: loss.weight must be a number, got 'x'"):
         parse_recipe(f'method = "{name}"\n[loss]\nweight = "x"\n', "own.toml")
     assert name not in method_names()
 

@@ -45,7 +45,18 @@ def test_published_settings(device, setting, size, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.soak), 5])
-@pytest.mark.parametrize("classes", [2, 3, 10, 100, 200, 257, 1000])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        2,
+        pytest.param(3, marks=pytest.mark.soak),
+        10,
+        100,
+        257,
+        pytest.param(200, marks=pytest.mark.soak),
+        1000,
+    ],
+)
 def test_every_kind_of_term_for_any_number_of_classes(device, classes, size, dtype):
     assert_as_exact_as_pytorch(random_batch(classes, size, classes).to(dtype).to(device), EVERYTHING)
 
@@ -65,7 +76,7 @@ def test_most_forwards(device):
 @pytest.mark.parametrize(
     ("classes", "size"),
     [
-        (10, 128), (10, 33),
+        (10, 33), pytest.param(10, 128, marks=pytest.mark.soak),
         pytest.param(100, 5, marks=pytest.mark.soak), pytest.param(200, 5, marks=pytest.mark.soak),
     ],
 )  # fmt: skip
