@@ -1,18 +1,28 @@
 """The recipes that come with fastpeer, against the paper's tables and the released codes' settings."""
 
+import functools
 import math
 from dataclasses import astuple, replace
 from importlib import resources
 
 import pytest
 
-from fastpeer.config import AttackConfig, Config, DataConfig, ModelConfig, SelectionConfig, TeacherConfig
-from fastpeer.config.recipes import list_recipes, load_recipe, recipe_names
+from fastpeer.config import (
+    AttackConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    SelectionConfig,
+    TeacherConfig,
+    recipes,
+)
+from fastpeer.config.recipes import list_recipes, recipe_names
 from fastpeer.config.shipped import RecipeName, ShippedRecipes
 from fastpeer.config.toml import read_table
 from fastpeer.methods import build_table, loss_settings, method_names
 from tests.config.paper_tables import paper_rows
 
+load_recipe = functools.cache(recipes.load_recipe)
 ROWS = paper_rows()
 NAMES = recipe_names()
 WITHOUT_ROW = {
