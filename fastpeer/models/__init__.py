@@ -66,6 +66,7 @@ def _build_shipped(name: str, classes: int) -> nn.Module:
         "resnet34": resnet.resnet34,
         "resnet50": resnet.resnet50,
         "preactresnet18": preact_resnet.preactresnet18,
+        "preactresnet18-rice": preact_resnet.preactresnet18_rice,
         "mobilenetv2": mobilenetv2.MobileNetV2,
     }
     return builders[name](classes)

@@ -11,6 +11,7 @@ MODEL_NAMES = (
     "resnet34",
     "resnet50",
     "preactresnet18",
+    "preactresnet18-rice",
     "wideresnet28x10",
     "wideresnet34x10",
     "wideresnet70x16",

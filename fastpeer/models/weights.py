@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from torch.serialization import safe_globals
 
 from fastpeer.errors import UserError, one_line
+from fastpeer.models import build_model, model_names
 from fastpeer.models.names import class_path
 from fastpeer.models.normalized import normalization, without_normalization
-from fastpeer.models.weight_names import Normalization, normalization_in, normalization_names, renamed
+from fastpeer.models.weight_names import (
+    CLASSIFIERS,
+    Normalization,
+    normalization_in,
+    normalization_names,
+    renamed,
+)
 
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pth", ".pt")
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
@@ -73,8 +80,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     mismatches = _mismatches(expected, weights)
     if mismatches:
         first = one_line("; ".join(mismatches[:2]))
-        classes = _other_classes(inner, expected, weights)
-        raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){classes}")
+        notes = _other_classes(inner, expected, weights) + _other_network(read, expected)
+        raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){notes}")
     if normalization(network) is None:
         _refuse_ignored_normalization(path, read, expected)
     inner.load_state_dict(weights)
@@ -197,6 +204,23 @@ def _mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
     missing = [f"{name} is missing" for name in expected if name not in weights]
     unexpected = [f"{name} is unexpected" for name in weights if name not in expected]
     return shapes + missing + unexpected
+
+
+def _other_network(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return a note that names the shipped network which a file's weights fit, if it is another one."""
+    for name in model_names():
+        with torch.device("meta"):  # names and shapes alone
+            candidate = build_model(name, classes=1).state_dict()
+        body = _shapes_but_classifier(candidate)
+        fits = body == _shapes_but_classifier(renamed(read, candidate))
+        if fits and body != _shapes_but_classifier(expected):
+            return f"; the weights are those of {name}"
+    return ""
+
+
+def _shapes_but_classifier(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shapes by name, without the classifier's, which has as many rows as there are classes."""
+    return {name: tensor.shape for name, tensor in weights.items() if not name.startswith(CLASSIFIERS)}
 
 
 def _other_classes(network: nn.Module, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:

@@ -76,6 +76,9 @@ CASES = {
     "natural": Case("natural"),
     "pgd-at": Case("pgd-at"),
     "pgd-at, Madry": Case("pgd-at", attack={"batchnorm": "train", "clamp_start": "on"}, form="madry"),
+    "pgd-at, Rice": Case(
+        "pgd-at", {"extra_forwards": True}, attack={"batchnorm": "train", "clamp_start": "on"}, form="rice"
+    ),
     "pgd-at, train": Case(
         "pgd-at", attack={"batchnorm": "train"}, literal={"attack_batch_norm": "train"}
     ),
@@ -294,6 +297,8 @@ def test_compiling_changes_no_step(name, engine, monkeypatch):
     [
         ("pgd-at", {"clamp_start": True}),
         ("pgd-at", {"attack_batch_norm": "train"}),
+        ("pgd-at, Rice", {"final_attack_forward": False}),
+        ("pgd-at, Rice", {"clean_forward": "none"}),
         ("trades", {"beta": 6.001}),
         ("trades", {"clean_target_grad": False}),
         ("ard", {"temperature": 30.1}),
@@ -319,7 +324,7 @@ def test_the_comparison_sees_a_single_number(name, change):
 
 
 @pytest.mark.parametrize("merge", ["on", "off"])
-@pytest.mark.parametrize("name", ["trades", "iad, late", "kdiga, adversarial", "cat"])
+@pytest.mark.parametrize("name", ["trades", "iad, late", "kdiga, adversarial", "cat", "pgd-at, Rice"])
 def test_the_comparison_sees_a_forward_that_batchnorm_alone_needs(name, merge):
     case = CASES[name]
     config = case.config(replace(OFF, merge=merge))

@@ -7,12 +7,12 @@ from torch.nn import functional as F
 
 from fastpeer.models import build_model, model_names
 from fastpeer.models.mobilenetv2 import InvertedResidual
-from fastpeer.models.preact_resnet import PreActBlock
+from fastpeer.models.preact_resnet import ActivatedShortcutBlock, PreActBlock
 from fastpeer.models.wide_resnet import WideBlock
 
 Network = TypeVar("Network", bound=nn.Module)
 
-SMALL = ("resnet8", "preactresnet18", "wideresnet10x1", "mobilenetv2")
+SMALL = ("resnet8", "preactresnet18", "preactresnet18-rice", "wideresnet10x1", "mobilenetv2")
 
 COUNTS = {
     ("resnet8", 10): 78_042,
@@ -21,6 +21,7 @@ COUNTS = {
     ("resnet34", 10): 21_282_122,
     ("resnet50", 10): 23_520_842,
     ("preactresnet18", 10): 11_171_146,
+    ("preactresnet18-rice", 10): 11_172_170,
     ("wideresnet28x10", 10): 36_479_194,
     ("wideresnet34x10", 10): 46_160_474,
     ("wideresnet70x16", 10): 266_796_506,
@@ -72,6 +73,13 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
         "layer4.1.conv2.weight": (512, 512, 3, 3),
         "linear.weight": (10, 512),
     },
+    "preactresnet18-rice": {
+        "layer1.0.bn1.weight": (64,),
+        "layer2.0.shortcut.0.weight": (128, 64, 1, 1),
+        "bn.weight": (512,),
+        "bn.running_mean": (512,),
+        "linear.weight": (10, 512),
+    },
     "wideresnet34x10": {
         "conv1.weight": (16, 3, 3, 3),
         "block1.layer.0.bn1.weight": (16,),
@@ -103,6 +111,7 @@ ABSENT = {
     "resnet18": ("conv1.bias", "layer1.0.shortcut.0.weight", "layer2.1.shortcut.0.weight"),
     "resnet50": ("layer1.1.shortcut.0.weight",),
     "preactresnet18": ("bn1.weight", "layer1.0.shortcut.0.weight", "layer2.0.shortcut.1.weight"),
+    "preactresnet18-rice": ("bn1.weight", "layer1.0.shortcut.0.weight", "layer2.0.shortcut.1.weight"),
     "wideresnet34x10": ("block1.layer.1.convShortcut.weight", "block1.layer.5.conv1.weight"),
     "mobilenetv2": ("layers.2.shortcut.0.weight", "layers.3.shortcut.0.weight", "layers.17.conv1.weight"),
 }
@@ -233,6 +242,22 @@ def test_preactivation_block_projects_its_raw_input() -> None:
     torch.testing.assert_close(block(x), expected)
 
 
+def test_preactivation_block_of_rice_projects_its_activated_input() -> None:
+    block = with_random_statistics(ActivatedShortcutBlock(3, 5, 2))
+    activated = block.bn1(images() - 0.5).clamp_min(0)
+    shortcut = F.conv2d(activated, block.get_parameter("shortcut.0.weight"), stride=2)
+    torch.testing.assert_close(block(images() - 0.5), convolve_twice(block, activated, 2) + shortcut)
+
+
+def test_network_of_rice_normalises_and_cuts_before_the_pooling() -> None:
+    network = with_random_statistics(build("preactresnet18-rice"))
+    planes: list[Tensor] = []
+    network.get_submodule("layer4").register_forward_hook(lambda *args: planes.append(args[-1]))
+    logits = network(images())
+    cut = network.get_submodule("bn")(planes[0]).clamp_min(0)
+    torch.testing.assert_close(logits, network.get_submodule("linear")(cut.mean((2, 3))))
+
+
 def test_wide_block_projects_its_activated_input() -> None:
     block = with_random_statistics(WideBlock(3, 5, 2))
     activated = block.bn1(images() - 0.5).clamp_min(0)
@@ -240,7 +265,7 @@ def test_wide_block_projects_its_activated_input() -> None:
     torch.testing.assert_close(block(images() - 0.5), convolve_twice(block, activated, 2) + shortcut)
 
 
-@pytest.mark.parametrize("block_type", [PreActBlock, WideBlock])
+@pytest.mark.parametrize("block_type", [PreActBlock, ActivatedShortcutBlock, WideBlock])
 def test_block_of_equal_planes_keeps_its_raw_input(block_type: type[PreActBlock] | type[WideBlock]) -> None:
     block = with_random_statistics(block_type(3, 3, 1))
     x = images() - 0.5

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fastpeer.errors import UserError
 from fastpeer.models import build_model
-from fastpeer.models.weights import load_weights, save_weights
+from fastpeer.models.normalized import without_normalization
+from fastpeer.models.weights import load_weights, recorded_normalization, save_weights
 
 
 def network(seed: int = 0, classes: int = 10) -> nn.Module:
@@ -177,6 +178,52 @@ def test_mismatches_are_counted_and_named(
 def test_another_network_does_not_fit(tmp_path: Path) -> None:
     save_weights(network(), tmp_path / "w.safetensors")
     assert "weights do not fit: " in refusal(tmp_path / "w.safetensors", build_model("wideresnet10x1", 10))
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "key"),
+    [
+        ("preactresnet18-rice", "preactresnet18", "bn.weight is unexpected"),
+        ("preactresnet18", "preactresnet18-rice", "bn.weight is missing"),
+        ("resnet18", "resnet34", "is missing"),
+        ("wideresnet28x10", "wideresnet28x2", "must have shape"),
+    ],
+)
+@pytest.mark.parametrize("classes", [10, 100])
+def test_weights_of_another_shipped_network_are_named(
+    tmp_path: Path, written: str, read: str, key: str, classes: int
+) -> None:
+    with torch.device("meta"):
+        shapes = build_model(written, classes).state_dict()
+    weights = {
+        f"module.{name}": torch.zeros((), dtype=one.dtype).expand(one.shape) for name, one in shapes.items()
+    }
+    torch.save({"state_dict": weights}, tmp_path / "w.pth")
+    text = refusal(tmp_path / "w.pth", build_model(read, 10))
+    assert key in text or classes == 100  # the shape of the classifier comes first
+    assert text.endswith(f"; the weights are those of {written}")
+    assert ("the weights are for 100 classes" in text) == (classes == 100)
+
+
+def test_no_network_is_named_where_only_the_classes_differ(tmp_path: Path) -> None:
+    save_weights(network(classes=100), tmp_path / "w.safetensors")
+    assert "those of" not in refusal(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
+def test_a_released_file_with_its_normalisation_loads_into_the_network_of_rice(
+    tmp_path: Path, prefix: str
+) -> None:
+    """As AKD2's code saves it: the mean and std are buffers of the network."""
+    source = build_model("preactresnet18-rice", 10)
+    weights = {f"{prefix}{name}": tensor for name, tensor in source.state_dict().items()}
+    weights |= {f"{prefix}normalize.{name}": torch.full((3,), 0.5) for name in ("mean", "std")}
+    torch.save({"state_dict": weights}, tmp_path / "w.pt")
+    half = (0.5, 0.5, 0.5)
+    target = build_model("preactresnet18-rice", 10, mean=half, std=half)
+    load_weights(target, tmp_path / "w.pt")
+    assert recorded_normalization(tmp_path / "w.pt", "preactresnet18-rice") == (half, half)
+    assert_same_weights(without_normalization(target), source)
 
 
 @pytest.mark.parametrize("file", ["w.safetensors", "w.pth.tar"])

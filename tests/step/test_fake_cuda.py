@@ -87,6 +87,7 @@ def test_every_engine_and_precision_can_be_traced(name, precision, engine):
         pytest.param("resnet34", marks=pytest.mark.soak),
         pytest.param("resnet50", marks=pytest.mark.soak),
         "preactresnet18",
+        pytest.param("preactresnet18-rice", marks=pytest.mark.soak),
         "wideresnet28x2",
         "wideresnet34x10",
         "mobilenetv2",

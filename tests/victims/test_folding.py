@@ -26,7 +26,15 @@ from tests.victims.folds import skip_unless_it_runs
 
 CLASSES = 7
 KERNELS = torch_kernels()
-MODELS = ["resnet8", "resnet18", "resnet50", "preactresnet18", "wideresnet10x2", "mobilenetv2"]
+MODELS = [
+    "resnet8",
+    "resnet18",
+    "resnet50",
+    "preactresnet18",
+    "preactresnet18-rice",
+    "wideresnet10x2",
+    "mobilenetv2",
+]
 
 
 def moved(network):

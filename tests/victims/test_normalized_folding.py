@@ -23,7 +23,9 @@ def normalized(name="resnet8"):
     return moved(build_model(name, CLASSES, mean=MEAN, std=STD).double()).eval()
 
 
-@pytest.mark.parametrize("name", ["resnet8", "preactresnet18", "wideresnet10x2", "mobilenetv2"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "preactresnet18", "preactresnet18-rice", "wideresnet10x2", "mobilenetv2"]
+)
 def test_normalised_networks_fold_and_are_chains(name):
     network = normalized(name)
     made = folded(network)
