@@ -55,9 +55,11 @@ class TrainArguments:
     force: bool = False
     """Delete the run that --out already holds."""
     init_student: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Initial student: .safetensors, or a released .pth.tar."""
+    """Initial student: .safetensors, or a PyTorch checkpoint such as a released .pth.tar."""
     init_peer: Annotated[Path | None, arg(metavar="FILE")] = None
     """Initial peer, likewise."""
+    weights_key: Annotated[str, arg(metavar="KEY")] = ""
+    """Which weights, where those files hold several sets of them, such as state_dict_ema."""
     teacher: Annotated[Path | None, arg(metavar="PATH")] = None
     """The robust teacher, of a method that has one: a run, a checkpoint or a file with weights."""
     natural_teacher: Annotated[Path | None, arg(metavar="PATH")] = None
@@ -87,6 +89,8 @@ class EvalArguments:
     """A prepared data set; default: the one the run was trained on."""
     model: str = ""
     """Network of a weight file that lies outside a run folder: a shipped one, timm:NAME or module:Class."""
+    weights_key: Annotated[str, arg(metavar="KEY")] = ""
+    """Which weights of a file that holds several sets of them, such as state_dict_ema."""
     mean: tuple[float, ...] = ()
     """Normalisation within the network: 1 or 3 numbers; default: what its run or file says."""
     std: tuple[float, ...] = ()

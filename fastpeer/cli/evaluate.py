@@ -40,7 +40,7 @@ def eval_command(words: Sequence[str]) -> None:
     console = Console(quiet=arguments.quiet)
     results: dict[Target, list[Result]] = {}
     # Of a network that cannot be folded, nothing: the accuracies are the same.
-    with log_to(console, logging.WARNING):
+    with log_to(console, logging.WARNING, more=("fastpeer.models.weights",)):
         for target in targets:
             results[target] = list(_results(target, results, protocol, arguments, console))
     print_results(results, Console())
@@ -60,6 +60,7 @@ def _protocol(arguments: EvalArguments) -> "Protocol":
         batch_size=arguments.batch_size,
         device=choose_device(arguments.device),
         size=arguments.size,
+        weights_key=arguments.weights_key,
         mean=arguments.mean,
         std=arguments.std,
     )

@@ -30,7 +30,7 @@ CHANGEABLE = (
     "train.epochs", "train.max_steps", "log.", "engine.", "data.residency", "teacher.weights",
     "natural_teacher.weights",
 )  # fmt: skip
-"""Settings that a run may be resumed with other values of."""
+"""Settings, and sections of them, that a run may be resumed with other values of."""
 
 
 def train_command(words: Sequence[str]) -> None:
@@ -132,6 +132,11 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     from fastpeer.step.precision import amp_precision
     from fastpeer.training.setup import describe, set_up
 
+    if arguments.weights_key and not (arguments.init_student or arguments.init_peer):
+        raise UserError(
+            "--weights-key is for the files of --init-student and --init-peer: a teacher's is"
+            " --teacher.weights-key"
+        )
     device = choose_device(arguments.device)
     config = arguments.config
     if arguments.amp:
@@ -146,7 +151,7 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     with console.status("reading and checking the data"):
         dataset = open_dataset(_data_folder(arguments, run, config))
         initial = {"student": arguments.init_student, "peer": arguments.init_peer}
-        setup = set_up(config, dataset, device, initial)
+        setup = set_up(config, dataset, device, initial, arguments.weights_key)
     if arguments.resume:
         _refuse_other_files(run, describe(setup))
     else:
@@ -201,7 +206,7 @@ def _resumed_base(run: RunFolder, given: TrainArguments) -> Config:
 
 def _refuse_other_settings(config: Config, saved: Config) -> None:
     for name, (new, old) in differences(config, saved).items():
-        if not name.startswith(CHANGEABLE):
+        if name not in CHANGEABLE and f"{name.partition('.')[0]}." not in CHANGEABLE:
             raise UserError(
                 f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run"
             )

@@ -44,6 +44,7 @@ class Protocol:
         device: the device that computes.
         size: height and width of the images, for data sets kept as JPEG; 0: the size the run was trained at.
         mean, std: normalisation inside the networks; empty: as their runs or weight files record it.
+        weights_key: which set of weights in a file with several; empty: the usual one.
     """
 
     attacks: list[str]
@@ -56,6 +57,7 @@ class Protocol:
     size: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    weights_key: str = ""
 
     def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
         """Attack a student with each attack in turn, and yield the results as they are found.
@@ -90,10 +92,15 @@ class Protocol:
             name = network_name(target.config, target.weights)
         if not name:
             raise UserError(f"{target.weights} belongs to no run: name its network with --model NAME")
-        mean, std = (self.mean, self.std) if self.mean else _normalization(target, name)
+        mean, std = (self.mean, self.std) if self.mean else self._normalization(target, name)
         network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
-        load_weights(network, target.weights)
+        load_weights(network, target.weights, self.weights_key)
         return network
+
+    def _normalization(self, target: Target, network: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if target.config is not None:
+            return target.config.model.mean, target.config.model.std
+        return recorded_normalization(target.weights, network, self.weights_key) or ((), ())
 
     def _settings(self, dataset: PreparedDataset) -> AttackSettings:
         return AttackSettings(
@@ -139,12 +146,6 @@ def _result(
         targets=targets,
         **facts,
     )
-
-
-def _normalization(target: Target, network: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if target.config is not None:
-        return target.config.model.mean, target.config.model.std
-    return recorded_normalization(target.weights, network) or ((), ())
 
 
 def _data_folder(target: Target, data: Path | None) -> Path:

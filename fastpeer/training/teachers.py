@@ -37,6 +37,7 @@ class Teacher:
         mean, std: its normalisation of the images; empty: none.
         weights: the weight file.
         sha256: the file's checksum.
+        key: which set of weights in the file; empty: the usual one.
         classes: number of classes it was trained on, if known.
         size: height and width of the images it was trained on, if known.
         clean_accuracy: accuracy in % on clean images that its run recorded for these weights, if any.
@@ -48,6 +49,7 @@ class Teacher:
     std: tuple[float, ...]
     weights: Path
     sha256: str
+    key: str = ""
     classes: int | None = None
     size: tuple[int, int] | None = None
     clean_accuracy: float | None = None
@@ -86,7 +88,8 @@ def find_teacher(role: str, config: TeacherConfig, student: str, method: str) ->
     facts = _facts_of_file(weights, config, student) if run is None else _facts_of_run(run, weights, config)
     if config.mean:
         facts |= {"mean": config.mean, "std": config.std}
-    return Teacher(role=role, weights=weights.absolute(), sha256=file_sha256(weights), **facts)
+    sha256 = file_sha256(weights)
+    return Teacher(role=role, weights=weights.absolute(), sha256=sha256, key=config.weights_key, **facts)
 
 
 def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.Module:
@@ -116,7 +119,7 @@ def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.M
         network = build_model(teacher.network, classes, size, mean=teacher.mean, std=teacher.std)
     # In float64, so that the file's values are not rounded before they reach the run's own precision.
     network.double()
-    load_weights(network, teacher.weights)
+    load_weights(network, teacher.weights, teacher.key, f"{teacher.flag}.weights-key")
     return network.eval().requires_grad_(False)
 
 
@@ -183,7 +186,9 @@ def _facts_of_run(run: RunFolder, weights: Path, config: TeacherConfig) -> dict[
 
 def _facts_of_file(weights: Path, config: TeacherConfig, student: str) -> dict[str, Any]:
     network = config.network or student
-    mean, std = recorded_normalization(weights, network) or ((), ())
+    # What was set is not looked for: the file's own may be for pixels from 0 to 255, which is refused.
+    recorded = None if config.mean else recorded_normalization(weights, network, config.weights_key)
+    mean, std = recorded or ((), ())
     return {"network": network, "mean": mean, "std": std}
 
 
