@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
@@ -17,7 +17,7 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import Progress, correct_under_attack, evaluation_options
+from fastpeer.evaluation.accuracy import Classified, Progress, classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
@@ -82,9 +82,9 @@ class Protocol:
         for name in self.attacks:
             began = time.perf_counter()
             with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
-                correct = correct_under_attack(name, network, stream, self._settings(dataset), progress)
+                found = classify_under_attack(name, network, stream, self._settings(dataset), progress)
             seconds = round(time.perf_counter() - began, 2)
-            yield _result(name, correct, seconds, facts, dataset)
+            yield _result(name, found, seconds, facts, dataset)
 
     def _network(self, target: Target, model: str, dataset: PreparedDataset) -> nn.Module:
         name = model
@@ -135,13 +135,14 @@ class Protocol:
 
 
 def _result(
-    attack: str, correct: Tensor, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
+    attack: str, found: Classified, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
 ) -> Result:
     targets = target_count(len(dataset.classes)) if attack == AUTOATTACK else None
     return Result(
         attack=attack,
-        correct=int(correct.sum()),
-        images=len(correct),
+        correct=int(found.correct.sum()),
+        images=len(found.correct),
+        non_finite=int((~found.finite).sum()),
         seconds=seconds,
         targets=targets,
         **facts,
