@@ -28,6 +28,7 @@ from fastpeer.config import (
 from fastpeer.config.recipes import DEFAULT_RECIPE
 from fastpeer.config.toml import fit, flat
 from fastpeer.errors import UserError
+from fastpeer.models.pixel_range import check_pixel_range
 from fastpeer.suggestions import nearest
 
 BOOLEANS = ("true", "false")
@@ -110,6 +111,7 @@ class EvalArguments:
         check_pixel_distance("epsilon", self.epsilon)
         check_pixel_distance("step_size", self.step_size)
         check_normalization(self.mean, self.std)
+        check_pixel_range(self.mean, self.std)
         check_at_least(1, self, "batch_size")
         check_at_least(0, self, "seed", "examples", "size")
 

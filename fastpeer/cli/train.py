@@ -18,6 +18,7 @@ from fastpeer.config.differences import differences
 from fastpeer.config.recipes import DEFAULT_RECIPE, load_recipe, recipe_of_method
 from fastpeer.errors import Interrupted, UserError
 from fastpeer.methods import loss_settings, method_names
+from fastpeer.models.pixel_range import check_pixel_range
 from fastpeer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     if arguments.resume:
         _refuse_other_settings(config, run.read_config())
     else:
+        _refuse_other_pixel_range(config)
         run.refuse_unless_free(arguments.force)
         _refuse_own_files(arguments, run)
 
@@ -157,6 +159,16 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     else:
         run.create(config, describe(setup), arguments.force)
     return config, setup
+
+
+def _refuse_other_pixel_range(config: Config) -> None:
+    """Refuse a normalisation for pixels from 0 to 255, in a new run: those of before go on as they are."""
+    for section in ("model", "teacher", "natural_teacher"):
+        settings = getattr(config, section)
+        try:
+            check_pixel_range(settings.mean, settings.std)
+        except ValueError as error:
+            raise UserError(f"--{section.replace('_', '-')}.{error}") from None
 
 
 def _refuse_own_files(arguments: TrainArguments, run: RunFolder) -> None:

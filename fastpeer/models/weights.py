@@ -138,7 +138,7 @@ def recorded_normalization(path: str | Path, network: str, key: str = "") -> Nor
         UserError: the file cannot be read, or its normalisation is for pixels from 0 to 255.
     """
     path = Path(path)
-    recorded = _metadata_normalization(path)
+    recorded = metadata_normalization(path)
     if recorded is not None or class_path(network):
         return recorded
     recorded = normalization_in(read_weights(path, key).tensors)
@@ -164,24 +164,27 @@ def recorded_facts(path: str | Path) -> WeightFacts:
             continue
         value = tuple(value) if isinstance(value, list) else value
         numbers = value if isinstance(value, tuple) else ()
-        if type(value) is type(field.default) and all(type(number) is int for number in numbers):
+        # Printable: other programs' metadata may hold a terminal's control sequences.
+        fits = type(value) is type(field.default) and str(value).isprintable()
+        if fits and all(type(number) is int for number in numbers):
             known[field.name] = value
     return WeightFacts(**known)
 
 
-def recorded_network(path: str | Path, flag: str) -> str:
+def recorded_network(path: str | Path, flag: str, confirmed: str = "") -> str:
     """Return the name of the network that a file with weights is for; empty if it does not tell.
 
     Args:
         path: the weight file.
         flag: names the network, for the message.
+        confirmed: a network that the user named.
 
     Raises:
         UserError: there is no such file, or it names a class of the user's, which is not imported because a
             file says so: importing runs code.
     """
     network = recorded_facts(path).network
-    if class_path(network):
+    if class_path(network) and network != confirmed:
         raise UserError(f"{path} is for {network}, a class of your own: confirm it with {flag} {network}")
     return network
 
@@ -204,7 +207,7 @@ def _report_choice(path: Path, found: WeightSet, flag: str) -> None:
 
 
 def _report_other_normalization(path: Path, read: Mapping[str, Tensor], own: Normalization) -> None:
-    recorded = _metadata_normalization(path) or normalization_in(read)
+    recorded = metadata_normalization(path) or normalization_in(read)
     if recorded is not None and _per_channel(recorded) != _per_channel(own):
         numbers = format_normalization(recorded), format_normalization(own)
         log.warning("%s: records a normalisation by %s, its network is given %s", path, *numbers)
@@ -219,8 +222,8 @@ def _refuse_ignored_normalization(
 ) -> None:
     """Refuse weights trained with a normalisation that this network would not apply: accuracy would drop."""
     ignored = [name for name in normalization_names(read) if name.removeprefix("module.") not in expected]
-    recorded = _metadata_normalization(path) or normalization_in(read)
-    if ignored or _metadata_normalization(path):
+    recorded = metadata_normalization(path) or normalization_in(read)
+    if ignored or metadata_normalization(path):
         numbers = format_normalization(recorded) if recorded else ignored[0]
         raise UserError(
             f"{path}: its network normalises images itself ({numbers}), this one does not: set mean and std,"
@@ -228,7 +231,7 @@ def _refuse_ignored_normalization(
         )
 
 
-def _metadata_normalization(path: Path) -> Normalization | None:
+def metadata_normalization(path: Path) -> Normalization | None:
     """Return the normalisation that `save_weights` wrote; other programs' metadata may hold anything."""
     metadata = read_metadata(path)
     try:

@@ -1,5 +1,6 @@
 """Files with weights by their content: which of several sets is taken, and what is none."""
 
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastpeer.errors import UserError
 from fastpeer.models import build_model
-from fastpeer.models.weights import load_weights, recorded_normalization, save_weights
+from fastpeer.models.weights import (
+    WeightFacts,
+    load_weights,
+    recorded_facts,
+    recorded_network,
+    recorded_normalization,
+    save_weights,
+)
 
 SUFFIXES = ("w.pt", "w.pth", "w.ckpt", "w.bin", "w", "w.safetensors", "w.model")
 
@@ -177,3 +185,55 @@ def test_numbers_that_the_network_s_dtype_does_not_hold_are_refused_too(tmp_path
     torch.save(broken, tmp_path / "w.pt")
     assert "infinity in linear.bias" in refusal(tmp_path / "w.pt")
     load_weights(network().double(), tmp_path / "w.pt")
+
+
+def test_equal_weights_and_facts_give_equal_files(tmp_path):
+    facts = WeightFacts(
+        network="résnet8", classes=10, method="peeraid", dataset="digits", step=3, version="1"
+    )
+    contents, source = set(), build_model("resnet8", 10, mean=(0.5,), std=(0.25,))
+    for number in range(8):
+        save_weights(source, tmp_path / f"{number}", facts)
+        contents.add((tmp_path / f"{number}").read_bytes())
+        assert recorded_facts(tmp_path / f"{number}") == facts
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"fastpeer.network": "resnet8"}, {"fastpeer.classes": '"ten"'}, {"fastpeer.size": '["a"]'},
+     {"fastpeer.network": '"\\u001b[2J"'}, {"fastpeer.classes": "true"}],
+)  # fmt: skip
+def test_facts_that_are_not_of_their_type_are_left_out(tmp_path, metadata):
+    save_file(weights(), tmp_path / "w.safetensors", metadata=metadata)
+    assert recorded_facts(tmp_path / "w.safetensors") == WeightFacts()
+
+
+def test_a_class_of_the_user_s_is_not_imported_because_a_file_names_it(tmp_path):
+    save_weights(network(), tmp_path / "w", WeightFacts(network="nets:Net"))
+    with pytest.raises(UserError, match=r"a class of your own: confirm it with --model nets:Net"):
+        recorded_network(tmp_path / "w", "--model")
+    assert recorded_network(tmp_path / "w", "--model", "nets:Net") == "nets:Net"
+
+
+def test_the_network_of_weights_that_do_not_fit_is_named(tmp_path):
+    save_weights(build_model("mobilenetv2", 10), tmp_path / "w", WeightFacts(network="mobilenetv2"))
+    assert refusal(tmp_path / "w").endswith("; the weights are for mobilenetv2")
+
+
+def test_a_normalisation_for_pixels_to_255_is_refused_with_what_is_meant(tmp_path):
+    mean, std = torch.tensor([125.307, 122.961, 113.8575]), torch.tensor([62.9932, 62.0887, 66.7048])
+    torch.save(weights() | {"mean": mean, "std": std}, tmp_path / "w.pt")
+    meant = "it is mean 0.4914 0.4822 0.4465 and std 0.247 0.2435 0.2616"
+    with pytest.raises(UserError, match=re.escape(meant)):
+        recorded_normalization(tmp_path / "w.pt", "resnet8")
+
+
+def test_a_normalisation_other_than_the_recorded_is_a_warning(tmp_path, logged):
+    save_weights(build_model("resnet8", 10, mean=(0.5,), std=(0.25,)), tmp_path / "w")
+    load_weights(build_model("resnet8", 10, mean=(0.5,) * 3, std=(0.25,) * 3), tmp_path / "w")
+    assert logged == []
+    load_weights(build_model("resnet8", 10, mean=(0.4,), std=(0.25,)), tmp_path / "w")
+    (line,) = logged
+    assert "mean 0.5 and std 0.25" in line
+    assert "mean 0.4 and std 0.25" in line
