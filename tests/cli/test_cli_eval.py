@@ -121,7 +121,7 @@ def test_weights_of_someone_else_s(fastpeer, finished: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("flag", ["--mean 125.3 123 113.9 --std 63 62.1 66.7", "--mean 125.3 --std 0.25"])
 def test_a_normalisation_for_pixels_to_255(fastpeer, finished: Path, flag: str) -> None:
-    fastpeer(f"eval {flag}", finished).refused("mean must be at most 1", "0.4914", "0.2")
+    fastpeer("eval", finished, *flag.split()).refused("mean must be at most 1", "0.4914", "0.2")
 
 
 def test_several_runs(fastpeer, finished: Path, original: Path, tmp_path: Path) -> None:
