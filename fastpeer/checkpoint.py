@@ -5,17 +5,23 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastpeer.errors import UserError, one_line
-from fastpeer.models.weights import load_weights, save_weights
+from fastpeer.models.weights import WeightFacts, load_weights, save_weights
 
 
 def save_checkpoint(
-    folder: Path, name: str, number: int, networks: Mapping[str, nn.Module], state: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    number: int,
+    networks: Mapping[str, nn.Module],
+    state: Mapping[str, Any],
+    facts: Mapping[str, WeightFacts] = MappingProxyType({}),
 ) -> None:
     """Write the checkpoint `folder/name`: a `.safetensors` file for each network, and `state.pt`.
 
@@ -28,6 +34,7 @@ def save_checkpoint(
         number: distinguishes successive checkpoints of a name, such as the step.
         networks: networks to save, by file name.
         state: numbers, strings, tensors, and lists and dicts of them.
+        facts: what the files tell about their networks, by file name.
 
     Raises:
         UserError: it cannot be written, for instance because the disk is full.
@@ -39,7 +46,7 @@ def save_checkpoint(
         number += 1
         new = store / f"{name}-{number:09d}"
     try:
-        _write(new, networks, state)
+        _write(new, networks, state, facts)
         _replace_link(folder / name, Path(".store") / new.name)
     except (OSError, RuntimeError, UserError) as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -78,10 +85,15 @@ def load_networks(folder: Path, networks: Mapping[str, nn.Module]) -> None:
         load_weights(network, folder / f"{name}.safetensors")
 
 
-def _write(folder: Path, networks: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
+def _write(
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    state: Mapping[str, Any],
+    facts: Mapping[str, WeightFacts],
+) -> None:
     folder.mkdir(parents=True)
     for name, network in networks.items():
-        save_weights(network, folder / f"{name}.safetensors")
+        save_weights(network, folder / f"{name}.safetensors", facts.get(name))
     # Through memory: torch.save reports a full disk as a failed internal assertion, not as an OSError.
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)

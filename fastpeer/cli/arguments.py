@@ -28,6 +28,7 @@ from fastpeer.config import (
 )
 from fastpeer.config.toml import fit, flat
 from fastpeer.errors import UserError
+from fastpeer.models.pixel_range import check_pixel_range
 from fastpeer.suggestions import nearest
 
 BOOLEANS = ("true", "false")
@@ -53,9 +54,11 @@ class TrainArguments:
     force: bool = False
     """Delete the run that --out already holds."""
     init_student: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Initial student: .safetensors, or a released .pth.tar."""
+    """Initial student: .safetensors, or a PyTorch checkpoint such as a released .pth.tar."""
     init_peer: Annotated[Path | None, arg(metavar="FILE")] = None
     """Initial peer, likewise."""
+    weights_key: Annotated[str, arg(metavar="KEY")] = ""
+    """Which weights, where those files hold several sets of them, such as state_dict_ema."""
     teacher: Annotated[Path | None, arg(metavar="PATH")] = None
     """The robust teacher, of a method that has one: a run, a checkpoint or a file with weights."""
     natural_teacher: Annotated[Path | None, arg(metavar="PATH")] = None
@@ -85,6 +88,8 @@ class EvalArguments:
     """A prepared data set; default: the one the run was trained on."""
     model: str = ""
     """Network of a weight file that lies outside a run folder: a shipped one, timm:NAME or module:Class."""
+    weights_key: Annotated[str, arg(metavar="KEY")] = ""
+    """Which weights of a file that holds several sets of them, such as state_dict_ema."""
     mean: tuple[float, ...] = ()
     """Normalisation within the network: 1 or 3 numbers; default: what its run or file says."""
     std: tuple[float, ...] = ()
@@ -104,6 +109,7 @@ class EvalArguments:
         check_pixel_distance("epsilon", self.epsilon)
         check_pixel_distance("step_size", self.step_size)
         check_normalization(self.mean, self.std)
+        check_pixel_range(self.mean, self.std)
         check_at_least(1, self, "batch_size")
         check_at_least(0, self, "seed", "examples", "size")
 

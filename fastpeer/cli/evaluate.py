@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fastpeer.evaluation.results import Result
     from fastpeer.evaluation.targets import Target
 
+LOGGERS = ("fastpeer.models.weights", "fastpeer.evaluation.protocol")
+"""Log what was taken from the files: which weights, and which normalisation."""
+
 
 def eval_command(words: Sequence[str]) -> None:
     """Evaluate what the words behind `fastpeer eval` name, print a table and store the results.
@@ -40,7 +43,7 @@ def eval_command(words: Sequence[str]) -> None:
     console = Console(quiet=arguments.quiet)
     results: dict[Target, list[Result]] = {}
     # Of a network that cannot be folded, nothing: the accuracies are the same.
-    with log_to(console, logging.WARNING):
+    with log_to(console, logging.WARNING, more=LOGGERS):
         for target in targets:
             results[target] = list(_results(target, results, protocol, arguments, console))
     print_results(results, Console())
@@ -60,6 +63,7 @@ def _protocol(arguments: EvalArguments) -> "Protocol":
         batch_size=arguments.batch_size,
         device=choose_device(arguments.device),
         size=arguments.size,
+        weights_key=arguments.weights_key,
         mean=arguments.mean,
         std=arguments.std,
     )

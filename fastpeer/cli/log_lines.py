@@ -1,7 +1,7 @@
 """What fastpeer logs, as lines for whoever sits at the command line."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -23,14 +23,26 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextmanager
-def log_to(console: Console, level: int = logging.INFO) -> Iterator[None]:
-    """Print what fastpeer logs meanwhile, from `level` on; a quiet console prints nothing."""
+def log_to(console: Console, level: int = logging.INFO, more: Sequence[str] = ()) -> Iterator[None]:
+    """Print what fastpeer logs meanwhile, from `level` on; a quiet console prints nothing.
+
+    Args:
+        console: where to.
+        level: the lowest that is printed.
+        more: modules of which everything from INFO on is printed.
+    """
     logger, handler = logging.getLogger("fastpeer"), _ConsoleHandler(console)
-    former = logger.level
+    levels = {logger: level, **{logging.getLogger(name): logging.INFO for name in more}}
+    former = {changed: changed.level for changed in levels}
     logger.addHandler(handler)
-    logger.setLevel(level)
+    _set_levels(levels)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(former)
+        _set_levels(former)
+
+
+def _set_levels(levels: Mapping[logging.Logger, int]) -> None:
+    for logger, level in levels.items():
+        logger.setLevel(level)

@@ -16,6 +16,7 @@ commands:
   prep     turn a data set into .beton files        fastpeer prep --dataset cifar10
   train    train a robust student                   fastpeer train cifar10-resnet18 --amp
   eval     attack what was trained                  fastpeer eval runs/cifar10-resnet18
+  info     tell what is known of weights or a run   fastpeer info net.pth
   recipes  list the shipped recipes                 fastpeer recipes
 
 fastpeer COMMAND --help tells all options of a command; fastpeer --version its version."""
@@ -85,12 +86,13 @@ def _command(name: str) -> Callable[[list[str]], None]:
         from fastpeer.cli.train import train_command as command
     elif name == "eval":
         from fastpeer.cli.evaluate import eval_command as command
+    elif name == "info":
+        from fastpeer.cli.info import info_command as command
     elif name == "recipes":
         from fastpeer.cli.recipes import recipes_command as command
     else:
         from fastpeer.suggestions import nearest
 
-        raise UserError(
-            f"no command {name}; did you mean {nearest(name, ('prep', 'train', 'eval', 'recipes'))}?"
-        )
+        known = ("prep", "train", "eval", "info", "recipes")
+        raise UserError(f"no command {name}; did you mean {nearest(name, known)}?")
     return command

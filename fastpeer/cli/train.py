@@ -18,6 +18,7 @@ from fastpeer.config.differences import differences
 from fastpeer.config.recipes import DEFAULT_RECIPE, load_recipe, recipe_of_method
 from fastpeer.errors import Interrupted, UserError
 from fastpeer.methods import loss_settings, method_names
+from fastpeer.models.pixel_range import check_pixel_range
 from fastpeer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ CHANGEABLE = (
     "train.epochs", "train.max_steps", "log.", "engine.", "data.residency", "teacher.weights",
     "natural_teacher.weights",
 )  # fmt: skip
-"""Settings that a run may be resumed with other values of."""
+"""Settings, and sections of them, that a run may be resumed with other values of."""
 
 
 def train_command(words: Sequence[str]) -> None:
@@ -133,6 +134,11 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     from fastpeer.training.setup import describe, set_up
     from fastpeer.training.signals import interruptible
 
+    if arguments.weights_key and not (arguments.init_student or arguments.init_peer):
+        raise UserError(
+            "--weights-key is for the files of --init-student and --init-peer: a teacher's is"
+            " --teacher.weights-key"
+        )
     device = choose_device(arguments.device)
     config = arguments.config
     if arguments.amp:
@@ -140,6 +146,7 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     if arguments.resume:
         _refuse_other_settings(config, run.read_config())
     else:
+        _refuse_other_pixel_range(config)
         run.refuse_unless_free(arguments.force)
         _refuse_own_files(arguments, run)
 
@@ -147,12 +154,22 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     with console.status("reading and checking the data"), interruptible():
         dataset = open_dataset(_data_folder(arguments, run, config))
         initial = {"student": arguments.init_student, "peer": arguments.init_peer}
-        setup = set_up(config, dataset, device, initial)
+        setup = set_up(config, dataset, device, initial, arguments.weights_key)
     if arguments.resume:
         _refuse_other_files(run, describe(setup))
     else:
         run.create(config, describe(setup), arguments.force)
     return config, setup
+
+
+def _refuse_other_pixel_range(config: Config) -> None:
+    """Refuse a normalisation for pixels from 0 to 255, in a new run: those of before go on as they are."""
+    for section in ("model", "teacher", "natural_teacher"):
+        settings = getattr(config, section)
+        try:
+            check_pixel_range(settings.mean, settings.std)
+        except ValueError as error:
+            raise UserError(f"--{section.replace('_', '-')}.{error}") from None
 
 
 def _refuse_own_files(arguments: TrainArguments, run: RunFolder) -> None:
@@ -202,7 +219,7 @@ def _resumed_base(run: RunFolder, given: TrainArguments) -> Config:
 
 def _refuse_other_settings(config: Config, saved: Config) -> None:
     for name, (new, old) in differences(config, saved).items():
-        if not name.startswith(CHANGEABLE):
+        if name not in CHANGEABLE and f"{name.partition('.')[0]}." not in CHANGEABLE:
             raise UserError(
                 f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run"
             )

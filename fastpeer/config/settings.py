@@ -76,6 +76,8 @@ class TeacherConfig:
 
     weights: str = ""
     """A run of fastpeer (its best student is taken), a checkpoint in one, or a file with weights."""
+    weights_key: str = ""
+    """Which weights of a file with several sets of them, such as state_dict_ema."""
     network: str = ""
     """Which network a file holds; default: the run's student, or the network that is trained."""
     mean: tuple[float, ...] = ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,6 +16,19 @@ from fastpeer.step.options import Options, choose_options
 from fastpeer.step.precision import number_format
 from fastpeer.victims.interface import Context, Victim
 from fastpeer.victims.pgd import evaluating
+
+
+@dataclass(frozen=True)
+class Classified:
+    """How a network classified N images.
+
+    Attributes:
+        correct: bool (N,) on the CPU; an image whose logits are not all finite is not.
+        finite: bool (N,) on the CPU: all logits of the image are finite.
+    """
+
+    correct: Tensor
+    finite: Tensor
 
 
 class Evaluator:
@@ -39,9 +53,8 @@ class Evaluator:
         self.attack = attack
         # Not a bound method: a captured one would form a reference cycle with this object, and keep its
         # graph's memory until the next garbage collection.
-        self._correct = record(partial(_attack_and_classify, attack, tuple(networks.values()), context))
+        self._classify = record(partial(_attack_and_classify, attack, tuple(networks.values()), context))
 
-    @torch.no_grad()
     def correct(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """Return which images each network classifies correctly.
 
@@ -51,20 +64,26 @@ class Evaluator:
         Returns:
             bool (N,) on the CPU, by network.
         """
-        correct = []
+        return {name: found.correct for name, found in self.classify(batches).items()}
+
+    @torch.no_grad()
+    def classify(self, batches: Iterable[Batch]) -> dict[str, Classified]:
+        """Return how each network classifies images that are on the networks' device."""
+        found = []
         with evaluating(*self.networks.values()):
             for number, batch in enumerate(batches):
                 start = self.attack.start(batch, number)
                 # Copied to the host before the next batch: a replayed graph overwrites its result.
-                correct.append(self._correct(batch.images, batch.labels, start).cpu())
-        return dict(zip(self.networks, torch.cat(correct, dim=1), strict=True))
+                found.append(self._classify(batch.images, batch.labels, start).cpu())
+        correct, finite = torch.cat(found, dim=2)
+        return {name: Classified(*pair) for name, *pair in zip(self.networks, correct, finite, strict=True)}
 
 
 def _attack_and_classify(
     attack: LabelAttack, networks: Sequence[nn.Module], context: Context,
     images: Tensor, labels: Tensor, start: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Return bool (networks, B): classified correctly after the attack."""
+    """Return bool (2, networks, B): classified correctly after the attack, and with finite logits."""
     # Outside the context: the victim enters its own, and a compiled victim would be compiled a second time
     # under this one.
     perturbed = attack.ascend(images, labels, start)
@@ -72,7 +91,10 @@ def _attack_and_classify(
     # captured with a filled cache would replay with those weights after the network was trained further.
     with context():
         logits = [network(perturbed) for network in networks]
-    return torch.stack([scores.argmax(1) == labels for scores in logits])
+    finite = torch.stack([scores.isfinite().all(1) for scores in logits])
+    # The first NaN is the largest logit: images of that class would count as classified correctly.
+    correct = torch.stack([scores.argmax(1) == labels for scores in logits]) & finite
+    return torch.stack([correct, finite])
 
 
 Progress = Callable[[int], None]
@@ -91,20 +113,17 @@ def evaluation_options(device: torch.device) -> Options:
     return choose_options(parts, device, Workload(network="", size=0, batch=0, precision="fp32"))
 
 
-def correct_under_attack(
+def classify_under_attack(
     name: str, network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
-) -> Tensor:
+) -> Classified:
     """Classify images under a named attack on `network`, in the precision of its weights.
 
     Args:
         name: clean, fgsm, pgdN or aa.
         network: on the images' device.
-        batches: N images in all.
+        batches: the images.
         settings: of the attack.
         progress: called after each batch.
-
-    Returns:
-        bool (N,) on the CPU: classified correctly.
     """
     if name == AUTOATTACK:
         return _autoattack(network, batches, settings, progress)
@@ -115,7 +134,7 @@ def correct_under_attack(
 
     evaluator = Evaluator({"network": network}, _build_attack(name, network, settings), record=record)
     with _cudnn_benchmark():
-        return evaluator.correct(_with_progress(batches, progress))["network"]
+        return evaluator.classify(_with_progress(batches, progress))["network"]
 
 
 @contextmanager
@@ -146,22 +165,22 @@ def _build_attack(name: str, network: nn.Module, settings: AttackSettings) -> La
 
 def _autoattack(
     network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
-) -> Tensor:
+) -> Classified:
     # Imported here: only this attack needs pyautoattack.
-    from fastpeer.evaluation.autoattack import correct_under_autoattack
+    from fastpeer.evaluation.autoattack import classify_under_autoattack
 
-    correct, done = [], 0
+    found, done = [], 0
     with evaluating(network):
         for batch in batches:
-            correct.append(
-                correct_under_autoattack(
+            found.append(
+                classify_under_autoattack(
                     network, batch.images, batch.labels, epsilon=settings.epsilon, classes=settings.classes,
                     seed=settings.seed, batch_size=settings.batch_size,
                 )
             )  # fmt: skip
             done += len(batch.labels)
             progress(done)
-    return torch.cat(correct)
+    return Classified(*map(torch.cat, zip(*found, strict=True)))
 
 
 def _with_progress(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:

@@ -82,7 +82,7 @@ def check_constants(attack: AutoAttack, epsilon: float, classes: int) -> None:
             )
 
 
-def correct_under_autoattack(
+def classify_under_autoattack(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -91,7 +91,7 @@ def correct_under_autoattack(
     classes: int,
     seed: int,
     batch_size: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Attack images with AutoAttack standard, whose attacks each run on what is still classified correctly.
 
     Args:
@@ -104,15 +104,17 @@ def correct_under_autoattack(
         batch_size: images attacked at once.
 
     Returns:
-        bool (N,) on the CPU: classified correctly under all attacks.
+        bool (N,) on the CPU: classified correctly under all attacks; and with logits that are finite.
 
     Raises:
         UserError: see `build_autoattack`.
     """
     attack = build_autoattack(_RowMajor(network), epsilon, classes, seed, images.device)
-    _, predicted = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=batch_size)
-    correct: Tensor = predicted == labels
-    return correct.cpu()
+    perturbed, predicted = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=batch_size)
+    with torch.no_grad():
+        parts = [network(part).isfinite().all(1) for part in perturbed.to(images.device).split(batch_size)]
+    finite = torch.cat(parts).cpu()
+    return (predicted == labels).cpu() & finite, finite
 
 
 class _RowMajor(nn.Module):

@@ -1,5 +1,6 @@
 """Runs the attacks of an evaluation on a student: always in float32 without TF32, on the test split."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
@@ -17,16 +18,18 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import Progress, correct_under_attack, evaluation_options
+from fastpeer.evaluation.accuracy import Classified, Progress, classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
 from fastpeer.models import build_model
-from fastpeer.models.weights import load_weights, recorded_normalization
+from fastpeer.models.pixel_range import Normalization, format_normalization
+from fastpeer.models.weights import load_weights, recorded_facts, recorded_network, recorded_normalization
 from fastpeer.run_folder import network_name
 from fastpeer.step.precision import number_format
 
+log = logging.getLogger(__name__)
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
 """Given a title and a number of images, returns a context that shows the progress."""
 
@@ -44,6 +47,7 @@ class Protocol:
         device: the device that computes.
         size: height and width of the images, for data sets kept as JPEG; 0: the size the run was trained at.
         mean, std: normalisation inside the networks; empty: as their runs or weight files record it.
+        weights_key: which set of weights in a file with several; empty: the usual one.
     """
 
     attacks: list[str]
@@ -56,6 +60,7 @@ class Protocol:
     size: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    weights_key: str = ""
 
     def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
         """Attack a student with each attack in turn, and yield the results as they are found.
@@ -63,7 +68,7 @@ class Protocol:
         Args:
             target: the student's weights.
             data: folder of a prepared data set; None: the run's own.
-            model: name of the network, for weights that belong to no run; empty: the run's.
+            model: name of the network; empty: the run's, or the one that the file records.
             watch: shows progress.
 
         Raises:
@@ -71,29 +76,44 @@ class Protocol:
         """
         # Sets the process's TF32 switches, off for fp32.
         number_format("fp32").allow_tf32()
-        dataset = open_dataset(_data_folder(target, data)).seen_at(self._image_size(target), "--size")
+        dataset = open_dataset(_data_folder(target, data))
+        side = self._image_size(target, dataset)
+        dataset = dataset.seen_at(side, "--size")
         network = placed(self._network(target, model, dataset), self.device, torch.float32)
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
         stream = EvaluationStream(source, chosen, torch.float32)
-        facts = self._facts(target, dataset, len(source.labels))
+        facts = self._facts(target, dataset, len(source.labels)) | {"side": side}
         for name in self.attacks:
             began = time.perf_counter()
             with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
-                correct = correct_under_attack(name, network, stream, self._settings(dataset), progress)
+                found = classify_under_attack(name, network, stream, self._settings(dataset), progress)
             seconds = round(time.perf_counter() - began, 2)
-            yield _result(name, correct, seconds, facts, dataset)
+            yield _result(name, found, seconds, facts, dataset)
 
     def _network(self, target: Target, model: str, dataset: PreparedDataset) -> nn.Module:
         name = model
         if not name and target.config is not None:
             name = network_name(target.config, target.weights)
+        name = name or recorded_network(target.weights, "--model")
         if not name:
             raise UserError(f"{target.weights} belongs to no run: name its network with --model NAME")
-        mean, std = (self.mean, self.std) if self.mean else _normalization(target, name)
+        mean, std = (self.mean, self.std) if self.mean else self._recorded(target, name)
         network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
-        load_weights(network, target.weights)
+        load_weights(network, target.weights, self.weights_key)
         return network
+
+    def _recorded(self, target: Target, network: str) -> Normalization:
+        """Return and log the normalisation that a run or file records; empty: none."""
+        if target.config is not None:
+            found, source = (target.config.model.mean, target.config.model.std), "run"
+        else:
+            recorded = recorded_normalization(target.weights, network, self.weights_key)
+            found, source = recorded or ((), ()), "file"
+        if found[0]:
+            numbers = format_normalization(found)
+            log.info("%s: normalises images by %s, as its %s records", target.label, numbers, source)
+        return found
 
     def _settings(self, dataset: PreparedDataset) -> AttackSettings:
         return AttackSettings(
@@ -106,7 +126,7 @@ class Protocol:
         )
 
     def _facts(self, target: Target, dataset: PreparedDataset, total: int) -> dict[str, Any]:
-        """Return the fields of a `Result` that all attacks on a target share."""
+        """Return the fields of a `Result`, but for the side, that all attacks on a target share."""
         return {
             "target": target.label,
             "weights_sha256": target.sha256,
@@ -118,38 +138,37 @@ class Protocol:
             "dataset": dataset.name,
             "data_sha256": dataset.splits["test"]["sha256"],
             "torch": torch.__version__,
-            "side": self._image_size(target),
         }
 
-    def _image_size(self, target: Target) -> int:
-        if self.size or target.config is None:
+    def _image_size(self, target: Target, dataset: PreparedDataset) -> int:
+        """Return the side that JPEGs are resized to: as asked for or in the training; 0: as prepared."""
+        if self.size:
             return self.size
-        return target.config.data.size
+        if target.config is not None:
+            return target.config.data.size
+        recorded = recorded_facts(target.weights).size
+        return recorded[0] if recorded and dataset.encoding == "jpeg" else 0
 
 
 def _result(
-    attack: str, correct: Tensor, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
+    attack: str, found: Classified, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
 ) -> Result:
     targets = target_count(len(dataset.classes)) if attack == AUTOATTACK else None
     return Result(
         attack=attack,
-        correct=int(correct.sum()),
-        images=len(correct),
+        correct=int(found.correct.sum()),
+        images=len(found.correct),
+        non_finite=int((~found.finite).sum()),
         seconds=seconds,
         targets=targets,
         **facts,
     )
 
 
-def _normalization(target: Target, network: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if target.config is not None:
-        return target.config.model.mean, target.config.model.std
-    return recorded_normalization(target.weights, network) or ((), ())
-
-
 def _data_folder(target: Target, data: Path | None) -> Path:
     if data is not None:
         return data
     if target.run is None:
-        raise UserError(f"{target.weights} belongs to no run: pass --data DIR and --model NAME")
+        model = "" if recorded_facts(target.weights).network else " and --model NAME"
+        raise UserError(f"{target.weights} belongs to no run: pass --data DIR{model}")
     return Path(target.run.read_facts()["data"]["folder"])

@@ -28,6 +28,8 @@ class Result:
         seconds: duration of the attack.
         torch: version of PyTorch.
         side: height and width of the images in pixels, where they were resized; 0: as prepared.
+        non_finite: number of images with logits that are NaN or infinite, none of which counts as correct;
+            left out of the file where it is 0.
     """
 
     target: str
@@ -46,6 +48,7 @@ class Result:
     seconds: float
     torch: str
     side: int = 0
+    non_finite: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -83,7 +86,10 @@ def store_results(file: Path, results: Iterable[Result]) -> None:
 
 
 def _entry(result: Result) -> dict[str, Any]:
-    return {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
+    entry = {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
+    if not result.non_finite:
+        del entry["non_finite"]
+    return entry
 
 
 def read_results(file: Path) -> list[Result]:

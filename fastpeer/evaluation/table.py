@@ -80,6 +80,8 @@ def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
             yield f"AutoAttack aimed at {count} wrong classes, not at {TARGETS}: there are no more"
     if any(result.confidence_interval for row in results.values() for result in row):
         yield "in brackets: 95 % interval for the accuracy on all test images"
+    if any(result.non_finite for row in results.values() for result in row):
+        yield "non-finite: images whose logits are NaN or infinite; they count as classified wrongly"
 
 
 def _heading(attack: str) -> str:
@@ -87,10 +89,11 @@ def _heading(attack: str) -> str:
 
 
 def _cell(result: Result) -> Text:
-    if result.confidence_interval is None:
-        return Text(f"{result.accuracy:.2f}")
-    low, high = result.confidence_interval
-    return Text(f"{result.accuracy:.2f} [{low:.1f}, {high:.1f}]")
+    text = f"{result.accuracy:.2f}"
+    if result.confidence_interval is not None:
+        low, high = result.confidence_interval
+        text += f" [{low:.1f}, {high:.1f}]"
+    return Text(f"{text}, {result.non_finite} non-finite" if result.non_finite else text)
 
 
 def _paper_cell(paper: PaperConfig, attack: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastpeer.models.pixel_range import Normalization
+
 STD_NAMES = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
 """Names of an input's mean in weight files, with the name of the std beside it."""
 ATTACKER_PREFIX = "attacker."
@@ -12,9 +14,6 @@ ATTACKER_PREFIX = "attacker."
 UNUSED_PREFIX = "sub_block1."
 """A block that the released wide ResNets declare but never run."""
 CLASSIFIERS = ("linear.", "fc.")
-
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and std of an input's normalisation, one number each or three."""
 
 
 def renamed(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

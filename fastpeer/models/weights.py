@@ -1,51 +1,75 @@
-"""Writes and reads a network's weights: safetensors, and PyTorch checkpoints without running their code."""
+"""Writes and reads a network's weights, and the facts about it that lie beside them."""
 
-import argparse
 import json
-import pickle
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.serialization import safe_globals
 
 from fastpeer.errors import UserError, one_line
 from fastpeer.models import build_model, model_names
 from fastpeer.models.names import class_path
 from fastpeer.models.normalized import normalization, without_normalization
-from fastpeer.models.weight_names import (
-    CLASSIFIERS,
-    Normalization,
-    normalization_in,
-    normalization_names,
-    renamed,
-)
+from fastpeer.models.pixel_range import Normalization, check_pixel_range, format_normalization
+from fastpeer.models.weight_files import WeightSet, read_metadata, read_weights, sort_metadata
+from fastpeer.models.weight_names import CLASSIFIERS, normalization_in, normalization_names, renamed
 
-CHECKPOINT_SUFFIXES = (".pth.tar", ".pth", ".pt")
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
+log = logging.getLogger(__name__)
 METADATA_KEYS = ("fastpeer.mean", "fastpeer.std")
 """Keys of the normalisation in a safetensors file's metadata, as JSON lists."""
-SAFE_DTYPES = (np.bool_, np.int32, np.int64, np.float16, np.float32, np.float64)
+FACT_PREFIX = "fastpeer."
+"""Begins the keys of `WeightFacts` there; their values are JSON too."""
 
 
-def save_weights(network: nn.Module, path: str | Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class WeightFacts:
+    """What a file with weights tells about them; what it does not tell is empty or 0.
+
+    Attributes:
+        network: name of the network, as `build_model` takes it.
+        classes: number of classes.
+        method: name of the method that trained it.
+        dataset: name of the data set that it was trained on.
+        size: height and width of that data set's images.
+        step: number of training steps.
+        version: fastpeer's.
+    """
+
+    network: str = ""
+    classes: int = 0
+    method: str = ""
+    dataset: str = ""
+    size: tuple[int, ...] = ()
+    step: int = 0
+    version: str = ""
+
+    def metadata(self) -> dict[str, str]:
+        """Return the facts that are known as a safetensors file's metadata."""
+        return {FACT_PREFIX + name: json.dumps(value) for name, value in asdict(self).items() if value}
+
+
+def save_weights(network: nn.Module, path: str | Path, facts: WeightFacts | None = None) -> None:
     """Write a network's parameters and buffers as safetensors, in their dtype and in NCHW order.
 
-    The network may be on any device. Its normalisation goes into the file's metadata, not among the weights.
+    The network may be on any device. Its normalisation and the facts go into the file's metadata.
 
     Raises:
         UserError: the file cannot be written.
     """
     tensors = _without_shared_memory(without_normalization(network).state_dict())
     mean_std = normalization(network)
-    numbers = {} if mean_std is None else dict(zip(METADATA_KEYS, map(json.dumps, mean_std), strict=True))
+    metadata = {"format": "pt"} | (facts.metadata() if facts else {})
+    if mean_std is not None:
+        metadata |= dict(zip(METADATA_KEYS, map(json.dumps, mean_std), strict=True))
     try:
-        save_file(tensors, path, metadata={"format": "pt", **numbers})
+        save_file(tensors, path, metadata=metadata)
+        sort_metadata(Path(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({one_line(error)})") from None
 
@@ -62,32 +86,45 @@ def _without_shared_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
+def load_weights(network: nn.Module, path: str | Path, key: str = "", flag: str = "--weights-key") -> None:
     """Copy the weights in a file into a network, which keeps its dtype, memory format and device.
 
     Reads safetensors, and PyTorch checkpoints such as the released ones: a state dict, alone or under
-    `state_dict`, `model_state_dict`, `model` or `net`. See `renamed` for how far the names may differ.
+    `state_dict`, `model_state_dict`, `model` or `net`. See `renamed` for how far the names may differ. Logs
+    which set was taken from a file with several.
+
+    Args:
+        network: the network.
+        path: the file.
+        key: where the weights lie in a checkpoint with several sets of them; empty: as `read_weights` says.
+        flag: the flag that names the key, for messages.
 
     Raises:
-        UserError: the file cannot be read, does not fit the network, or records a normalisation where this
-            network has none. The network is then unchanged.
+        UserError: the file cannot be read, does not fit the network, holds numbers that are not finite, or
+            records a normalisation where this network has none. The network is then unchanged.
     """
     path = Path(path)
     inner = without_normalization(network)
     expected = inner.state_dict()
-    read = _read(path)
-    weights = renamed(read, expected)
+    found = read_weights(path, key, flag)
+    weights = renamed(found.tensors, expected)
     mismatches = _mismatches(expected, weights)
     if mismatches:
         first = one_line("; ".join(mismatches[:2]))
-        notes = _other_classes(inner, expected, weights) + _other_network(read, expected)
-        raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){notes}")
-    if normalization(network) is None:
-        _refuse_ignored_normalization(path, read, expected)
+        why = _other_classes(inner, expected, weights) + _other_network(path, found.tensors, expected)
+        raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){why}")
+    _refuse_non_finite(path, expected, weights)
+    own = normalization(network)
+    if own is None:
+        _refuse_ignored_normalization(path, found.tensors, expected)
+    else:
+        foreign = {name: tensor for name, tensor in found.tensors.items() if name not in expected}
+        _report_other_normalization(path, foreign, own)
+    _report_choice(path, found, flag)
     inner.load_state_dict(weights)
 
 
-def recorded_normalization(path: str | Path, network: str) -> Normalization | None:
+def recorded_normalization(path: str | Path, network: str, key: str = "") -> Normalization | None:
     """Return the mean and std of the normalisation that a weight file records; None if it records none.
 
     Each has one number, or one for each channel. They are in the metadata of files written by `save_weights`,
@@ -97,14 +134,89 @@ def recorded_normalization(path: str | Path, network: str) -> Normalization | No
         path: the weight file.
         network: name of the network it is for. For the user's own classes, tensors among the weights are not
             looked at: the class loads them itself.
+        key: see `load_weights`.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or its normalisation is for pixels from 0 to 255.
     """
     path = Path(path)
-    if class_path(network):
-        return _metadata_normalization(path)
-    return _metadata_normalization(path) or normalization_in(_read(path))
+    recorded = metadata_normalization(path)
+    if recorded is not None or class_path(network):
+        return recorded
+    recorded = normalization_in(read_weights(path, key).tensors)
+    try:
+        check_pixel_range(*recorded or ((), ()))
+    except ValueError as error:
+        raise UserError(f"{path}: its network normalises images itself: {error}; set them") from None
+    return recorded
+
+
+def recorded_facts(path: str | Path) -> WeightFacts:
+    """Return what a file with weights tells about them; facts that are not of their type are left out.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    metadata = read_metadata(Path(path))
+    known: dict[str, Any] = {}
+    for field in fields(WeightFacts):
+        try:
+            value = json.loads(metadata[FACT_PREFIX + field.name])
+        except (KeyError, ValueError):
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        numbers = value if isinstance(value, tuple) else ()
+        # Printable: other programs' metadata may hold a terminal's control sequences.
+        fits = type(value) is type(field.default) and str(value).isprintable()
+        if fits and all(type(number) is int for number in numbers):
+            known[field.name] = value
+    return WeightFacts(**known)
+
+
+def recorded_network(path: str | Path, flag: str, confirmed: str = "") -> str:
+    """Return the name of the network that a file with weights is for; empty if it does not tell.
+
+    Args:
+        path: the weight file.
+        flag: names the network, for the message.
+        confirmed: a network that the user named.
+
+    Raises:
+        UserError: there is no such file, or it names a class of the user's, which is not imported because a
+            file says so: importing runs code.
+    """
+    network = recorded_facts(path).network
+    if class_path(network) and network != confirmed:
+        raise UserError(f"{path} is for {network}, a class of your own: confirm it with {flag} {network}")
+    return network
+
+
+def _refuse_non_finite(path: Path, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinite weights: logits of NaN are classified all the same, as the first class."""
+    for name, tensor in expected.items():
+        # In the network's own dtype, in which a large number of another may be infinite.
+        finite = weights[name].to(tensor.dtype).isfinite()
+        if not finite.all():
+            count = int((~finite).sum())
+            numbers = f"{count} of {finite.numel()} numbers" if finite.dim() else "a number"
+            raise UserError(f"{path}: weights must be finite, got NaN or infinity in {name} ({numbers})")
+
+
+def _report_choice(path: Path, found: WeightSet, flag: str) -> None:
+    if found.others:
+        others = " or ".join(f"{flag} {other}" for other in found.others)
+        log.info("%s: took the weights under %s; others: %s", path, found.key, others)
+
+
+def _report_other_normalization(path: Path, read: Mapping[str, Tensor], own: Normalization) -> None:
+    recorded = metadata_normalization(path) or normalization_in(read)
+    if recorded is not None and _per_channel(recorded) != _per_channel(own):
+        numbers = format_normalization(recorded), format_normalization(own)
+        log.warning("%s: records a normalisation by %s, its network is given %s", path, *numbers)
+
+
+def _per_channel(recorded: Normalization) -> list[tuple[float, ...]]:
+    return [numbers if len(numbers) > 1 else numbers * 3 for numbers in recorded]
 
 
 def _refuse_ignored_normalization(
@@ -112,87 +224,23 @@ def _refuse_ignored_normalization(
 ) -> None:
     """Refuse weights trained with a normalisation that this network would not apply: accuracy would drop."""
     ignored = [name for name in normalization_names(read) if name.removeprefix("module.") not in expected]
-    recorded = _metadata_normalization(path) or normalization_in(read)
-    if ignored or _metadata_normalization(path):
-        numbers = f"mean {_format(recorded[0])} and std {_format(recorded[1])}" if recorded else ignored[0]
+    recorded = metadata_normalization(path) or normalization_in(read)
+    if ignored or metadata_normalization(path):
+        numbers = format_normalization(recorded) if recorded else ignored[0]
         raise UserError(
             f"{path}: its network normalises images itself ({numbers}), this one does not: set mean and std,"
             " for instance with --model.mean and --model.std"
         )
 
 
-def _format(numbers: Sequence[float]) -> str:
-    return " ".join(f"{number:g}" for number in numbers)
-
-
-def _metadata_normalization(path: Path) -> Normalization | None:
+def metadata_normalization(path: Path) -> Normalization | None:
     """Return the normalisation that `save_weights` wrote; other programs' metadata may hold anything."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
+    metadata = read_metadata(path)
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
         mean, std = (tuple(float(number) for number in json.loads(metadata[name])) for name in METADATA_KEYS)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return (mean, std)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.name.endswith(CHECKPOINT_SUFFIXES):
-        return _state_dict(path, _read_checkpoint(path))
-    raise UserError(f"{path}: must end in .safetensors, {', '.join(CHECKPOINT_SUFFIXES)}")
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged or not safetensors ({one_line(error)})") from None
-
-
-def _read_checkpoint(path: Path) -> object:
-    try:
-        with safe_globals(_safe_types()), warnings.catch_warnings():
-            # torch warns about old formats; a refused file must give one line.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's unpickler may raise anything for a foreign file.
-        refused = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
-        reason = "holds Python objects that could run code" if refused else "damaged or not a checkpoint"
-        raise UserError(f"{path}: {reason}; not loaded") from None
-
-
-def _safe_types() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
-    """Return types without code that released checkpoints keep with the weights: arguments, NumPy scalars."""
-    # How NumPy pickles a scalar: this function, found through any of its values.
-    scalar = np.float64().__reduce__()[0]
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # before and since NumPy 2
-    scalars = [(scalar, f"{module}.scalar") for module in modules]
-    return [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in SAFE_DTYPES), *scalars]
-
-
-def _state_dict(path: Path, content: object) -> Mapping[str, Tensor]:
-    """Return a checkpoint's state dict, which may be nested under several of `STATE_DICT_KEYS`."""
-    while isinstance(content, Mapping):
-        wrapped = (content.get(key) for key in STATE_DICT_KEYS)
-        inner = next((value for value in wrapped if isinstance(value, Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping) or not all(map(_is_weight, content.items())):
-        raise UserError(f"{path}: holds no state dict, neither alone nor under {', '.join(STATE_DICT_KEYS)}")
-    return content
-
-
-def _is_weight(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
@@ -206,16 +254,22 @@ def _mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
     return shapes + missing + unexpected
 
 
-def _other_network(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return a note that names the shipped network which a file's weights fit, if it is another one."""
+def _other_network(path: Path, read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return a note on the network that the file records, or else the shipped one that its weights fit."""
+    if _fit_but_for_classes(read, expected):
+        return ""
+    if network := recorded_facts(path).network:
+        return f"; the weights are for {one_line(network)}"
     for name in model_names():
         with torch.device("meta"):  # names and shapes alone
             candidate = build_model(name, classes=1).state_dict()
-        body = _shapes_but_classifier(candidate)
-        fits = body == _shapes_but_classifier(renamed(read, candidate))
-        if fits and body != _shapes_but_classifier(expected):
-            return f"; the weights are those of {name}"
+        if _fit_but_for_classes(read, candidate):
+            return f"; the weights are for {name}"
     return ""
+
+
+def _fit_but_for_classes(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return _shapes_but_classifier(renamed(read, expected)) == _shapes_but_classifier(expected)
 
 
 def _shapes_but_classifier(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:

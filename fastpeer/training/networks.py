@@ -46,6 +46,7 @@ def build_networks(
     device: torch.device,
     initial: Mapping[str, Path | None] = MappingProxyType({}),
     size: Size | None = None,
+    weights_key: str = "",
 ) -> dict[str, nn.Module]:
     """Build the networks that a method trains, on the device and in the precision that the step expects.
 
@@ -56,11 +57,16 @@ def build_networks(
         device: where the networks are placed.
         initial: files with initial weights, by network; the others are initialised from the seed.
         size: height and width of the images, for networks built for a fixed size; None: not known.
+        weights_key: which set of weights in `initial`'s files; empty: the usual one.
 
     Raises:
         UserError: a network cannot be built, or its weights do not fit.
     """
-    fresh = {name: _build_network(config, name, initial.get(name), classes, size) for name in method.trained}
+    fresh = {name: _build_network(config, name, classes, size) for name in method.trained}
+    for name, network in fresh.items():
+        if (file := initial.get(name)) is not None:
+            # In float64, so that the file's values are not rounded before they reach the run's own precision.
+            load_weights(network.double(), file, weights_key)
     return {name: ready(network, config, device) for name, network in fresh.items()}
 
 
@@ -85,18 +91,11 @@ def place_teacher(
     return ready(build_teacher(teacher, classes, size), config, device)
 
 
-def _build_network(
-    config: Config, name: str, weights: Path | None, classes: int, size: Size | None
-) -> nn.Module:
+def _build_network(config: Config, name: str, classes: int, size: Size | None) -> nn.Module:
     models = config.model
     # A seed for each network, in a forked generator: its weights depend neither on which other networks are
     # built nor on their order.
     with torch.random.fork_rng(devices=[]):
         # Torch's seeds have 63 bits.
         torch.manual_seed(counter_key(config.seed, f"initial {name}") >> 1)
-        network = build_model(getattr(models, name), classes, size, mean=models.mean, std=models.std)
-    if weights is not None:
-        # In float64, so that the file's values are not rounded before they reach the run's own precision.
-        network.double()
-        load_weights(network, weights)
-    return network
+        return build_model(getattr(models, name), classes, size, mean=models.mean, std=models.std)

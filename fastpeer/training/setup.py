@@ -61,6 +61,7 @@ def set_up(
     dataset: PreparedDataset,
     device: torch.device,
     initial: Mapping[str, Path | None],
+    weights_key: str = "",
 ) -> TrainingSetup:
     """Open the data and build the networks.
 
@@ -71,6 +72,7 @@ def set_up(
         dataset: the prepared data set to train on.
         device: the device that computes.
         initial: files with initial weights, by network; the others are initialised from the seed.
+        weights_key: which set of weights in those files; empty: the usual one.
 
     Raises:
         UserError: data or weights do not fit.
@@ -86,7 +88,7 @@ def set_up(
     teachers = find_teachers(config, method)
     training, selection = _open_streams(config, dataset, device, numbers)
     classes = len(dataset.classes)
-    networks = build_networks(config, method, classes, device, initial, dataset.size)
+    networks = build_networks(config, method, classes, device, initial, dataset.size, weights_key)
     placed = {
         teacher.role: (teacher, place_teacher(teacher, config, classes, dataset.size, device))
         for teacher in teachers

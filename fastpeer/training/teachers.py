@@ -17,7 +17,8 @@ from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import no_attack
 from fastpeer.models import build_model
-from fastpeer.models.weights import load_weights, recorded_normalization
+from fastpeer.models.pixel_range import Normalization, format_normalization
+from fastpeer.models.weights import load_weights, recorded_facts, recorded_network, recorded_normalization
 from fastpeer.run_folder import RunFolder, enclosing_run, network_name
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Teacher:
         mean, std: its normalisation of the images; empty: none.
         weights: the weight file.
         sha256: the file's checksum.
+        key: which set of weights in the file; empty: the usual one.
         classes: number of classes it was trained on, if known.
         size: height and width of the images it was trained on, if known.
         clean_accuracy: accuracy in % on clean images that its run recorded for these weights, if any.
@@ -48,6 +50,7 @@ class Teacher:
     std: tuple[float, ...]
     weights: Path
     sha256: str
+    key: str = ""
     classes: int | None = None
     size: tuple[int, int] | None = None
     clean_accuracy: float | None = None
@@ -70,7 +73,8 @@ def find_teacher(role: str, config: TeacherConfig, student: str, method: str) ->
         role: teacher or natural_teacher.
         config: its settings; what they leave out is read from the run that the weights belong to, or from the
             file itself.
-        student: name of the trained network, which is assumed for a file that belongs to no run.
+        student: name of the trained network, which is assumed for a file that neither belongs to a run nor
+            records its network.
         method: name of the method, for the error.
 
     Raises:
@@ -83,10 +87,16 @@ def find_teacher(role: str, config: TeacherConfig, student: str, method: str) ->
         )
     weights = _weights_file(Path(config.weights), flag)
     run = enclosing_run(weights)
-    facts = _facts_of_file(weights, config, student) if run is None else _facts_of_run(run, weights, config)
+    if run is None:
+        facts = _facts_of_file(weights, config, student, flag)
+    else:
+        facts = _facts_of_run(run, weights, config)
     if config.mean:
         facts |= {"mean": config.mean, "std": config.std}
-    return Teacher(role=role, weights=weights.absolute(), sha256=file_sha256(weights), **facts)
+    else:
+        _log_normalization(title, weights, (facts["mean"], facts["std"]), "file" if run is None else "run")
+    sha256 = file_sha256(weights)
+    return Teacher(role=role, weights=weights.absolute(), sha256=sha256, key=config.weights_key, **facts)
 
 
 def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.Module:
@@ -116,7 +126,7 @@ def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.M
         network = build_model(teacher.network, classes, size, mean=teacher.mean, std=teacher.std)
     # In float64, so that the file's values are not rounded before they reach the run's own precision.
     network.double()
-    load_weights(network, teacher.weights)
+    load_weights(network, teacher.weights, teacher.key, f"{teacher.flag}.weights-key")
     return network.eval().requires_grad_(False)
 
 
@@ -181,10 +191,20 @@ def _facts_of_run(run: RunFolder, weights: Path, config: TeacherConfig) -> dict[
     }
 
 
-def _facts_of_file(weights: Path, config: TeacherConfig, student: str) -> dict[str, Any]:
-    network = config.network or student
-    mean, std = recorded_normalization(weights, network) or ((), ())
-    return {"network": network, "mean": mean, "std": std}
+def _facts_of_file(weights: Path, config: TeacherConfig, student: str, flag: str) -> dict[str, Any]:
+    recorded = recorded_facts(weights)
+    network = config.network or recorded_network(weights, f"{flag}.network", student) or student
+    # What was set is not looked for: the file's own may be for pixels from 0 to 255, which is refused.
+    found = None if config.mean else recorded_normalization(weights, network, config.weights_key)
+    mean, std = found or ((), ())
+    size = (recorded.size[0], recorded.size[1]) if len(recorded.size) == 2 else None
+    return {"network": network, "mean": mean, "std": std, "classes": recorded.classes or None, "size": size}
+
+
+def _log_normalization(title: str, weights: Path, recorded: Normalization, source: str) -> None:
+    if recorded[0]:
+        numbers = format_normalization(recorded)
+        log.info("the %s %s normalises images by %s, as its %s records", title, weights, numbers, source)
 
 
 def _recorded_accuracy(weights: Path) -> float | None:

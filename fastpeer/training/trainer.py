@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from fastpeer.config import Config
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError, brief, one_line
 from fastpeer.kernels.refusal import KernelRefusal
-from fastpeer.run_folder import RunFolder
+from fastpeer.models.weights import WeightFacts
+from fastpeer.run_folder import RunFolder, network_name
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.averaging import AveragedStudent
 from fastpeer.training.log import Interval, MetricsLog
@@ -25,6 +27,7 @@ from fastpeer.training.schedule import learning_rate
 from fastpeer.training.selection import Selection
 from fastpeer.training.setup import TrainingSetup
 from fastpeer.training.signals import Stopped, StopRequest
+from fastpeer.versions import version_of
 
 log = logging.getLogger(__name__)
 
@@ -307,11 +310,23 @@ class Trainer:
 
     def _save_last(self) -> None:
         networks, state = self._saved_networks(), self._state()
-        save_checkpoint(self.run.checkpoints, "last", self.position.step, networks, state)
+        self._save("last", networks, state)
 
     def _save_best(self, name: str, networks: Mapping[str, nn.Module]) -> None:
         state = {"selected": self.summary[name], "split": self.selection.split}
-        save_checkpoint(self.run.checkpoints, name, self.position.step, networks, state)
+        self._save(name, networks, state)
+
+    def _save(self, name: str, networks: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
+        dataset, step = self.setup.dataset, self.position.step
+        facts = {
+            file: WeightFacts(
+                network=network_name(self.config, Path(file)), classes=self.setup.classes, step=step,
+                method=self.config.method, dataset=dataset.name, size=dataset.size,
+                version=version_of("fastpeer") or "",
+            )
+            for file in networks
+        }  # fmt: skip
+        save_checkpoint(self.run.checkpoints, name, step, networks, state, facts)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from cli_files import results, weights
+from safetensors.torch import load_file, save_file
 
 from fastpeer.evaluation import accuracy
 
@@ -90,7 +92,8 @@ def test_a_checkpoint(fastpeer, finished: Path, path: str) -> None:
 
 def test_weights_outside_a_run(fastpeer, finished: Path, tmp_path: Path) -> None:
     file = tmp_path / "net.safetensors"
-    shutil.copy(finished / "checkpoints" / "best" / "student.safetensors", file)
+    # Without metadata, as of older versions.
+    save_file(load_file(finished / "checkpoints" / "best" / "student.safetensors"), file)
     fastpeer("eval", file).refused("--data", "--model")
     fastpeer("eval --data data/photos", file).refused("--model")
     fastpeer("eval --model resnet8", file).refused("--data")
@@ -100,6 +103,25 @@ def test_weights_outside_a_run(fastpeer, finished: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["finished", "net.safetensors"]
     fastpeer("eval --data data/photos --model resnet8 --attacks clean", file).succeeded()
     assert results(tmp_path / "net.safetensors.results.json")[0]["total"] == 12
+
+
+def test_weights_of_someone_else_s(fastpeer, finished: Path, tmp_path: Path) -> None:
+    own = load_file(finished / "checkpoints" / "best" / "student.safetensors")
+    broken = own | {"linear.bias": own["linear.bias"] / 0}
+    file = tmp_path / "net.ckpt"
+    numbers = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)}
+    torch.save({"state_dict": broken, "ema": own | numbers}, file)
+    line = "eval --data data/photos --model resnet8 --attacks clean"
+    fastpeer(line, file).refused("finite", "linear.bias")
+    fastpeer(f"{line} --weights-key swa", file).refused("swa", "state_dict, ema", "--weights-key")
+    shown = fastpeer(f"{line} --weights-key ema", file).succeeded().out
+    assert "took the weights under ema; others: --weights-key state_dict" in shown
+    assert "normalises images by mean 0.5 0.5 0.5 and std 0.25 0.25 0.25, as its file records" in shown
+
+
+@pytest.mark.parametrize("flag", ["--mean 125.3 123 113.9 --std 63 62.1 66.7", "--mean 125.3 --std 0.25"])
+def test_a_normalisation_for_pixels_to_255(fastpeer, finished: Path, flag: str) -> None:
+    fastpeer("eval", finished, *flag.split()).refused("mean must be at most 1", "0.4914", "0.2")
 
 
 def test_several_runs(fastpeer, finished: Path, original: Path, tmp_path: Path) -> None:

@@ -252,6 +252,28 @@ def test_wrong_initial_weights(fastpeer, tmp_path: Path, strange: Path, name: st
     assert not Path("pwned").exists()
 
 
+@pytest.mark.parametrize("section", ["model", "teacher", "natural-teacher"])
+def test_a_normalisation_for_pixels_to_255(fastpeer, tmp_path: Path, section: str) -> None:
+    words = f"--{section}.mean 125.3 123 113.9 --{section}.std 63 62.1 66.7"
+    fastpeer(f"train tiny.toml {words} --out", tmp_path / "run").refused(
+        f"--{section}.mean must be at most 1", "mean 0.4914 0.4824 0.4467 and std 0.2471 0.2435 0.2616"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_averaged_weights_to_begin_with(fastpeer, tmp_path: Path) -> None:
+    plain, averaged = (build_model("resnet8", 4).state_dict() for _ in range(2))
+    torch.save({"state_dict": plain, "state_dict_ema": averaged}, tmp_path / "two.bin")
+    words = "train tiny.toml --train.max-steps 1 --optim.lr 0 --weights-key state_dict_ema"
+    fastpeer(words, "--out", tmp_path / "none").refused("--weights-key", "--teacher.weights-key")
+    shown = fastpeer(words, "--out", tmp_path / "run", "--init-student", tmp_path / "two.bin").succeeded().out
+    assert "took the weights under state_dict_ema; others: --weights-key state_dict" in shown
+    from safetensors.torch import load_file
+
+    taken = load_file(tmp_path / "run" / "checkpoints" / "last" / "student.safetensors")
+    assert torch.equal(taken["conv1.weight"], averaged["conv1.weight"])
+
+
 def test_a_peer_for_a_method_without(fastpeer, tmp_path: Path, original: Path) -> None:
     peer = original / "checkpoints" / "last" / "peer.safetensors"
     fastpeer("train tiny.toml --method natural --init-peer", peer, "--out", tmp_path / "run").refused(

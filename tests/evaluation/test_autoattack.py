@@ -6,7 +6,7 @@ from torch import nn
 
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import correct_under_attack, evaluation_options
+from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
 from fastpeer.models import build_model
@@ -75,7 +75,7 @@ def test_images_misclassified_clean_or_under_pgd_are_misclassified_under_autoatt
     batches = [Batch(images[:3], labels[:3]), Batch(images[3:], labels[3:])]
     correct, done = {}, []
     for name in ("clean", "pgd20", "aa"):
-        correct[name] = correct_under_attack(name, classifier, batches, settings, done.append)
+        correct[name] = classify_under_attack(name, classifier, batches, settings, done.append).correct
     assert done == [3, 4] * 3
     assert correct["clean"].tolist() == [False, True, True, True]
     assert 0 < correct["aa"].sum() < 3
@@ -92,5 +92,6 @@ def test_convolutional_network_is_attacked_on_channels_last_images(model):
     settings = AttackSettings(
         epsilon=0.3, step_size=2 / 255, classes=10, seed=0, batch_size=2, options=Options()
     )
-    correct = correct_under_attack("aa", convolutional, [Batch(images, labels)], settings, lambda done: None)
-    assert correct.shape == (3,)
+    found = classify_under_attack("aa", convolutional, [Batch(images, labels)], settings, lambda done: None)
+    assert found.correct.shape == found.finite.shape == (3,)
+    assert found.finite.all()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.errors import UserError
-from fastpeer.evaluation.results import Result, store_results
+from fastpeer.evaluation.results import Result, read_results, store_results
 
 RESULT = Result(
     target="run best", weights_sha256="ab", attack="pgd20", correct=3, images=10, total=10, epsilon=8 / 255,
@@ -63,6 +63,13 @@ def test_results_with_different_keys_are_kept_side_by_side(tmp_path, name, value
     store_results(file, [RESULT])
     store_results(file, [replace(RESULT, **{name: value})])
     assert len(stored(file)) == 2
+
+
+def test_the_count_of_non_finite_logits_is_kept_where_there_are_any(tmp_path):
+    file, broken = tmp_path / "results.json", replace(RESULT, attack="fgsm", non_finite=4)
+    store_results(file, [RESULT, broken])
+    assert [entry.get("non_finite") for entry in stored(file)] == [None, 4]
+    assert read_results(file) == [RESULT, broken]
 
 
 @pytest.mark.parametrize(

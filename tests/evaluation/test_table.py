@@ -103,6 +103,21 @@ def test_other_settings_are_noted_for_the_run_that_has_them():
     ]
 
 
+def test_non_finite_logits_stand_with_their_figure():
+    student = target("mine", "best", None)
+    row = [
+        result("clean"),
+        replace(result("fgsm"), non_finite=3),
+        replace(result("aa"), non_finite=1, images=5),
+    ]
+    file = StringIO()
+    print_results({student: row}, Console(file=file, width=200))
+    ((cells,),) = sections(file.getvalue())
+    assert cells[1:] == ["12.50", "12.50, 3 non-finite", "20.00 [3.6, 62.4], 1 non-finite"]
+    assert "non-finite: images whose logits are NaN or infinite" in file.getvalue()
+    assert "non-finite" not in shown(student)
+
+
 def test_nothing_is_cut_on_a_narrow_terminal():
     text = shown(target("mine", "best", load_recipe("cifar10-resnet18-trades")), width=80)
     assert max(map(len, text.splitlines())) <= 80

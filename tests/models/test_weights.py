@@ -201,7 +201,7 @@ def test_weights_of_another_shipped_network_are_named(
     torch.save({"state_dict": weights}, tmp_path / "w.pth")
     text = refusal(tmp_path / "w.pth", build_model(read, 10))
     assert key in text or classes == 100  # the shape of the classifier comes first
-    assert text.endswith(f"; the weights are those of {written}")
+    assert text.endswith(f"; the weights are for {written}")
     assert ("the weights are for 100 classes" in text) == (classes == 100)
 
 

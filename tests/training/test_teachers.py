@@ -11,7 +11,7 @@ from fastpeer.data.dataset import file_sha256
 from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.errors import UserError
 from fastpeer.models import build_model
-from fastpeer.models.weights import save_weights
+from fastpeer.models.weights import WeightFacts, save_weights
 from fastpeer.run_folder import RunFolder
 from fastpeer.training.teachers import Teacher, build_teacher, check_accuracy, find_teacher
 
@@ -100,6 +100,32 @@ def test_a_file_outside_a_run_is_the_students_network_with_its_own_normalisation
     assert (found.network, found.mean, found.std, found.classes) == ("mobilenetv2", MEAN, STD, None)
     overridden = find(path, network="resnet8", mean=(0.1,), std=(0.2,))
     assert (overridden.network, overridden.mean, overridden.std) == ("resnet8", (0.1,), (0.2,))
+
+
+def test_a_file_that_records_its_facts_needs_no_settings(tmp_path, logged):
+    path = tmp_path / "alone.safetensors"
+    save_weights(network(), path, WeightFacts(network="resnet8", classes=5, size=(8, 8)))
+    found = find(path)
+    assert (found.network, found.classes, found.size) == ("resnet8", 5, (8, 8))
+    assert logged == [f"the teacher {path} normalises images by mean 0.5 and std 0.25, as its file records"]
+    build_teacher(found, 5, (8, 8))
+
+
+def test_a_teacher_may_be_any_set_of_weights_in_a_file(tmp_path, logged):
+    path = tmp_path / "two.pth"
+    plain, averaged = (build_model("resnet8", 5).state_dict() for _ in range(2))
+    torch.save({"model": plain, "model_ema": averaged}, path)
+    built = build_teacher(find(path, network="resnet8", weights_key="model_ema"), 5, (8, 8))
+    assert torch.equal(built.linear.weight.float(), averaged["linear.weight"])
+    assert logged == [f"{path}: took the weights under model_ema; others: --teacher.weights-key model"]
+
+
+def test_a_normalisation_that_is_set_overrules_that_of_the_file(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(network().network.state_dict() | {"mu": torch.full((3,), 125.0), "sigma": torch.ones(3)}, path)
+    with pytest.raises(UserError, match="mean must be at most 1"):
+        find(path, network="resnet8")
+    assert find(path, network="resnet8", mean=(0.5,), std=(0.2,)).mean == (0.5,)
 
 
 def test_missing_teachers_are_one_line(run, tmp_path):

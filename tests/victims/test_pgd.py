@@ -101,6 +101,18 @@ def test_fgsm_is_one_step_of_epsilon_from_the_image(networks, batch):
     assert torch.equal(fgsm(victim(network), KERNELS, 0.03).perturb(batch, 0), expected)
 
 
+def test_images_with_logits_that_are_not_finite_are_counted_and_never_correct(batch):
+    class Broken(nn.Module):
+        def forward(self, images):
+            logits = torch.zeros(len(images), 5)
+            logits[0, 0], logits[1, 0] = float("nan"), float("inf")
+            return logits
+
+    images, labels = batch.images, torch.zeros(len(batch.labels), dtype=torch.int64)
+    found = Evaluator({"it": Broken()}, no_attack()).classify([Batch(images, labels)])["it"]
+    assert found.finite.tolist() == found.correct.tolist() == [False, False] + [True] * (len(labels) - 2)
+
+
 def test_predictions_are_made_in_eval_mode_for_every_image_of_every_batch(networks, batch):
     named = dict(zip(("student", "peer"), networks, strict=True))
     hits = Evaluator(named, no_attack()).correct([batch, batch])
