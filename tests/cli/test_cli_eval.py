@@ -124,11 +124,33 @@ def test_output_to_a_file_is_plain(fastpeer, finished: Path) -> None:
 def test_no_row_loses_its_name_on_a_narrow_terminal(
     fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    shown = fastpeer("eval --examples 5 --attacks clean,pgd1", finished).succeeded().out
+    # A terminal as far as rich can tell, without colours.
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("LINES", "24"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    shown = fastpeer("eval --quiet --examples 5 --attacks clean,pgd1", finished).succeeded().out
     assert max(map(len, shown.splitlines())) <= 80
     firsts = "".join(line.strip("│ ").split("│")[0].strip() for line in shown.splitlines() if "│" in line)
     assert all(f"finished {kind}" in firsts for kind in KINDS), shown
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_four_attacks_on_a_narrow_terminal(
+    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("LINES", "24"), ("COLUMNS", columns)):
+        monkeypatch.setenv(name, value)
+    words = "--quiet --examples 5 --checkpoints last --attacks clean,fgsm,pgd1,pgd2"
+    lines = fastpeer(f"eval {words}", finished).succeeded().out.splitlines()
+    start = lines.index("finished last")
+    assert [line.split()[0] for line in lines[start + 1 : start + 5]] == ["clean", "FGSM", "PGD-1", "PGD-2"]
+    found = [f"{entry['accuracy']:.2f}" for entry in results(finished / "results.json")]
+    assert [line.split()[1] for line in lines[start + 1 : start + 5]] == found
+
+
+def test_a_pipe_gets_whole_lines(fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fastpeer("eval --attacks clean,pgd1", finished).succeeded().out
+    monkeypatch.setenv("COLUMNS", "40")
+    assert fastpeer("eval --attacks clean,pgd1", finished).succeeded().out == whole
 
 
 @pytest.mark.parametrize(
