@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,9 @@ from fastpeer.config import Config
 from fastpeer.config.recipes import load_recipe
 from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
+from fastpeer.links import checkpoint_folder
 
+log = logging.getLogger(__name__)
 PARTS = ("config.toml", "run.json", "metrics.jsonl", "results.json", "checkpoints", "tensorboard")
 """Names in a run's folder. --force deletes a folder only if it contains nothing else."""
 
@@ -49,6 +52,10 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder with the checkpoints last, best and best-swa."""
         return self.path / "checkpoints"
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the folder of the checkpoint `name`, which exists if there is one (`checkpoint_folder`)."""
+        return checkpoint_folder(self.checkpoints / name)
 
     @property
     def exists(self) -> bool:
@@ -114,14 +121,22 @@ class RunFolder:
         # A lock of the kernel's, not a lock file: it is released when the process ends, however it ends.
         folder = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(folder)
             yield
+        finally:
+            os.close(folder)
+
+    def _lock(self, folder: int) -> None:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{self.path} is being trained by another process: wait, or stop that one"
             ) from None
-        finally:
-            os.close(folder)
+        except OSError as error:
+            # Network drives and mounted buckets may have no locks, or none for folders.
+            reason = error.strerror
+            log.warning("%s cannot be locked (%s): let no other process train in it", self.path, reason)
 
     def write_config(self, config: Config) -> None:
         """Write config.toml.
@@ -162,7 +177,7 @@ def newest_run(folder: Path = Path("runs")) -> RunFolder:
     Raises:
         UserError: there is no run with a checkpoint.
     """
-    runs = [RunFolder(path) for path in folder.glob("*/") if (path / "checkpoints" / "last").exists()]
+    runs = [RunFolder(path) for path in folder.glob("*/") if RunFolder(path).checkpoint("last").exists()]
     if not runs:
         raise UserError(f"no run in {folder}/: name one, or train one with fastpeer train")
     return max(runs, key=lambda run: run.metrics_file.stat().st_mtime if run.metrics_file.exists() else 0)

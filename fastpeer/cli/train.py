@@ -17,6 +17,7 @@ from fastpeer.config import Config, TeacherConfig, teacher_words
 from fastpeer.config.differences import differences
 from fastpeer.config.recipes import DEFAULT_RECIPE, load_recipe, recipe_of_method
 from fastpeer.errors import Interrupted, UserError
+from fastpeer.links import through_links
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.run_folder import RunFolder
 
@@ -145,7 +146,8 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     # FFCV compiles for seconds before anything moves.
     with console.status("reading and checking the data"):
         dataset = open_dataset(_data_folder(arguments, run, config))
-        initial = {"student": arguments.init_student, "peer": arguments.init_peer}
+        given = {"student": arguments.init_student, "peer": arguments.init_peer}
+        initial = {name: file and through_links(file) for name, file in given.items()}
         setup = set_up(config, dataset, device, initial)
     if arguments.resume:
         _refuse_other_files(run, describe(setup))

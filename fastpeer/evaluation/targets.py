@@ -9,15 +9,17 @@ from fastpeer.checkpoint import load_state
 from fastpeer.config import Config
 from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
+from fastpeer.links import through_links
 from fastpeer.run_folder import RunFolder, enclosing_run
 from fastpeer.suggestions import nearest
 
 CHECKPOINTS = {
-    "last": "last/student.safetensors",
-    "swa": "last/swa.safetensors",
-    "best": "best/student.safetensors",
-    "best-swa": "best-swa/student.safetensors",
+    "last": ("last", "student.safetensors"),
+    "swa": ("last", "swa.safetensors"),
+    "best": ("best", "student.safetensors"),
+    "best-swa": ("best-swa", "student.safetensors"),
 }
+"""By the names on the command line: a run's checkpoint, and the weight file in it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def _targets_at(path: Path, name: str, checkpoints: str) -> list[Target]:
     run = RunFolder(path)
     if run.exists:
         return list(_targets_of_run(run, name, checkpoints))
-    weights = path / "student.safetensors" if path.is_dir() else path
+    found = through_links(path)
+    weights = found / "student.safetensors" if found.is_dir() else found
     if not weights.is_file():
         raise UserError(f"{path}: neither a run folder nor a file with weights")
     owner = enclosing_run(weights)
@@ -86,7 +89,8 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
     for name in names:
         if name not in CHECKPOINTS:
             raise UserError(f"unknown checkpoint {name}: did you mean {nearest(name, CHECKPOINTS)}?")
-        weights = run.checkpoints / CHECKPOINTS[name]
+        checkpoint, file = CHECKPOINTS[name]
+        weights = run.checkpoint(checkpoint) / file
         if weights.is_file() and not (name == "swa" and _average_is_unfinished(run)):
             count += 1
             yield Target(f"{label} {name}", weights, run, config)
@@ -99,4 +103,4 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
 
 def _average_is_unfinished(run: RunFolder) -> bool:
     """Whether no model was averaged yet, or the BatchNorm statistics of the average are not estimated yet."""
-    return not load_state(run.checkpoints / "last").get("swa_measured")
+    return not load_state(run.checkpoint("last")).get("swa_measured")
