@@ -67,6 +67,19 @@ class RunFolder:
         """Names in the folder that are not part of a run, sorted."""
         return sorted(entry.name for entry in self.path.iterdir() if entry.name not in PARTS)
 
+    @property
+    def recipe_name(self) -> str:
+        """Name of the recipe; of older runs, which did not record it, the folder's name."""
+        try:
+            return str(self.read_facts().get("recipe", self.path.name))
+        except UserError:
+            return self.path.name
+
+    def last_written(self) -> float:
+        """Return when the run was written to last, in seconds."""
+        file = self.metrics_file if self.metrics_file.exists() else self.facts_file
+        return file.stat().st_mtime
+
     def refuse_unless_free(self, force: bool) -> None:
         """Make sure that a new run may use this folder.
 
@@ -171,16 +184,28 @@ class RunFolder:
         raise UserError(f"{self.facts_file}: damaged or not written by fastpeer train")
 
 
+def runs_in(folder: Path) -> list[RunFolder]:
+    """Return the runs in a folder of runs, sorted by name; those in folders within it are not looked for."""
+    runs = [RunFolder(path) for path in sorted(folder.glob("*/"))]
+    return [run for run in runs if run.exists]
+
+
 def newest_run(folder: Path = Path("runs")) -> RunFolder:
     """Return the run in `folder` that was written to last.
 
     Raises:
         UserError: there is no run with a checkpoint.
     """
-    runs = [RunFolder(path) for path in folder.glob("*/") if RunFolder(path).checkpoint("last").exists()]
+    runs = [run for run in runs_in(folder) if run.checkpoint("last").exists()]
     if not runs:
         raise UserError(f"no run in {folder}/: name one, or train one with fastpeer train")
-    return max(runs, key=lambda run: run.metrics_file.stat().st_mtime if run.metrics_file.exists() else 0)
+    return max(runs, key=RunFolder.last_written)
+
+
+def newest_run_of(recipe: str, folder: Path = Path("runs")) -> RunFolder | None:
+    """Return the run of a recipe in `folder` that was written to last; None if there is none."""
+    runs = [run for run in runs_in(folder) if run.recipe_name == recipe]
+    return max(runs, key=RunFolder.last_written, default=None)
 
 
 def enclosing_run(path: Path) -> RunFolder | None:

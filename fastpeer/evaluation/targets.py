@@ -1,5 +1,6 @@
 """Finds the weights to evaluate, and the runs they belong to."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,10 @@ from fastpeer.config import Config
 from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
 from fastpeer.links import through_links
-from fastpeer.run_folder import RunFolder, enclosing_run
+from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
 from fastpeer.suggestions import nearest
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = {
     "last": ("last", "student.safetensors"),
@@ -53,12 +56,13 @@ def find_targets(paths: Sequence[Path], checkpoints: str) -> list[Target]:
     """Return the weights that paths on the command line stand for, in their order.
 
     Args:
-        paths: run folders, checkpoint folders or weight files.
+        paths: run folders, folders of runs, checkpoint folders or weight files.
         checkpoints: for run folders: comma-separated names of `CHECKPOINTS`; all or empty: all that exist.
 
     Raises:
         UserError: there is nothing to evaluate at a path, or a checkpoint is missing.
     """
+    paths = list(dict.fromkeys(found for path in paths for found in _runs_at(path, checkpoints) or [path]))
     names = [path.name for path in paths]
     targets: list[Target] = []
     for path in paths:
@@ -66,6 +70,28 @@ def find_targets(paths: Sequence[Path], checkpoints: str) -> list[Target]:
         name = path.name if path.name and names.count(path.name) == 1 else str(path)
         targets += _targets_at(path, name, checkpoints)
     return targets
+
+
+def _runs_at(path: Path, checkpoints: str) -> list[Path]:
+    """Return the runs in a folder of runs that can be evaluated; the others are logged.
+
+    Raises:
+        UserError: there are runs, but none can be evaluated.
+    """
+    if not path.is_dir() or RunFolder(path).exists or (path / "student.safetensors").is_file():
+        return []
+    usable, reasons = [], []
+    for run in runs_in(path):
+        try:
+            list(_targets_of_run(run, run.path.name, checkpoints))
+            usable.append(run.path)
+        except UserError as error:
+            reasons.append(error)
+    if reasons and not usable:
+        raise reasons[0]
+    for reason in reasons:
+        log.warning("left out: %s", reason)
+    return usable
 
 
 def _targets_at(path: Path, name: str, checkpoints: str) -> list[Target]:
