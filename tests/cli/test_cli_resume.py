@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -224,3 +225,13 @@ def test_a_damaged_run_json(fastpeer, half: Path, content: str) -> None:
 def test_a_damaged_config(fastpeer, half: Path) -> None:
     (half / "config.toml").write_text("garbage", "utf-8")
     fastpeer("train --resume --out", half).refused("config.toml")
+
+
+def test_a_drive_without_locks(fastpeer, half: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    shown = fastpeer("train --resume --train.max-steps 0 --out", half).succeeded().out
+    assert "cannot be locked (No locks available)" in shown
+    same_as_uninterrupted(half, original)
