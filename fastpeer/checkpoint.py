@@ -1,7 +1,6 @@
 """Checkpoints, written so that a kill at any time leaves either the previous or the new one complete."""
 
 import io
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from fastpeer.errors import UserError, one_line
+from fastpeer.links import checkpoint_folder, flush, link_checkpoint
 from fastpeer.models.weights import WeightFacts, load_weights, save_weights
 
 
@@ -25,8 +25,9 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint `folder/name`: a `.safetensors` file for each network, and `state.pt`.
 
-    `name` is a symbolic link to a folder with the files. The files are complete and on disk before the link
-    is replaced, which is atomic.
+    `name` is a symbolic link to a folder with the files, or a text file where links cannot be made
+    (`links`). The files are complete and on disk before the link is replaced, which is
+    atomic.
 
     Args:
         folder: the run's `checkpoints`.
@@ -47,10 +48,10 @@ def save_checkpoint(
         new = store / f"{name}-{number:09d}"
     try:
         _write(new, networks, state, facts)
-        _replace_link(folder / name, Path(".store") / new.name)
+        link_checkpoint(folder / name, new)
     except (OSError, RuntimeError, UserError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        kept = "; the previous one is kept" if (folder / name).exists() else ""
+        kept = "; the previous one is kept" if checkpoint_folder(folder / name).exists() else ""
         raise UserError(
             f"the checkpoint {folder / name} cannot be written ({one_line(error)}){kept}"
         ) from None
@@ -100,17 +101,7 @@ def _write(
     (folder / "state.pt").write_bytes(buffer.getvalue())
     # Before the link is replaced: after a power failure it must not point to incomplete files.
     for path in (*folder.iterdir(), folder):
-        _flush(path)
-
-
-def _replace_link(link: Path, target: Path) -> None:
-    new = link.with_name(f".{link.name}.new")
-    # A killed process may have left one.
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    # rename(2) replaces the old link atomically; a link cannot be changed in place.
-    os.replace(new, link)
-    _flush(link.parent)
+        flush(path)
 
 
 def _remove_others(store: Path, name: str, kept: Path) -> None:
@@ -118,12 +109,3 @@ def _remove_others(store: Path, name: str, kept: Path) -> None:
     for folder in store.glob(f"{name}-[0-9]*"):
         if folder != kept:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's contents, or a folder's entries, have reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,9 @@ from fastpeer.config import Config
 from fastpeer.config.recipes import load_recipe
 from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
+from fastpeer.links import checkpoint_folder
 
+log = logging.getLogger(__name__)
 PARTS = ("config.toml", "run.json", "metrics.jsonl", "results.json", "checkpoints", "tensorboard")
 """Names in a run's folder. --force deletes a folder only if it contains nothing else."""
 
@@ -50,6 +53,10 @@ class RunFolder:
         """The folder with the checkpoints last, best and best-swa."""
         return self.path / "checkpoints"
 
+    def checkpoint(self, name: str) -> Path:
+        """Return the folder of the checkpoint `name`, which exists if there is one (`checkpoint_folder`)."""
+        return checkpoint_folder(self.checkpoints / name)
+
     @property
     def exists(self) -> bool:
         """Whether the folder holds a run."""
@@ -59,6 +66,19 @@ class RunFolder:
     def foreign_files(self) -> list[str]:
         """Names in the folder that are not part of a run, sorted."""
         return sorted(entry.name for entry in self.path.iterdir() if entry.name not in PARTS)
+
+    @property
+    def recipe_name(self) -> str:
+        """Name of the recipe; of older runs, which did not record it, the folder's name."""
+        try:
+            return str(self.read_facts().get("recipe", self.path.name))
+        except UserError:
+            return self.path.name
+
+    def last_written(self) -> float:
+        """Return when the run was written to last, in seconds."""
+        file = self.metrics_file if self.metrics_file.exists() else self.facts_file
+        return file.stat().st_mtime
 
     def refuse_unless_free(self, force: bool) -> None:
         """Make sure that a new run may use this folder.
@@ -114,14 +134,22 @@ class RunFolder:
         # A lock of the kernel's, not a lock file: it is released when the process ends, however it ends.
         folder = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(folder)
             yield
+        finally:
+            os.close(folder)
+
+    def _lock(self, folder: int) -> None:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{self.path} is being trained by another process: wait, or stop that one"
             ) from None
-        finally:
-            os.close(folder)
+        except OSError as error:
+            # Network drives and mounted buckets may have no locks, or none for folders.
+            reason = error.strerror
+            log.warning("%s cannot be locked (%s): let no other process train in it", self.path, reason)
 
     def write_config(self, config: Config) -> None:
         """Write config.toml.
@@ -156,16 +184,28 @@ class RunFolder:
         raise UserError(f"{self.facts_file}: damaged or not written by fastpeer train")
 
 
+def runs_in(folder: Path) -> list[RunFolder]:
+    """Return the runs in a folder of runs, sorted by name; those in folders within it are not looked for."""
+    runs = [RunFolder(path) for path in sorted(folder.glob("*/"))]
+    return [run for run in runs if run.exists]
+
+
 def newest_run(folder: Path = Path("runs")) -> RunFolder:
     """Return the run in `folder` that was written to last.
 
     Raises:
         UserError: there is no run with a checkpoint.
     """
-    runs = [RunFolder(path) for path in folder.glob("*/") if (path / "checkpoints" / "last").exists()]
+    runs = [run for run in runs_in(folder) if run.checkpoint("last").exists()]
     if not runs:
         raise UserError(f"no run in {folder}/: name one, or train one with fastpeer train")
-    return max(runs, key=lambda run: run.metrics_file.stat().st_mtime if run.metrics_file.exists() else 0)
+    return max(runs, key=RunFolder.last_written)
+
+
+def newest_run_of(recipe: str, folder: Path = Path("runs")) -> RunFolder | None:
+    """Return the run of a recipe in `folder` that was written to last; None if there is none."""
+    runs = [run for run in runs_in(folder) if run.recipe_name == recipe]
+    return max(runs, key=RunFolder.last_written, default=None)
 
 
 def enclosing_run(path: Path) -> RunFolder | None:

@@ -1,11 +1,15 @@
 """Checkpoints: a round trip is exact, and a kill leaves a complete one."""
 
+import errno
 import multiprocessing
 import os
 import pickle
 import random
+import shutil
+import stat
 import time
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from torch import nn
 
 from fastpeer.checkpoint import load_networks, load_state, save_checkpoint
 from fastpeer.errors import UserError
+from fastpeer.links import checkpoint_folder
 from fastpeer.models import build_model
 
 
@@ -32,9 +37,41 @@ def save(folder, value):
     save_checkpoint(folder, "last", value, constant_networks(value), {"value": value})
 
 
-def save_forever(folder, first):
+def save_forever(folder, first, links=True):
+    if not links:
+        os.symlink = no_links
     for value in count(first):
         save(folder, value)
+
+
+def no_links(*_, **__):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def saved(folder):
+    """The value of a checkpoint that is complete: its state's and every weight's."""
+    place = checkpoint_folder(folder / "last")
+    networks = constant_networks(-1)
+    load_networks(place, networks)
+    weights = [weight for network in networks.values() for weight in network.parameters()]
+    (value,) = torch.cat([weight.flatten() for weight in weights]).unique().tolist()
+    assert load_state(place)["value"] == value
+    return value
+
+
+def copied_with_links_resolved(folder):
+    shutil.copytree(folder, folder.with_name("copy"))
+    shutil.rmtree(folder)
+    folder.with_name("copy").rename(folder)
+
+
+def unpacked_without_links(folder):
+    """As by zipfile: a link becomes a text file with its target."""
+    for link in folder.iterdir():
+        if link.is_symlink():
+            text = os.readlink(link)
+            link.unlink()
+            link.write_text(text)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -70,29 +107,105 @@ def test_only_the_newest_checkpoint_of_each_name_is_kept(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".new")]
 
 
-def test_checkpoint_is_complete_after_a_kill_at_any_time(tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_checkpoint_is_complete_after_a_kill_at_any_time(tmp_path, links):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fastpeer.checkpoint"])
     chance, value = random.Random(0), 1
     save(tmp_path, value)
+    if not links:
+        unpacked_without_links(tmp_path)
     for _ in range(10):
-        previous = (tmp_path / "last").readlink()
-        saving = context.Process(target=save_forever, args=(tmp_path, value + 1))
+        previous = newest(tmp_path)
+        saving = context.Process(target=save_forever, args=(tmp_path, value + 1, links))
         saving.start()
-        while (tmp_path / "last").readlink() == previous:
+        while newest(tmp_path) == previous:
             assert saving.is_alive()
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.03))
         saving.kill()
         saving.join()
-
-        value = load_state(tmp_path / "last")["value"]
-        networks = constant_networks(-1)
-        load_networks(tmp_path / "last", networks)
-        weights = [weight for network in networks.values() for weight in network.parameters()]
-        assert torch.cat([weight.flatten() for weight in weights]).unique().tolist() == [value]
+        assert (tmp_path / "last").is_symlink() == links
+        value = int(saved(tmp_path))
     save(tmp_path, value + 1)
-    assert [path.name for path in (tmp_path / ".store").iterdir()] == [(tmp_path / "last").readlink().name]
+    assert [path.name for path in (tmp_path / ".store").iterdir()] == [newest(tmp_path)]
+
+
+def newest(folder):
+    link = folder / "last"
+    return (link.readlink() if link.is_symlink() else Path(link.read_text().strip())).name
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("change", [copied_with_links_resolved, unpacked_without_links])
+def test_a_copy_without_links_goes_on(tmp_path, monkeypatch, change, links):
+    folder = tmp_path / "checkpoints"
+    save(folder, 1)
+    change(folder)
+    assert saved(folder) == 1
+    if not links:
+        monkeypatch.setattr(os, "symlink", no_links)
+    for value in (2, 3):
+        save(folder, value)
+        assert saved(folder) == value
+        assert sorted(path.name for path in folder.iterdir()) == [".store", "last"]
+        assert [path.name for path in (folder / ".store").iterdir()] == [newest(folder)]
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("call", ["rename", "replace"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_kill_while_a_folder_is_replaced(tmp_path, monkeypatch, links, call, again):
+    """Before each step of it, and copied once more, with links resolved, before the run goes on."""
+    folder = tmp_path / "checkpoints"
+    save(folder, 1)
+    copied_with_links_resolved(folder)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, killed)
+        if not links:
+            patch.setattr(os, "symlink", no_links)
+        with pytest.raises(KeyboardInterrupt):
+            save(folder, 2)
+    assert saved(folder) == 2
+    if again:
+        copied_with_links_resolved(folder)
+        assert saved(folder) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "symlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(folder, 3)
+    assert saved(folder) == 2
+    save(folder, 4)
+    assert saved(folder) == 4
+    assert [path.name for path in (folder / ".store").iterdir()] == [newest(folder)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", ".store/", ".store/../..", ".store/last-000000009", "\x00\xff", "/"]
+)
+def test_a_text_file_that_names_no_checkpoint_is_none(tmp_path, text):
+    save(tmp_path, 1)
+    (tmp_path / "last").unlink()
+    (tmp_path / "last").write_text(text)
+    assert checkpoint_folder(tmp_path / "last") == tmp_path / "last"
+    refused(checkpoint_folder(tmp_path / "last"))
+
+
+def test_a_disk_that_cannot_flush_folders(tmp_path, monkeypatch):
+    flushed = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flushed(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save(tmp_path, 1)
+    assert saved(tmp_path) == 1
 
 
 class Payload:

@@ -112,7 +112,7 @@ def trained(arguments: Arguments, device: torch.device) -> tuple[Config, Images,
     run = RunFolder(arguments.run)
     config = replace(run.read_config(), precision="fp32", seed=arguments.seed)
     images = load_images(arguments.data, config.train.batch_size, device)
-    files = {name: run.checkpoints / "last" / f"{name}.safetensors" for name in ("student", "peer")}
+    files = {name: run.checkpoint("last") / f"{name}.safetensors" for name in ("student", "peer")}
     if missing_files := [file for file in files.values() if not file.is_file()]:
         raise UserError(f"--run {run.path}: there is no {missing_files[0]}")
     return config, images, build_networks(config, config.table, images.classes, device, files)

@@ -44,7 +44,7 @@ class TrainArguments:
     data: Annotated[Path | None, arg(metavar="DIR")] = None
     """A prepared data set; default: data/NAME, as the recipe names it."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
-    """The run folder; default: runs/RECIPE."""
+    """The run folder; default: runs/RECIPE, with --resume the newest run of RECIPE in runs/."""
     amp: bool = False
     """Autocast: bf16 where the device has it, else fp16."""
     device: str = "auto"
@@ -73,7 +73,7 @@ class EvalArguments:
     """Attack finished networks, and hold the accuracies against the paper's."""
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
-    """Run folders, or weight files beside their run's config; default: the newest run in runs/."""
+    """Runs, folders of runs, or weight files beside their run's config; default: the newest run in runs/."""
     attacks: str = "clean,fgsm,pgd20"
     """Comma-separated: clean, fgsm, pgdN (N steps), aa (AutoAttack standard)."""
     examples: int = 0

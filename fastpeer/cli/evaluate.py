@@ -30,23 +30,42 @@ def eval_command(words: Sequence[str]) -> None:
     """
     arguments = parse(EvalArguments, words, "fastpeer eval")
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
-    from fastpeer.evaluation.results import read_results
-    from fastpeer.evaluation.table import print_results
+    from fastpeer.evaluation.results import check_storable
     from fastpeer.evaluation.targets import find_targets
+    from fastpeer.training.signals import interruptible
 
     protocol = _protocol(arguments)
-    paths = arguments.runs or (newest_run().path,)
-    targets = find_targets(paths, arguments.checkpoints)
-    for target in targets:
-        # Before hours of attacks, not after them: a file that cannot be added to is an error.
-        read_results(target.results_file)
     console = Console(quiet=arguments.quiet)
-    results: dict[Target, list[Result]] = {}
     # Of a network that cannot be folded, nothing: the accuracies are the same.
-    with log_to(console, logging.WARNING, more=LOGGERS):
+    with log_to(console, logging.WARNING, more=LOGGERS), interruptible():
+        targets = find_targets(arguments.runs or (newest_run().path,), arguments.checkpoints)
         for target in targets:
-            results[target] = list(_results(target, results, protocol, arguments, console))
-    print_results(results, Console())
+            # Before hours of attacks, not after them.
+            check_storable(target.results_file)
+        _evaluate(targets, protocol, arguments, console)
+
+
+def _evaluate(
+    targets: "Sequence[Target]", protocol: "Protocol", arguments: EvalArguments, console: Console
+) -> None:
+    """Attack the targets in turn; however that ends, print what was found."""
+    from fastpeer.evaluation.results import ResultsWriter
+    from fastpeer.evaluation.table import print_results
+
+    writer = ResultsWriter()
+    results: dict[Target, list[Result]] = {}
+    try:
+        for target in targets:
+            row: list[Result] = []
+            attacks = _results(target, dict(results), protocol, arguments, console)
+            results[target] = row
+            for result in attacks:
+                row.append(result)
+                writer.add(target.results_file, result)
+    finally:
+        if any(results.values()):
+            print_results(results, Console())
+    writer.check()
 
 
 def _protocol(arguments: EvalArguments) -> "Protocol":
@@ -76,13 +95,9 @@ def _results(
     arguments: EvalArguments,
     console: Console,
 ) -> "Iterator[Result]":
-    from fastpeer.evaluation.results import store_results
-
-    for result in _same_weights(target, known) or protocol.run(
-        target, arguments.data, arguments.model, _watch(console)
-    ):
-        store_results(target.results_file, [result])
-        yield result
+    """Yield a target's results as they are found."""
+    known_results = _same_weights(target, known)
+    yield from known_results or protocol.run(target, arguments.data, arguments.model, _watch(console))
 
 
 def _same_weights(target: "Target", known: "dict[Target, list[Result]]") -> "list[Result]":

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from fastpeer.printing import print_line
+
 
 class _ConsoleHandler(logging.Handler):
     """Prints above the bars that the console shows: broken between words on a terminal, whole in a file.
@@ -18,8 +20,7 @@ class _ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        whole = not self.console.is_terminal
-        self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=whole)
+        print_line(self.console, self.format(record))
 
 
 @contextmanager

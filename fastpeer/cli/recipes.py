@@ -6,12 +6,12 @@ from itertools import groupby
 from typing import Annotated
 
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
 from fastpeer.config.recipes import DEFAULT_RECIPE, ListedRecipe, list_recipes
 from fastpeer.errors import UserError
+from fastpeer.printing import FigureTable, Row, print_line, print_tables
 from fastpeer.suggestions import nearest
 
 NO_ROW = "without figures in PeerAiD's paper"
@@ -35,13 +35,11 @@ def recipes_command(words: Sequence[str]) -> None:
     """
     recipes = _holding(parse(RecipesArguments, words, "fastpeer recipes").words)
     console = Console()
-    console.print("shipped recipes, and the accuracies in % that PeerAiD's paper reports for them")
-    width = max(len(_label(recipe)) for recipe in recipes)
-    for section, members in groupby(sorted(recipes, key=_order), key=_section):
-        console.print()
-        console.print(_table(section, members, width))
+    print_line(console, "shipped recipes, and the accuracies in % that PeerAiD's paper reports for them")
+    sections = groupby(sorted(recipes, key=_order), key=_section)
+    print_tables(console, [_table(section, members) for section, members in sections], boxed=False)
     if any(recipe.name == "demo" for recipe in recipes):
-        console.print("demo: handwritten digits, in a few minutes on a CPU; no data set of the paper's")
+        print_line(console, "demo: handwritten digits, in a few minutes on a CPU; no data set of the paper's")
 
 
 def _holding(words: Sequence[str]) -> list[ListedRecipe]:
@@ -77,17 +75,16 @@ def _order(recipe: ListedRecipe) -> tuple[bool, str, str]:
     return recipe.paper is None, _section(recipe), recipe.name
 
 
-def _table(section: str, recipes: Iterable[ListedRecipe], width: int) -> Table:
-    table = Table(title=section, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("recipe", no_wrap=True, min_width=width)
-    table.add_column("method", no_wrap=True, min_width=len("peeraid"))
-    for heading in ("clean", "FGSM", "PGD-20", "AA"):
-        table.add_column(heading, justify="right", min_width=5)
-    for recipe in recipes:
-        paper = recipe.paper
-        figures = (paper.clean, paper.fgsm, paper.pgd20, paper.aa) if paper else ()
-        table.add_row(_label(recipe), recipe.method, *(f"{figure:.2f}" for figure in figures))
-    return table
+def _table(section: str, recipes: Iterable[ListedRecipe]) -> FigureTable:
+    headings = ("recipe", "method", "clean", "FGSM", "PGD-20", "AA")
+    return FigureTable(headings, [[_row(recipe) for recipe in recipes]], f"\n{section}")
+
+
+def _row(recipe: ListedRecipe) -> Row:
+    paper = recipe.paper
+    figures = (paper.clean, paper.fgsm, paper.pgd20, paper.aa) if paper else ()
+    texts = [f"{figure:.2f}" for figure in figures] or [""] * 4
+    return Row(_label(recipe), (recipe.method, *texts))
 
 
 def _label(recipe: ListedRecipe) -> str:

@@ -1,10 +1,11 @@
 """What a training ends with: last and best student, plain and averaged, side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+
+from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
 if TYPE_CHECKING:
     from fastpeer.training.selection import Selection
@@ -26,15 +27,13 @@ def print_summary(summary: Mapping[str, Mapping[str, Any]], selection: "Selectio
         console: where to.
     """
     if not summary:
-        console.print("no epoch was completed, so nothing was evaluated")
+        print_line(console, "no epoch was completed, so nothing was evaluated")
         return
     attacks = [name for name in summary["last"] if name != "epoch"]
-    table = Table("student")
-    for heading in ("epoch", *attacks):
-        table.add_column(heading, justify="right")
-    for key, name in NAMES.items():
-        if key in summary:
-            entry = summary[key]
-            table.add_row(name, str(entry["epoch"]), *(f"{entry[attack]:.2f}" for attack in attacks))
-    console.print(f"student's {selection.describe()}; best by {selection.metric}", highlight=False)
-    console.print(table)
+    rows = [_row(name, summary[key], attacks) for key, name in NAMES.items() if key in summary]
+    print_line(console, f"student's {selection.describe()}; best by {selection.metric}")
+    print_tables(console, [FigureTable(("student", "epoch", *attacks), [rows])])
+
+
+def _row(name: str, entry: Mapping[str, Any], attacks: Sequence[str]) -> Row:
+    return Row(name, (str(entry["epoch"]), *(f"{entry[attack]:.2f}" for attack in attacks)))

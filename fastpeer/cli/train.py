@@ -17,9 +17,10 @@ from fastpeer.config import Config, TeacherConfig, teacher_words
 from fastpeer.config.differences import differences
 from fastpeer.config.recipes import DEFAULT_RECIPE, load_recipe, recipe_of_method
 from fastpeer.errors import Interrupted, UserError
+from fastpeer.links import through_links
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.models.pixel_range import check_pixel_range
-from fastpeer.run_folder import RunFolder
+from fastpeer.run_folder import RunFolder, newest_run_of
 
 if TYPE_CHECKING:
     from fastpeer.training.setup import TrainingSetup
@@ -44,12 +45,23 @@ def train_command(words: Sequence[str]) -> None:
     given = _without_settings(words, method)
     recipe = given.recipe or DEFAULT_RECIPE
     name = _run_name(recipe, method)
-    run = RunFolder(given.out or Path("runs") / name)
     console = Console(quiet=given.quiet)
     with log_to(console):
+        run = _run_folder(given, name)
         base = _resumed_base(run, given) if given.resume else _base(recipe, method)
         arguments = _all_settings(words, given, base, method)
-        _train(_with_teachers(arguments), run, console)
+        _train(_with_teachers(arguments), run, name, console)
+
+
+def _run_folder(given: TrainArguments, name: str) -> RunFolder:
+    """Return the folder of --out; else of a new run, or with --resume of the recipe's newest run."""
+    if given.out is not None:
+        return RunFolder(given.out)
+    newest = newest_run_of(name) if given.resume else None
+    if newest is None:
+        return RunFolder(Path("runs") / name)
+    log.info("resuming %s, the newest run of %s", newest.path, name)
+    return newest
 
 
 def _all_settings(
@@ -107,13 +119,13 @@ def _found(settings: TeacherConfig, given: Path | None) -> TeacherConfig:
     return replace(settings, weights=str(Path(path).expanduser().absolute()) if path else "")
 
 
-def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
+def _train(arguments: TrainArguments, run: RunFolder, name: str, console: Console) -> None:
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
     from fastpeer.training.progress import choose_reporter
     from fastpeer.training.signals import stopping_on_signals
     from fastpeer.training.trainer import Trainer
 
-    config, setup = _prepare(arguments, run, console)
+    config, setup = _prepare(arguments, run, name, console)
     reporter = choose_reporter(arguments.quiet, console)
     with run.locked(), stopping_on_signals() as stop:
         trainer = Trainer(run, config, setup, reporter, stop)
@@ -126,7 +138,9 @@ def _train(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
     print_summary(trainer.summary, trainer.selection, console)
 
 
-def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tuple[Config, TrainingSetup]":
+def _prepare(
+    arguments: TrainArguments, run: RunFolder, name: str, console: Console
+) -> "tuple[Config, TrainingSetup]":
     """Check what was asked for, cheap checks first, and make the run folder ready."""
     from fastpeer.data.dataset import open_dataset
     from fastpeer.device import choose_device
@@ -153,12 +167,13 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
     # FFCV compiles for seconds before anything moves.
     with console.status("reading and checking the data"), interruptible():
         dataset = open_dataset(_data_folder(arguments, run, config))
-        initial = {"student": arguments.init_student, "peer": arguments.init_peer}
+        given = {"student": arguments.init_student, "peer": arguments.init_peer}
+        initial = {network: file and through_links(file) for network, file in given.items()}
         setup = set_up(config, dataset, device, initial, arguments.weights_key)
     if arguments.resume:
         _refuse_other_files(run, describe(setup))
     else:
-        run.create(config, describe(setup), arguments.force)
+        run.create(config, {"recipe": name, **describe(setup)}, arguments.force)
     return config, setup
 
 

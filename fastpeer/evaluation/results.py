@@ -1,15 +1,19 @@
 """Results of evaluations: an entry for each (weights, attack), stored in a JSON file."""
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from scipy.stats import binomtest
 
 from fastpeer.errors import UserError, one_line
 from fastpeer.run_folder import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,54 @@ class Result:
         """What was evaluated, and how; a later result with the same key replaces an earlier one."""
         subject = (self.weights_sha256, self.target, self.data_sha256, self.images, self.side)
         return (*subject, self.attack, self.epsilon, self.step_size, self.seed, self.batch_size)
+
+
+SPARE = 100_000
+"""Bytes that the results of an evaluation may add to a file."""
+
+
+def check_storable(file: Path) -> None:
+    """Make sure that results can be added to a file, without leaving a trace.
+
+    Raises:
+        UserError: the file holds anything else, or cannot be written.
+    """
+    size = len(read_results(file)) and file.stat().st_size
+    try:
+        # Without a name, where the file system has such files: nothing tells of it, even after a kill.
+        with TemporaryFile(dir=file.absolute().parent) as trial:
+            trial.write(bytes(size + SPARE))
+    except OSError as error:
+        advice = "evaluate a copy of it in a folder that can be written"
+        raise UserError(f"{file}: cannot be written ({error.strerror}): {advice}") from None
+
+
+class ResultsWriter:
+    """Stores results as they are found; what cannot be written is tried again with the next result.
+
+    Attributes:
+        unsaved: results that could not be written yet, by their file.
+    """
+
+    def __init__(self) -> None:
+        self.unsaved: dict[Path, list[Result]] = {}
+        self._reason = ""
+
+    def add(self, file: Path, result: Result) -> None:
+        """Store a result; if that fails, keep it and log why."""
+        waiting = [*self.unsaved.pop(file, []), result]
+        try:
+            store_results(file, waiting)
+        except UserError as error:
+            if not self._reason:
+                log.warning("%s; the attacks go on, the table will have the results", error)
+            self.unsaved[file], self._reason = waiting, str(error)
+
+    def check(self) -> None:
+        """Raise a `UserError` if any results were not stored."""
+        if self.unsaved:
+            count = sum(map(len, self.unsaved.values()))
+            raise UserError(f"{self._reason}; {count} results stand in the table above only")
 
 
 def store_results(file: Path, results: Iterable[Result]) -> None:

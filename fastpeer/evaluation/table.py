@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fastpeer.config import PaperConfig, format_fraction
 from fastpeer.config.differences import other_settings
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
+from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
 HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
@@ -19,27 +18,36 @@ PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 def print_results(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
     """Print a row for each student, the paper's figures below each run's rows, and notes below the table.
 
+    Students that were attacked with other images (another data set) have a table of their own.
+
     Args:
-        results: results of each target, with the same attacks in the same order.
+        results: results of each target, in the same order of attacks; a stopped evaluation's may end early.
         console: where to print.
     """
-    first_row = next(iter(results.values()))
-    console.print(_title(first_row[0]), highlight=False)
-    table = Table()
-    table.add_column("student", overflow="fold")
-    for result in first_row:
-        table.add_column(_heading(result.attack), justify="right", no_wrap=True)
-    for rows in _by_run(results):
-        table.add_section()
-        for target, row in rows.items():
-            table.add_row(Text(target.label, overflow="fold"), *map(_cell, row))
-        paper = _comparable_paper(*next(iter(rows.items())))
-        if paper is not None:
-            figures = (_paper_cell(paper, result.attack) for result in first_row)
-            table.add_row(Text(f"paper, {paper.row}", overflow="fold"), *figures, style="italic")
-    console.print(table)
-    for note in _notes(results):
-        console.print(note, highlight=False, markup=False)
+    found = {target: row for target, row in results.items() if row}
+    titles = dict.fromkeys(_title(row[0]) for row in found.values())
+    for title in titles:
+        alike = {target: row for target, row in found.items() if _title(row[0]) == title}
+        print_line(console, title)
+        print_tables(console, [_table(alike)])
+    for note in _notes(found):
+        print_line(console, note)
+
+
+def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:
+    attacks = [result.attack for result in max(results.values(), key=len)]
+    sections = [_section(rows, attacks) for rows in _by_run(results)]
+    return FigureTable(("student", *map(_heading, attacks)), sections)
+
+
+def _section(rows: Mapping[Target, Sequence[Result]], attacks: Sequence[str]) -> list[Row]:
+    """Return a run's rows and the paper's."""
+    section = [Row(target.label, _cells(row, attacks)) for target, row in rows.items()]
+    paper = _comparable_paper(*next(iter(rows.items())))
+    if paper is not None:
+        figures = [_paper_cell(paper, attack) for attack in attacks]
+        section.append(Row(f"paper, {paper.row}", figures, "italic"))
+    return section
 
 
 def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target, Sequence[Result]]]:
@@ -52,7 +60,8 @@ def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target,
 
 def _title(result: Result) -> str:
     images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
-    return f"accuracy in % on {images} test images, epsilon {format_fraction(result.epsilon)}, fp32"
+    radius = format_fraction(result.epsilon)
+    return f"accuracy in % on {images} test images of {result.dataset}, epsilon {radius}, fp32"
 
 
 def _comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
@@ -88,12 +97,17 @@ def _heading(attack: str) -> str:
     return HEADINGS.get(attack) or attack.upper().replace("PGD", "PGD-")
 
 
-def _cell(result: Result) -> Text:
+def _cells(row: Sequence[Result], attacks: Sequence[str]) -> list[str]:
+    found = {result.attack: _cell(result) for result in row}
+    return [found.get(attack, "") for attack in attacks]
+
+
+def _cell(result: Result) -> str:
     text = f"{result.accuracy:.2f}"
     if result.confidence_interval is not None:
         low, high = result.confidence_interval
         text += f" [{low:.1f}, {high:.1f}]"
-    return Text(f"{text}, {result.non_finite} non-finite" if result.non_finite else text)
+    return f"{text}, {result.non_finite} non-finite" if result.non_finite else text
 
 
 def _paper_cell(paper: PaperConfig, attack: str) -> str:

@@ -1,5 +1,6 @@
 """Finds the weights to evaluate, and the runs they belong to."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,15 +10,19 @@ from fastpeer.checkpoint import load_state
 from fastpeer.config import Config
 from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
-from fastpeer.run_folder import RunFolder, enclosing_run
+from fastpeer.links import through_links
+from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
 from fastpeer.suggestions import nearest
 
+log = logging.getLogger(__name__)
+
 CHECKPOINTS = {
-    "last": "last/student.safetensors",
-    "swa": "last/swa.safetensors",
-    "best": "best/student.safetensors",
-    "best-swa": "best-swa/student.safetensors",
+    "last": ("last", "student.safetensors"),
+    "swa": ("last", "swa.safetensors"),
+    "best": ("best", "student.safetensors"),
+    "best-swa": ("best-swa", "student.safetensors"),
 }
+"""By the names on the command line: a run's checkpoint, and the weight file in it."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,13 @@ def find_targets(paths: Sequence[Path], checkpoints: str) -> list[Target]:
     """Return the weights that paths on the command line stand for, in their order.
 
     Args:
-        paths: run folders, checkpoint folders or weight files.
+        paths: run folders, folders of runs, checkpoint folders or weight files.
         checkpoints: for run folders: comma-separated names of `CHECKPOINTS`; all or empty: all that exist.
 
     Raises:
         UserError: there is nothing to evaluate at a path, or a checkpoint is missing.
     """
+    paths = list(dict.fromkeys(found for path in paths for found in _runs_at(path, checkpoints) or [path]))
     names = [path.name for path in paths]
     targets: list[Target] = []
     for path in paths:
@@ -66,11 +72,34 @@ def find_targets(paths: Sequence[Path], checkpoints: str) -> list[Target]:
     return targets
 
 
+def _runs_at(path: Path, checkpoints: str) -> list[Path]:
+    """Return the runs in a folder of runs that can be evaluated; the others are logged.
+
+    Raises:
+        UserError: there are runs, but none can be evaluated.
+    """
+    if not path.is_dir() or RunFolder(path).exists or (path / "student.safetensors").is_file():
+        return []
+    usable, reasons = [], []
+    for run in runs_in(path):
+        try:
+            list(_targets_of_run(run, run.path.name, checkpoints))
+            usable.append(run.path)
+        except UserError as error:
+            reasons.append(error)
+    if reasons and not usable:
+        raise reasons[0]
+    for reason in reasons:
+        log.warning("left out: %s", reason)
+    return usable
+
+
 def _targets_at(path: Path, name: str, checkpoints: str) -> list[Target]:
     run = RunFolder(path)
     if run.exists:
         return list(_targets_of_run(run, name, checkpoints))
-    weights = path / "student.safetensors" if path.is_dir() else path
+    found = through_links(path)
+    weights = found / "student.safetensors" if found.is_dir() else found
     if not weights.is_file():
         raise UserError(f"{path}: neither a run folder nor a file with weights")
     owner = enclosing_run(weights)
@@ -86,7 +115,8 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
     for name in names:
         if name not in CHECKPOINTS:
             raise UserError(f"unknown checkpoint {name}: did you mean {nearest(name, CHECKPOINTS)}?")
-        weights = run.checkpoints / CHECKPOINTS[name]
+        checkpoint, file = CHECKPOINTS[name]
+        weights = run.checkpoint(checkpoint) / file
         if weights.is_file() and not (name == "swa" and _average_is_unfinished(run)):
             count += 1
             yield Target(f"{label} {name}", weights, run, config)
@@ -99,4 +129,4 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
 
 def _average_is_unfinished(run: RunFolder) -> bool:
     """Whether no model was averaged yet, or the BatchNorm statistics of the average are not estimated yet."""
-    return not load_state(run.checkpoints / "last").get("swa_measured")
+    return not load_state(run.checkpoint("last")).get("swa_measured")

@@ -16,6 +16,7 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import no_attack
+from fastpeer.links import through_links
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization, format_normalization
 from fastpeer.models.weights import load_weights, recorded_facts, recorded_network, recorded_normalization
@@ -164,13 +165,14 @@ def check_accuracy(teacher: Teacher, network: nn.Module, stream: EvaluationStrea
 
 def _weights_file(path: Path, flag: str) -> Path:
     """Return the student's weights in a run (best, else last) or checkpoint, or the file itself."""
+    path = through_links(path)
     run = RunFolder(path)
     if not run.exists:
         file = path / "student.safetensors" if path.is_dir() else path
         if not file.is_file():
             raise UserError(f"{flag} {path}: neither a run, nor a checkpoint, nor a file with weights")
         return file
-    files = [run.checkpoints / name / "student.safetensors" for name in ("best", "last")]
+    files = [run.checkpoint(name) / "student.safetensors" for name in ("best", "last")]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         raise UserError(f"{flag} {path}: this run holds no checkpoint yet")

@@ -91,7 +91,7 @@ class Trainer:
         tensorboard = self.run.path / "tensorboard" if self.config.log.tensorboard else None
         self.log = MetricsLog(self.run.metrics_file, self._log_length, tensorboard, self.position.step)
         with closing(self.log):
-            if not (self.run.checkpoints / "last").exists():
+            if not self.run.checkpoint("last").exists():
                 # A run that is stopped or killed in its first epoch can be resumed too.
                 self._save_last()
             if self._finished():
@@ -115,7 +115,7 @@ class Trainer:
         Raises:
             UserError: there is no checkpoint, or it cannot be read.
         """
-        folder = self.run.checkpoints / "last"
+        folder = self.run.checkpoint("last")
         state = load_state(folder)
         load_networks(folder, self._saved_networks())
         try:
@@ -243,7 +243,7 @@ class Trainer:
     def _refuse_non_finite(self, losses: Mapping[str, float]) -> None:
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
         if bad:
-            last = self.run.checkpoints / "last"
+            last = self.run.checkpoint("last")
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
             raise UserError(f"the loss {bad[0]} is not finite at step {self.position.step}; {kept}")
 

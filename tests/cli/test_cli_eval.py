@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_files import results, weights
+from cli_files import results, snapshot, weights
 from safetensors.torch import load_file, save_file
 
+from fastpeer.errors import UserError
 from fastpeer.evaluation import accuracy
+from fastpeer.evaluation import results as evaluation_results
 
 KINDS = ["last", "swa", "best", "best-swa"]
 
@@ -146,11 +149,33 @@ def test_output_to_a_file_is_plain(fastpeer, finished: Path) -> None:
 def test_no_row_loses_its_name_on_a_narrow_terminal(
     fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    shown = fastpeer("eval --examples 5 --attacks clean,pgd1", finished).succeeded().out
+    # A terminal as far as rich can tell, without colours.
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("LINES", "24"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    shown = fastpeer("eval --quiet --examples 5 --attacks clean,pgd1", finished).succeeded().out
     assert max(map(len, shown.splitlines())) <= 80
     firsts = "".join(line.strip("│ ").split("│")[0].strip() for line in shown.splitlines() if "│" in line)
     assert all(f"finished {kind}" in firsts for kind in KINDS), shown
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_four_attacks_on_a_narrow_terminal(
+    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("LINES", "24"), ("COLUMNS", columns)):
+        monkeypatch.setenv(name, value)
+    words = "--quiet --examples 5 --checkpoints last --attacks clean,fgsm,pgd1,pgd2"
+    lines = fastpeer(f"eval {words}", finished).succeeded().out.splitlines()
+    start = lines.index("finished last")
+    assert [line.split()[0] for line in lines[start + 1 : start + 5]] == ["clean", "FGSM", "PGD-1", "PGD-2"]
+    found = [f"{entry['accuracy']:.2f}" for entry in results(finished / "results.json")]
+    assert [line.split()[1] for line in lines[start + 1 : start + 5]] == found
+
+
+def test_a_pipe_gets_whole_lines(fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fastpeer("eval --attacks clean,pgd1", finished).succeeded().out
+    monkeypatch.setenv("COLUMNS", "40")
+    assert fastpeer("eval --attacks clean,pgd1", finished).succeeded().out == whole
 
 
 @pytest.mark.parametrize(
@@ -273,6 +298,62 @@ def test_what_was_found_before_an_interrupt_is_kept(
     assert outcome.code == 130
     outcome.refused()
     assert [entry["attack"] for entry in results(finished / "results.json")] == ["clean"]
+
+
+def test_where_results_cannot_be_stored_nothing_is_attacked(
+    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(evaluation_results, "TemporaryFile", refused)
+    monkeypatch.setattr(accuracy, "Evaluator", lambda *_, **__: pytest.fail("the attacks were run"))
+    fastpeer("eval --attacks clean", finished).refused("results.json", "Permission denied")
+
+
+def test_the_check_leaves_no_trace(finished: Path) -> None:
+    before = snapshot(finished), finished.stat().st_mtime_ns
+    evaluation_results.check_storable(finished / "results.json")
+    assert (snapshot(finished), finished.stat().st_mtime_ns) == before
+
+
+def test_results_that_cannot_be_stored_any_more_are_printed(
+    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, _: str) -> None:
+        raise UserError(f"{file}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(evaluation_results, "write_atomically", full)
+    outcome = fastpeer("eval --attacks clean,pgd1 --checkpoints last", finished)
+    outcome.refused("results.json", "No space left", "2 results", "table")
+    assert outcome.code == 2
+    assert len(rows(outcome.out)["finished last"]) == 2
+
+
+def test_results_are_stored_as_soon_as_there_is_space_again(
+    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storing, calls = evaluation_results.write_atomically, []
+
+    def full_at_first(file: Path, text: str) -> None:
+        calls.append(file)
+        if len(calls) == 1:
+            raise UserError(f"{file}: cannot be written (No space left on device)")
+        storing(file, text)
+
+    monkeypatch.setattr(evaluation_results, "write_atomically", full_at_first)
+    outcome = fastpeer("eval --attacks clean,pgd1 --checkpoints last", finished).succeeded()
+    assert "No space left" in outcome.out
+    assert [entry["attack"] for entry in results(finished / "results.json")] == ["clean", "pgd1"]
+
+
+def test_a_folder_of_runs_stands_for_those_in_it(fastpeer, runs: Path) -> None:
+    shutil.copytree(runs / "new", runs / "started", symlinks=True)
+    shutil.rmtree(runs / "started" / "checkpoints")
+    outcome = fastpeer("eval --attacks clean --checkpoints last", runs, runs / "old").succeeded()
+    assert list(rows(outcome.out)) == ["new last", "old last"]
+    assert f"left out: {runs / 'started'} holds no checkpoint" in outcome.out
+    fastpeer("eval --checkpoints lost", runs).refused("lost", "last")
 
 
 @pytest.mark.parametrize("content", ["garbage", "{}", "[]"])

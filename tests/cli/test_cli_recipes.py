@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from fastpeer.config.recipes import recipe_names
+from fastpeer.config.recipes import list_recipes, recipe_names
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,26 @@ def test_all_recipes_with_their_figures_by_table(fastpeer) -> None:
 )  # fmt: skip
 def test_words_choose(fastpeer, words: str, names: list[str]) -> None:
     assert sorted(listed(fastpeer(f"recipes {words}").succeeded().out)) == names
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_no_terminal_cuts_names_or_figures(fastpeer, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    # A terminal as far as rich can tell, without colours.
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("LINES", "24"), ("COLUMNS", str(columns))):
+        monkeypatch.setenv(name, value)
+    shown = fastpeer("recipes").succeeded().out
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "…" not in shown
+    assert sorted(listed(shown)) == recipe_names()
+    papers = [recipe.paper for recipe in list_recipes() if recipe.paper]
+    figures = [figure for paper in papers for figure in (paper.clean, paper.fgsm, paper.pgd20, paper.aa)]
+    assert sorted(re.findall(r"\d+\.\d\d", shown)) == sorted(f"{figure:.2f}" for figure in figures)
+
+
+def test_a_pipe_has_no_width(fastpeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fastpeer("recipes").succeeded().out
+    monkeypatch.setenv("COLUMNS", "40")
+    assert fastpeer("recipes").succeeded().out == whole
 
 
 def test_what_no_recipe_holds_is_refused_in_a_short_line(fastpeer) -> None:

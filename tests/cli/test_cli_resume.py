@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from cli_files import metrics, snapshot, weights
+
+from fastpeer.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,66 @@ def test_a_finished_run_can_be_made_longer(fastpeer, finished: Path) -> None:
     assert metrics(finished)[-1]["epoch"] == 3
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_copy_with_links_resolved(
+    fastpeer, halves: Path, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    run = Path(shutil.copytree(halves, tmp_path / "moved"))
+    if not links:
+        monkeypatch.setattr(os, "symlink", no_links)
+    fastpeer("train --resume --train.max-steps 0 --quiet --out", run).succeeded()
+    monkeypatch.undo()
+    monkeypatch.chdir(original.parent)
+    assert sorted(file_sums(run)) == sorted(file_sums(original))
+    fastpeer("eval --attacks clean --checkpoints last", run).succeeded()
+    fastpeer("eval --attacks clean", run / "checkpoints/last/student.safetensors").succeeded()
+
+
+def test_a_drive_without_links(
+    fastpeer, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "symlink", no_links)
+    run = tmp_path / "run"
+    fastpeer("train tiny.toml --train.max-steps 7 --quiet --out", run).succeeded()
+    fastpeer("train --resume --train.max-steps 0 --quiet --out", run).succeeded()
+    assert (run / "checkpoints" / "last").is_file()
+    assert sorted(file_sums(run)) == sorted(file_sums(original))
+    fastpeer("eval --attacks clean", run, run / "checkpoints" / "best").succeeded()
+
+
+def no_links(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def file_sums(run: Path) -> list[str]:
+    """Checksums of the networks in all checkpoints."""
+    folders = [RunFolder(run).checkpoint(name) for name in ("last", "best", "best-swa")]
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    assert len(files) >= 5
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def test_without_out_the_newest_run_of_the_recipe(
+    fastpeer, halves: Path, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("tiny", "newer", "other")):
+        run = Path(shutil.copytree(halves, tmp_path / "runs" / name, symlinks=True))
+        os.utime(run / "metrics.jsonl", (1000 + number, 1000 + number))
+    facts = json.loads((run / "run.json").read_text("utf-8"))
+    assert facts["recipe"] == "tiny"
+    (run / "run.json").write_text(json.dumps({**facts, "recipe": "tiny-resnet18"}), "utf-8")
+    # As an older version wrote it: the folder's name is the recipe's.
+    del facts["recipe"]
+    (tmp_path / "runs/tiny/run.json").write_text(json.dumps(facts), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_bytes((workshop / "tiny.toml").read_bytes())
+    shown = fastpeer("train tiny.toml --resume --train.max-steps 8").succeeded().out
+    assert "resuming runs/newer, the newest run of tiny" in shown
+    shown = fastpeer("train --resume --train.max-steps 8").succeeded().out
+    assert "resuming runs/other, the newest run of tiny-resnet18" in shown
+    fastpeer("train demo --resume").refused("runs/demo")
+
+
 def test_no_run_there(fastpeer, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("keep", "utf-8")
@@ -158,3 +225,13 @@ def test_a_damaged_run_json(fastpeer, half: Path, content: str) -> None:
 def test_a_damaged_config(fastpeer, half: Path) -> None:
     (half / "config.toml").write_text("garbage", "utf-8")
     fastpeer("train --resume --out", half).refused("config.toml")
+
+
+def test_a_drive_without_locks(fastpeer, half: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    shown = fastpeer("train --resume --train.max-steps 0 --out", half).succeeded().out
+    assert "cannot be locked (No locks available)" in shown
+    same_as_uninterrupted(half, original)

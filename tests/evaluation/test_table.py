@@ -118,9 +118,76 @@ def test_non_finite_logits_stand_with_their_figure():
     assert "non-finite" not in shown(student)
 
 
-def test_nothing_is_cut_on_a_narrow_terminal():
-    text = shown(target("mine", "best", load_recipe("cifar10-resnet18-trades")), width=80)
-    assert max(map(len, text.splitlines())) <= 80
+STUDENTS = (
+    target("cifar10-wideresnet34x10-trades", "best-swa", load_recipe("cifar10-wideresnet34x10-trades")),
+    target("mine", "best", load_recipe("cifar10-resnet18-trades")),
+)
+
+
+def on_terminal(width: int, *attacks: str, images: int = 8) -> str:
+    """What a terminal shows of two students and the paper's rows."""
+    file = StringIO()
+    row = [replace(result(attack), images=images) for attack in attacks]
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    print_results(dict.fromkeys(STUDENTS, row), console)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("images", [8, 4])
+@pytest.mark.parametrize("attacks", [ATTACKS[:1], ATTACKS[:4], ATTACKS])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_nothing_is_cut_on_a_narrow_terminal(width, attacks, images):
+    text = on_terminal(width, *attacks, images=images)
+    assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    firsts = "".join(row[0] for row in sections(text)[0]).replace(" ", "")
-    assert "paper,Table1,CIFAR-10,ResNet-18,TRADES" in firsts
+    # Of a table's line the first cell: a name may go on in the next line.
+    firsts = [line.split("│")[1] if "│" in line else line for line in text.splitlines()]
+    plain = "".join(firsts).replace(" ", "")
+    for name in (*(student.label for student in STUDENTS), "paper, Table 1, CIFAR-10, ResNet-18, TRADES"):
+        assert name.replace(" ", "") in plain
+    figure = "12.50" if images == 8 else "25.00 [4.6, 69.9]"
+    assert text.count(figure) == 2 * len(attacks)
+    papers = {"clean": "81.47", "fgsm": "57.75", "pgd20": "52.92", "aa": "49.35"}
+    assert all(papers.get(attack, "") in text for attack in attacks)
+    for heading, attack in zip(("clean", "FGSM", "PGD-20", "PGD-10", "AutoAttack"), ATTACKS, strict=True):
+        assert (heading in text) >= (attack in attacks)
+
+
+def test_where_a_row_does_not_fit_each_figure_has_its_own():
+    lines = [line.rstrip() for line in on_terminal(40, "clean", "aa").splitlines()]
+    start = lines.index("mine best")
+    assert lines[start + 1 : start + 3] == ["  clean       12.50", "  AutoAttack  12.50"]
+
+
+def test_a_pipe_has_no_width():
+    text = shown(*STUDENTS, width=40)
+    assert text == shown(*STUDENTS, width=200)
+    assert [
+        "paper, Table 1, CIFAR-10, ResNet-18, TRADES",
+        "81.47",
+        "57.75",
+        "52.92",
+        "",
+        "49.35",
+    ] in sections(text)[1]
+    assert "runs/mine: best epochs were chosen on test images (selection.split = test)\n" in text
+
+
+def test_other_test_images_have_a_table_of_their_own():
+    file = StringIO()
+    one, two = target("one", "last", None), target("two", "last", None)
+    rows = {one: [result("clean")], two: [replace(result("clean", "digits"), total=20)]}
+    print_results(rows, Console(file=file))
+    first, second = file.getvalue().split("accuracy in % on ")[1:]
+    assert first.startswith("all 8 test images of cifar10")
+    assert second.startswith("8 of 20 test images of digits")
+    assert "one last" in first
+    assert "two last" not in first
+
+
+def test_an_evaluation_that_was_stopped_shows_what_it_found():
+    file = StringIO()
+    one, two = target("one", "last", None), target("two", "last", None)
+    rows = {one: [result("clean"), result("aa")], two: [result("clean")], target("three", "last", None): []}
+    print_results(rows, Console(file=file))
+    assert sections(file.getvalue()) == [[["one last", "12.50", "12.50"]], [["two last", "12.50", ""]]]

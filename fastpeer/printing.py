@@ -1,0 +1,112 @@
+"""Tables and lines for whoever reads them: as wide as the terminal allows, and whole in a pipe or file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import HEAVY_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+UNLIMITED = 100_000
+"""Columns of a pipe or file: more than any table has."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A named row of a table; an empty text stands for a figure that there is not."""
+
+    name: str
+    figures: Sequence[str]
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class FigureTable:
+    """Rows of figures in sections.
+
+    Attributes:
+        headings: of the names, then of each figure.
+        sections: rows, between lines.
+        title: printed above; may be empty.
+    """
+
+    headings: Sequence[str]
+    sections: Sequence[Sequence[Row]]
+    title: str = ""
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print a text as it is: broken between words on a terminal, in one line elsewhere."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def print_tables(console: Console, tables: Sequence[FigureTable], boxed: bool = True) -> None:
+    """Print tables, several of them with columns of the same width; no name and no figure is cut.
+
+    Where a terminal is too narrow for one of them, each figure has a line of its own below its row's name.
+
+    Args:
+        console: where to print.
+        tables: with the same number of columns.
+        boxed: whether to draw lines.
+    """
+    name_width, *widths = _widths(tables)
+    drawn = [_drawn(table, [name_width if len(tables) > 1 else 1, *widths], boxed) for table in tables]
+    measured = [_measured(console, table) for table in drawn]
+    if not console.is_terminal:
+        console.width = max(console.width, *(measure.maximum for measure in measured), 1)
+    fits = all(measure.minimum <= console.width for measure in measured)
+    for table, whole in zip(tables, drawn, strict=True):
+        if table.title:
+            print_line(console, table.title, "bold")
+        if fits:
+            console.print(whole)
+        else:
+            _print_figure_by_figure(console, table)
+
+
+def _widths(tables: Sequence[FigureTable]) -> list[int]:
+    columns = [[heading, *cells] for table in tables for heading, *cells in _columns(table)]
+    count = len(tables[0].headings)
+    return [max(len(cell) for column in columns[number::count] for cell in column) for number in range(count)]
+
+
+def _columns(table: FigureTable) -> list[tuple[str, ...]]:
+    rows = [(row.name, *row.figures) for section in table.sections for row in section]
+    return list(zip(table.headings, *rows, strict=True))
+
+
+def _drawn(table: FigureTable, widths: Sequence[int], boxed: bool) -> Table:
+    drawn = Table(box=HEAVY_HEAD if boxed else None, pad_edge=boxed)
+    for number, heading in enumerate(table.headings):
+        # Names may be broken between words, figures not at all (rich breaks even those, but for min_width).
+        settings: dict[str, Any] = {"justify": "right", "no_wrap": True} if number else {"overflow": "fold"}
+        drawn.add_column(heading, min_width=widths[number], **settings)
+    for section in table.sections:
+        drawn.add_section()
+        for row in section:
+            drawn.add_row(*(Text(cell) for cell in (row.name, *row.figures)), style=row.style)
+    return drawn
+
+
+def _measured(console: Console, table: Table) -> Measurement:
+    """Return the least width in which nothing is cut, and the width in which no name is broken."""
+    return Measurement.get(console, console.options.update(max_width=UNLIMITED), table)
+
+
+def _print_figure_by_figure(console: Console, table: FigureTable) -> None:
+    _, *columns = _columns(table)
+    widest_heading = max(len(heading) for heading, *_ in columns)
+    widest_figure = max(len(figure) for _, *figures in columns for figure in figures)
+    for number, section in enumerate(table.sections):
+        if number:
+            console.print()
+        for row in section:
+            print_line(console, row.name, row.style)
+            for heading, figure in zip(table.headings[1:], row.figures, strict=True):
+                if figure:
+                    line = f"  {heading:<{widest_heading}}  {figure:>{widest_figure}}"
+                    console.print(Text(line, row.style), soft_wrap=True)
