@@ -13,6 +13,7 @@ import numpy as np
 from fastpeer.data_prep.archive import FileTree
 from fastpeer.data_prep.images import PixelForm, Pixels
 from fastpeer.data_prep.sources.folder import find_root, read_official
+from fastpeer.data_prep.sources.official import recognised
 from fastpeer.data_prep.sources.source import ArraySplit, Source
 from fastpeer.errors import UserError, one_line
 
@@ -81,6 +82,8 @@ def _read(tree: FileTree, size: int | None, layout: Layout) -> Source:
     metas = [name for name in tree.sizes if name.split("/")[-1] == layout.meta]
     if metas:
         return _read_pickles(tree, min(metas, key=len)[: -len(layout.meta)], size, layout)
+    if name := recognised(tree):
+        raise UserError(f"{tree.label} has the files of another data set: pass --dataset {name}")
     root = find_root(tree)
     if root is None:
         raise UserError(

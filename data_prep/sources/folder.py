@@ -1,10 +1,14 @@
-"""Images in `train/<class>/` and `test/<class>/` (or `val/<class>/`), in a folder or an archive."""
+"""Images in `train/<class>/` and `test/<class>/` (or `val/<class>/`), in a folder or an archive.
+
+`train`, `test` and `val` may be written in any letter case.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fastpeer.data_prep.archive import FileTree
+from fastpeer.data_prep.sources.official import recognised
 from fastpeer.data_prep.sources.source import LabelledFiles, Source, source_of_files
 from fastpeer.errors import UserError
 
@@ -14,6 +18,8 @@ MAX_PARENTS = 2
 
 def read_folder(tree: FileTree, size: int | None) -> Source:
     """Read an image folder: classes by name, images by class, then by file name."""
+    if name := recognised(tree):
+        raise UserError(f"{tree.label} has the files of an official data set: pass --dataset {name}")
     root = find_root(tree)
     if root is None:
         raise UserError(f"{tree.label} has no train/<class>/ folders with images: pass a folder that has")
@@ -22,7 +28,7 @@ def read_folder(tree: FileTree, size: int | None) -> Source:
 
 def read_official(tree: FileTree, root: str, size: int | None, classes: Sequence[str]) -> Source:
     """Read an image folder whose classes have to be exactly `classes`, in that order."""
-    found = tree.children(f"{root}train/")
+    found = tree.children(_train_folder(tree, root))
     if odd := [name for name in found if name not in classes]:
         raise UserError(
             f"{tree.label} has classes that the official data set has not ({', '.join(odd[:5])}): "
@@ -40,13 +46,14 @@ def read_image_folder(
     tree: FileTree, root: str, size: int | None, classes: Sequence[str] | None = None
 ) -> Source:
     """Read `<root>train/` and `<root>test/` (or else `<root>val/`); classes are those of train."""
-    ordered = list(classes) if classes is not None else tree.children(f"{root}train/")
+    train = _train_folder(tree, root)
+    ordered = list(classes) if classes is not None else tree.children(train)
     test = _test_folder(tree, root)
     if odd := sorted(set(tree.children(test)) - set(ordered)):
         raise UserError(
             f"{tree.label}/{test}{odd[0]} is a class that train/ lacks: add it there or remove it"
         )
-    train_files = list_classes(tree, f"{root}train/", ordered)
+    train_files = list_classes(tree, train, ordered)
     return source_of_files(tree, ordered, train_files, list_classes(tree, test, ordered), size)
 
 
@@ -54,9 +61,23 @@ def find_root(tree: FileTree) -> str | None:
     """Return what stands before `train/<class>/`, such as "" or "photos/", or None."""
     for folder in sorted(tree.folders, key=lambda name: (name.count("/"), name)):
         parts = folder.split("/")
-        if len(parts) <= MAX_PARENTS + 1 and parts[-1] == "train" and tree.children(f"{folder}/"):
+        if len(parts) <= MAX_PARENTS + 1 and parts[-1].lower() == "train" and tree.children(f"{folder}/"):
             return folder[: -len("train")]
     return None
+
+
+def split_folder(tree: FileTree, root: str, name: str) -> str | None:
+    """Return the folder of a split, such as "photos/Train/" for train, or None where it has no class folders.
+
+    Args:
+        tree: the files.
+        root: what stands before the split's folder.
+        name: of the split, in lower case.
+    """
+    spellings = [child for child in tree.children(root) if child.lower() == name]
+    folders = [folder for child in spellings if tree.children(folder := f"{root}{child}/")]
+    # Sorted by children(): the spelling in lower case comes last.
+    return folders[-1] if folders else None
 
 
 def list_classes(tree: FileTree, folder: str, classes: Sequence[str]) -> LabelledFiles:
@@ -89,8 +110,14 @@ def _files_by_class(tree: FileTree, folder: str) -> dict[str, list[str]]:
     return by_class
 
 
+def _train_folder(tree: FileTree, root: str) -> str:
+    folder = split_folder(tree, root, "train")
+    assert folder is not None  # find_root found it
+    return folder
+
+
 def _test_folder(tree: FileTree, root: str) -> str:
     for name in TEST_NAMES:
-        if tree.children(f"{root}{name}/"):
-            return f"{root}{name}/"
+        if (folder := split_folder(tree, root, name)) is not None:
+            return folder
     raise UserError(f"{tree.label} has no {root}test/<class>/ or {root}val/<class>/ images: add them")

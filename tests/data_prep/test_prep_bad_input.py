@@ -20,6 +20,7 @@ from PIL import Image
 from prep_files import (
     CIFAR10,
     cifar10_files,
+    cifar100_files,
     encode,
     image_files,
     pixels,
@@ -101,6 +102,19 @@ def test_nothing_of_the_kind(tmp_path: Path, dataset: str) -> None:
         read(dataset, write_files(tmp_path, {"song.mp3": b"ID3" * 999}) / "song.mp3")
 
 
+@pytest.mark.parametrize("asked", ["folder", "cifar10", "cifar100", "tiny"])
+@pytest.mark.parametrize(
+    ("held", "files"), [("cifar10", cifar10_files()), ("cifar100", cifar100_files()), ("tiny", tiny_files())]
+)
+def test_official_files_under_another_name(
+    tmp_path: Path, asked: str, held: str, files: dict[str, bytes]
+) -> None:
+    path = write_files(tmp_path / "data", files)
+    if asked != held:
+        with refused("data", f"pass --dataset {held}"):
+            read(asked, path)
+
+
 TINY = "tiny-imagenet-200/"
 TINY_FAULTS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
     "broken": ({"train/n01/images/n01_1.JPEG": b"\xff\xd8\xff\xe0"}, ("n01_1.JPEG",)),
@@ -108,6 +122,10 @@ TINY_FAULTS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
     "class without images": ({"wnids.txt": b"n01\nn02\nn03\nn09"}, ("train/n09",)),
     "class not in list": ({"train/n77/images/a.JPEG": b"x"}, ("n77", "wnids.txt")),
     "image without line": ({"val/images/val_55.JPEG": b"x"}, ("val_55.JPEG", "val_annotations.txt")),
+    "in another class": (
+        {"val/n03/val_77.JPEG": b"x", "val/val_annotations.txt": b"val_77.JPEG\tn02\n"},
+        ("val/n03/val_77.JPEG", "another class"),
+    ),
     "unknown label": ({"val/val_annotations.txt": b"val_2.JPEG\tn55\t1"}, ("line 1",)),
     "no label": ({"val/val_annotations.txt": b"val_2.JPEG"}, ("line 1",)),
 }

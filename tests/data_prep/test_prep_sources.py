@@ -113,6 +113,60 @@ def test_tiny_accepts_a_subset_and_val_in_class_folders(tmp_path: Path) -> None:
     assert read("tiny", write_files(tmp_path / "b", files)).test.labels == [0, 1]
 
 
+HALF_SORTED = {
+    "moved": ["val/n02/val_10.JPEG", "val/images/val_9.JPEG", "val/n01/images/val_2.JPEG"],
+    "copied": ["val/n02/val_10.JPEG", "val/images/val_10.JPEG", "val/val_9.JPEG", "val/n01/val_2.JPEG"],
+    "all moved": ["val/n02/val_10.JPEG", "val/n03/val_9.JPEG", "val/n01/val_2.JPEG"],
+}
+
+
+@pytest.mark.parametrize("case", HALF_SORTED)
+def test_tiny_with_a_val_that_is_half_sorted_into_classes(tmp_path: Path, case: str) -> None:
+    files = {name: data for name, data in tiny_files().items() if "/val/images/" not in name}
+    for name in HALF_SORTED[case]:
+        number = int(name.split("_")[1].split(".")[0])
+        files[f"tiny-imagenet-200/{name}"] = encode(pixels(number, 16, 16), "JPEG")
+    root = write_files(tmp_path / "t", files)
+    (root / "tiny-imagenet-200/val/images").mkdir(exist_ok=True)
+    test = read("tiny", root).test
+    assert [name.split("_")[-1] for name in names(test)] == ["10.JPEG", "9.JPEG", "2.JPEG"]
+    assert test.labels == [2, 0, 1]
+
+
+def test_tiny_images_without_annotation_come_last(tmp_path: Path) -> None:
+    files = tiny_files() | {"tiny-imagenet-200/val/n03/extra.JPEG": encode(pixels(0, 16, 16), "JPEG")}
+    test = read("tiny", write_files(tmp_path, files)).test
+    assert test.labels == [2, 0, 1, 0]
+    assert names(test)[-1].endswith("val/n03/extra.JPEG")
+
+
+def test_tiny_written_on_windows(tmp_path: Path) -> None:
+    files = {
+        name: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n") if name.endswith(".txt") else data
+        for name, data in tiny_files().items()
+    }
+    source = read("tiny", write_files(tmp_path, files))
+    assert source.classes == WNIDS
+    assert source.class_names == ["fox", "cat, puss", "dog"]
+    assert source.test.labels == [2, 0, 1]
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "VAL"), ("train", "Val")])
+def test_splits_in_any_letter_case(tmp_path: Path, train: str, test: str) -> None:
+    renamed = {
+        name.replace("train/", f"{train}/").replace("test/", f"{test}/"): data
+        for name, data in image_files(CIFAR10, 2).items()
+    }
+    for dataset in ("folder", "cifar10"):
+        source = read(dataset, write_files(tmp_path / dataset, renamed))
+        assert (len(source.train.labels), len(source.test.labels)) == (20, 10)
+    official = {
+        name.replace("/train/", f"/{train}/").replace("/val/", "/VAL/"): data
+        for name, data in tiny_files().items()
+    }
+    assert read("tiny", write_files(tmp_path / "tiny", official)).test.labels == [2, 0, 1]
+
+
 def test_tiny_as_image_folder(tmp_path: Path) -> None:
     assert read("tiny", write_files(tmp_path, image_files(WNIDS))).classes == sorted(WNIDS)
 
