@@ -11,7 +11,7 @@ from fastpeer.data_prep.archive import FileTree, open_tree
 from fastpeer.data_prep.sources.cifar import read_cifar10, read_cifar100
 from fastpeer.data_prep.sources.digits import read_digits
 from fastpeer.data_prep.sources.folder import read_folder
-from fastpeer.data_prep.sources.source import Source
+from fastpeer.data_prep.sources.source import DrawnPart, Source
 from fastpeer.data_prep.sources.tiny import read_tiny
 
 READERS: Mapping[str, Callable[[FileTree, int | None], Source]] = MappingProxyType(
@@ -35,8 +35,12 @@ class Origin:
     sha256: str | None
 
 
-def open_source(dataset: str, path: Path | None, size: int | None) -> tuple[Source, Origin]:
+def open_source(
+    dataset: str, path: Path | None, size: int | None, draw: DrawnPart | None = None
+) -> tuple[Source, Origin]:
     """Open what is at `path` as the data set called `dataset`; no path: the bundled digits.
+
+    `draw` is for image folders without a test split.
 
     Raises:
         UserError: it cannot be read, or holds something else.
@@ -44,4 +48,5 @@ def open_source(dataset: str, path: Path | None, size: int | None) -> tuple[Sour
     if path is None:
         return read_digits(size), Origin("scikit-learn load_digits", "bundled", None)
     tree = open_tree(path)
-    return READERS[dataset](tree, size), Origin(tree.label, tree.kind, tree.digest())
+    source = read_folder(tree, size, draw) if draw else READERS[dataset](tree, size)
+    return source, Origin(tree.label, tree.kind, tree.digest())

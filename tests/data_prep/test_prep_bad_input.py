@@ -34,6 +34,7 @@ from fastpeer.data_prep import PrepOptions, prepare
 from fastpeer.data_prep.archive import open_tree, safe_parts
 from fastpeer.data_prep.images import decode
 from fastpeer.data_prep.sources import open_source
+from fastpeer.data_prep.sources.source import DrawnPart
 from fastpeer.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -85,6 +86,29 @@ def test_image_folder(tmp_path: Path, fault: str) -> None:
     }
     with refused("photos", *parts):
         read("folder", write_files(tmp_path / "photos", kept))
+
+
+@pytest.mark.parametrize("draw", [None, DrawnPart(0.5, 0)])
+def test_one_class_only(tmp_path: Path, draw: DrawnPart | None) -> None:
+    source = write_files(tmp_path / "photos", image_files(["cat"], test="test" if draw is None else "train"))
+    out, fraction = tmp_path / "out", draw and draw.fraction
+    with refused("at least 2 classes", "cat"):
+        prepare(PrepOptions(dataset="folder", source=source, out=out, test_fraction=fraction))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (image_files(["a", "b"]), ("test/", "leave --test-fraction out")),
+        (image_files(["a", "b"], test="VAL"), ("VAL/", "leave --test-fraction out")),
+        ({"notes.txt": b"x"}, ("notes.txt", "no class folder")),
+        ({"a/0.png": encode(pixels(0)), "b/.keep": b""}, ("b", "no images")),
+    ],
+)
+def test_no_test_images_can_be_drawn(tmp_path: Path, files: dict[str, bytes], words: tuple[str, ...]) -> None:
+    with refused(*words):
+        open_source("folder", write_files(tmp_path / "photos", files), None, DrawnPart(0.5, 0))
 
 
 def test_odd_and_lacking_class_names(tmp_path: Path) -> None:
@@ -281,6 +305,13 @@ def test_options(tmp_path: Path) -> None:
         prepare(PrepOptions(dataset="digits", out=out, source=tmp_path))
     with refused("--source"):
         prepare(PrepOptions(dataset="folder", out=out))
+    with refused("--test-fraction", "--dataset folder"):
+        prepare(PrepOptions(dataset="digits", out=out, test_fraction=0.2))
+    for fraction in (0.0, 1.0, -1.0, 20.0):
+        with refused("--test-fraction", f"got {fraction:g}"):
+            prepare(PrepOptions(dataset="folder", source=tmp_path, out=out, test_fraction=fraction))
+    with refused("--test-seed", "--test-fraction"):
+        prepare(PrepOptions(dataset="folder", source=tmp_path, out=out, test_seed=3))
     with refused("gone.zip", "does not exist"):
         prepare(PrepOptions(dataset="tiny", out=out, source=tmp_path / "gone.zip"))
     assert not out.exists()

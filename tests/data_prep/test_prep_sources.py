@@ -29,7 +29,7 @@ from prep_files import (
 from fastpeer.data_prep.images import resize_and_crop
 from fastpeer.data_prep.sources import open_source
 from fastpeer.data_prep.sources.cifar import CIFAR100_NAMES
-from fastpeer.data_prep.sources.source import Source, Split
+from fastpeer.data_prep.sources.source import DrawnPart, Source, Split
 
 FORMS = ["data", "data.zip", "data.tar", "data.tar.gz", "data.tar.xz"]
 
@@ -197,6 +197,65 @@ def test_folder_modes_become_rgb(tmp_path: Path) -> None:
     train = read("folder", source).train
     for index, name in enumerate(names(train)):
         assert np.array_equal(train[index][0], expected[name.split("/")[-1]])
+
+
+@pytest.mark.parametrize(
+    ("folders", "test", "words"),
+    [
+        (("test",), "test", []),
+        (("val",), "val", ["no test/<class>/ images: val/ is taken as the test split"]),
+        (("Valid",), "Valid", ["no test/<class>/ images: Valid/ is taken as the test split"]),
+        (("test", "VAL"), "test", ["left out: VAL/ (", "test images are those of test/"]),
+        (("val", "unlabelled"), "val", ["val/ is taken as the test split", "left out: unlabelled/"]),
+    ],
+)
+def test_splits_that_are_left_out_or_taken_for_another_are_told(
+    tmp_path: Path, folders: tuple[str, ...], test: str, words: list[str]
+) -> None:
+    files = {}
+    for folder in folders:
+        files |= image_files(["a", "b"], 1, folder)
+    source = read("folder", write_files(tmp_path / "s", files))
+    assert names(source.test) == [f"{test}/a/0.png", f"{test}/b/0.png"]
+    assert all(word in " ".join(source.notes) for word in words)
+    assert bool(source.notes) == bool(words)
+
+
+def test_classes_without_test_images_and_dropped_alpha_are_told(tmp_path: Path) -> None:
+    files = image_files("abcdefghi", 1)
+    kept = {name: data for name, data in files.items() if name in ("test/a/0.png",) or "train" in name}
+    root = write_files(tmp_path / "s", kept)
+    clear, opaque = (Image.new("RGBA", (8, 8), (9, 9, 9, alpha)) for alpha in (254, 255))
+    clear.save(root / "train/b/0.png")
+    opaque.save(root / "train/c/0.png")
+    clear.convert("LA").save(root / "train/d/0.png")
+    Image.new("P", (8, 8)).save(root / "train/e/0.png", transparency=0)
+    source = read("folder", root)
+    sizes(source.train)
+    assert source.written_notes() == [
+        "classes without test images: b, c, d, e, f and 3 more",
+        "transparent images, whose colours are kept and whose alpha is dropped: 3",
+    ]
+
+
+@pytest.mark.parametrize("layout", ["train/", "", "photos/", "deep/photos/"])
+def test_test_images_are_drawn_from_each_class(tmp_path: Path, layout: str) -> None:
+    counts = {"ant": 10, "bee": 4, "cat": 2, "dog": 1}
+    files = {
+        f"{layout}{name}/{number}.png": encode(pixels(number))
+        for name, count in counts.items()
+        for number in range(count)
+    }
+    path = write_files(tmp_path / "s", files)
+    source, again, other = (open_source("folder", path, None, DrawnPart(0.3, seed))[0] for seed in (0, 0, 1))
+    assert source.classes == list(counts)
+    assert [source.test.labels.count(label) for label in range(4)] == [3, 1, 1, 0]
+    assert sorted(names(source.train) + names(source.test)) == sorted(files)
+    assert names(source.test) == names(again.test) == sorted(names(source.test))
+    assert names(source.test) != names(other.test)
+    chosen = [name.removeprefix(layout) for name in names(source.test)]
+    assert chosen[:3] == ["ant/3.png", "ant/6.png", "ant/7.png"]  # with any version of any library
+    assert source.draw == DrawnPart(0.3, 0)
 
 
 def test_folder_ignores_exif_rotation(tmp_path: Path) -> None:
