@@ -125,6 +125,7 @@ class PrepSummary:
         bytes: size of the two FFCV files together.
         seconds: wall time of the run.
         notes: what of the source was left out or taken otherwise than its names tell, a line each.
+        pixels: whether they are the official data set's, and why not; empty for others.
     """
 
     out: Path
@@ -134,3 +135,4 @@ class PrepSummary:
     bytes: int
     seconds: float
     notes: tuple[str, ...] = ()
+    pixels: str = ""

@@ -74,4 +74,5 @@ def _summary(options: PrepOptions, manifest: dict[str, Any], seconds: float) -> 
         bytes=sum(split["bytes"] for split in splits.values()),
         seconds=seconds,
         notes=tuple(manifest.get("notes", ())),
+        pixels=manifest.get("pixels", ""),
     )

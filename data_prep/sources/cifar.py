@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from collections.abc import Sequence
@@ -99,13 +100,18 @@ def _read_pickles(tree: FileTree, root: str, size: int | None, layout: Layout) -
             raise UserError(f"{tree.label} lacks {root}{name}: fetch the archive again")
     classes = _class_names(tree, root + layout.meta, layout)
     form = PixelForm(size or SIDE, size or SIDE, resize=True)
+    md5 = {name: _md5(tree.read(root + name)) for name in (*layout.train, *layout.test)}
 
     def split(names: Sequence[str]) -> ArraySplit:
         batches = [_batch(tree, root + name, layout, len(classes)) for name in names]
         labels = [label for _, _, batch_labels in batches for label in batch_labels]
         return ArraySplit([(name, images) for name, images, _ in batches], labels, form)
 
-    return Source(classes, split(layout.train), split(layout.test))
+    return Source(classes, split(layout.train), split(layout.test), md5=md5)
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _class_names(tree: FileTree, name: str, layout: Layout) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol, TypeAlias
@@ -72,6 +72,8 @@ class Source:
         class_names: readable names where `classes` are codes.
         notes: what of the source is left out or taken otherwise than its names tell, a line each.
         draw: how the test split was drawn, where the source has none.
+        md5: of the files whose checksums are known where they are official, by name.
+        pixels: whether these are the official pixels, see `official.pixels_of`.
     """
 
     classes: list[str]
@@ -80,6 +82,8 @@ class Source:
     class_names: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     draw: DrawnPart | None = None
+    md5: Mapping[str, str] = field(default_factory=dict)
+    pixels: str = ""
 
     @property
     def splits(self) -> dict[str, Split]:

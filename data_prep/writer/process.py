@@ -59,10 +59,9 @@ def write(job: Job, reports: Reports) -> dict[str, Any]:
 def _open(job: Job) -> tuple[Source, Origin]:
     options = job.options
     draw = DrawnPart(options.test_fraction, options.test_seed) if options.test_fraction is not None else None
-    source, origin = open_source(options.dataset, options.source, options.size, draw)
+    form = JpegForm(options.jpeg_quality, options.max_side) if options.jpeg else None
+    source, origin = open_source(options.dataset, options.source, options.size, draw, form)
     source.require_classes()
-    if options.jpeg:
-        source = source.kept_as_jpeg(JpegForm(options.jpeg_quality, options.max_side))
     return source, replace(origin, kind="download") if job.downloaded else origin
 
 
@@ -106,6 +105,7 @@ def _manifest(dataset: str, source: Source, origin: Origin, splits: dict[str, An
     rare = {
         "class_names": source.class_names,
         "test_draw": asdict(source.draw) if source.draw else None,
+        "pixels": source.pixels,
         "notes": source.written_notes(),
     }
     return manifest | {name: value for name, value in rare.items() if value}

@@ -19,7 +19,7 @@ def prep_command(words: Sequence[str]) -> None:
     console = Console(quiet=options.quiet)
     with _Bars(console) as bars:
         summary = prepare(options, bars.show)
-    for line in (_closing_line(summary), *summary.notes):
+    for line in filter(None, (_closing_line(summary), summary.pixels, *summary.notes)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -119,6 +119,7 @@ class Protocol:
             "data_sha256": dataset.splits["test"]["sha256"],
             "torch": torch.__version__,
             "side": self._image_size(target),
+            "pixels": dataset.pixels,
         }
 
     def _image_size(self, target: Target) -> int:

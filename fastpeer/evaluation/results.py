@@ -28,6 +28,7 @@ class Result:
         seconds: duration of the attack.
         torch: version of PyTorch.
         side: height and width of the images in pixels, where they were resized; 0: as prepared.
+        pixels: whether the data set has the official pixels; empty: unknown, or nobody's official ones.
     """
 
     target: str
@@ -46,6 +47,7 @@ class Result:
     seconds: float
     torch: str
     side: int = 0
+    pixels: str = ""
 
     @property
     def accuracy(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import sys
 from pathlib import Path
@@ -26,9 +27,12 @@ from prep_files import (
     write_tar,
 )
 
+from fastpeer.config import differences
+from fastpeer.data_prep.archive import open_tree
 from fastpeer.data_prep.images import resize_and_crop
-from fastpeer.data_prep.sources import open_source
+from fastpeer.data_prep.sources import official, open_source
 from fastpeer.data_prep.sources.cifar import CIFAR100_NAMES
+from fastpeer.data_prep.sources.official import OfficialSet, pixels_of
 from fastpeer.data_prep.sources.source import DrawnPart, Source, Split
 
 FORMS = ["data", "data.zip", "data.tar", "data.tar.gz", "data.tar.xz"]
@@ -256,6 +260,48 @@ def test_test_images_are_drawn_from_each_class(tmp_path: Path, layout: str) -> N
     chosen = [name.removeprefix(layout) for name in names(source.test)]
     assert chosen[:3] == ["ant/3.png", "ant/6.png", "ant/7.png"]  # with any version of any library
     assert source.draw == DrawnPart(0.3, 0)
+
+
+def test_official_cifar_files_are_known_by_their_checksums(tmp_path: Path) -> None:
+    files = cifar10_files(count=10)
+    md5 = {name.split("/")[1]: hashlib.md5(data).hexdigest() for name, data in files.items() if "_b" in name}
+    sets = {"cifar10": OfficialSet(10, 32, 5, 10, md5)}
+
+    def pixels_in(source_files: dict[str, bytes], form: str, size: int | None = None) -> str:
+        path = write_any(tmp_path / form, source_files)
+        return pixels_of("cifar10", open_tree(path), read("cifar10", path, size), sets)
+
+    assert pixels_in(files, "data") == pixels_in(files, "data.tar.gz") == "official pixels"
+    changed = files | {"cifar-10-batches-py/data_batch_2": files["cifar-10-batches-py/data_batch_3"]}
+    assert "not known to be the official pixels: data_batch_2 differs" in pixels_in(changed, "changed")
+    rewritten = cifar10_files(count=10, protocol=3)
+    assert pixels_in(rewritten, "again").startswith(
+        "not known to be the official pixels: data_batch_1 differs"
+    )
+    assert pixels_in(files, "larger", 40) == "not the official pixels: images of 40x40, official are 32x32"
+
+
+def test_evaluation_and_preparation_use_the_same_words() -> None:
+    for name in ("OFFICIAL_PIXELS", "UNKNOWN_PIXELS"):
+        assert getattr(differences, name) == getattr(official, name)
+
+
+def test_other_data_under_an_official_name_are_told(tmp_path: Path) -> None:
+    copies = write_files(tmp_path / "c", image_files(CIFAR10, kind="JPEG", height=32))
+    ten = OfficialSet(10, 32, 3, 10, {"data_batch_1": "0"})
+    source = read("cifar10", copies, 32)
+    assert pixels_of("cifar10", open_tree(copies), source, {"cifar10": ten}).startswith(
+        "not the official pixels: JPEG files"
+    )
+    assert source.pixels == "not the official pixels: a class has 3 training images, official are 5000"
+    assert read("tiny", copies).pixels == "not the official pixels: 10 classes, official are 200"
+    assert read("folder", copies).pixels == ""
+
+
+def test_an_extracted_tiny_is_not_known_to_be_official(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "t", tiny_files())
+    sets = {"tiny": OfficialSet(3, 16, 2, 3, class_pattern=r"n\d\d")}
+    assert pixels_of("tiny", open_tree(path), read("tiny", path), sets).startswith("not known")
 
 
 def test_folder_ignores_exif_rotation(tmp_path: Path) -> None:
