@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """One image, height × width × 3, uint8."""
 
 MORE_THAN_8_BITS = ("I", "F")
+JPEG_START = b"\xff\xd8"
 LONGEST_JPEG_SIDE = 65500
 """What libjpeg encodes at most."""
 
@@ -144,6 +145,17 @@ def decode(data: bytes, name: str) -> Image.Image:
         raise UserError(f"{name} is not an image that can be read: remove or replace it") from error
     except Exception as error:  # decoders of broken files raise nearly anything
         raise UserError(f"{name} is broken ({one_line(error)}): remove or replace it") from error
+
+
+def is_transparent(data: bytes) -> bool:
+    """Tell whether any pixel of an image file, which has been decoded already, is not opaque."""
+    if data.startswith(JPEG_START):
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        if "A" not in image.getbands() and "transparency" not in image.info:
+            return False
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+        return int(cast("int", lowest)) < 255
 
 
 def _is_baseline(data: bytes) -> bool:

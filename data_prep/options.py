@@ -42,6 +42,10 @@ class PrepOptions:
     """With --jpeg: images whose longer side is longer are scaled down to it."""
     quality: int | None = None
     """With --jpeg: quality, 1 to 100, of what has to be encoded (default 90)."""
+    test_fraction: float | None = None
+    """For folders without test images: part of each class's images, such as 0.2, that is kept for testing."""
+    test_seed: int = 0
+    """With --test-fraction: another number chooses other images."""
     workers: int = 0
     """Processes that decode; 0: one per core."""
     force: bool = False
@@ -69,6 +73,7 @@ class PrepOptions:
         if self.workers < 0:
             raise UserError(f"--workers {self.workers} is negative: give 0 for one process for each core")
         self._check_source()
+        self._check_test_fraction()
         self._check_jpeg()
 
     def _check_source(self) -> None:
@@ -77,6 +82,17 @@ class PrepOptions:
         if self.dataset == "folder" and self.source is None:
             raise UserError(
                 "--dataset folder needs --source: the folder or archive that holds train/ and test/"
+            )
+
+    def _check_test_fraction(self) -> None:
+        if self.test_fraction is None:
+            if self.test_seed:
+                raise UserError("--test-seed is for --test-fraction: pass that too")
+        elif self.dataset != "folder":
+            raise UserError("--test-fraction is for --dataset folder: others have their own test images")
+        elif not 0 < self.test_fraction < 1:
+            raise UserError(
+                f"--test-fraction must lie between 0 and 1, got {self.test_fraction:g}: give one such as 0.2"
             )
 
     def _check_jpeg(self) -> None:
@@ -108,6 +124,8 @@ class PrepSummary:
         size: height and width of every image in pixels; None where they are of many sizes.
         bytes: size of the two FFCV files together.
         seconds: wall time of the run.
+        notes: what of the source was left out or taken otherwise than its names tell, a line each.
+        pixels: whether they are the official data set's, and why not; empty for others.
     """
 
     out: Path
@@ -116,3 +134,5 @@ class PrepSummary:
     size: tuple[int, int] | None
     bytes: int
     seconds: float
+    notes: tuple[str, ...] = ()
+    pixels: str = ""

@@ -73,4 +73,6 @@ def _summary(options: PrepOptions, manifest: dict[str, Any], seconds: float) -> 
         size=tuple(manifest["size"]) if manifest["size"] else None,
         bytes=sum(split["bytes"] for split in splits.values()),
         seconds=seconds,
+        notes=tuple(manifest.get("notes", ())),
+        pixels=manifest.get("pixels", ""),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from fastpeer.data_prep.archive import FileTree
 from fastpeer.data_prep.images import PixelForm, Pixels
 from fastpeer.data_prep.sources.folder import find_root, read_official
+from fastpeer.data_prep.sources.official import recognised
 from fastpeer.data_prep.sources.source import ArraySplit, Source
 from fastpeer.errors import UserError, one_line
 
@@ -81,6 +83,8 @@ def _read(tree: FileTree, size: int | None, layout: Layout) -> Source:
     metas = [name for name in tree.sizes if name.split("/")[-1] == layout.meta]
     if metas:
         return _read_pickles(tree, min(metas, key=len)[: -len(layout.meta)], size, layout)
+    if name := recognised(tree):
+        raise UserError(f"{tree.label} has the files of another data set: pass --dataset {name}")
     root = find_root(tree)
     if root is None:
         raise UserError(
@@ -96,13 +100,18 @@ def _read_pickles(tree: FileTree, root: str, size: int | None, layout: Layout) -
             raise UserError(f"{tree.label} lacks {root}{name}: fetch the archive again")
     classes = _class_names(tree, root + layout.meta, layout)
     form = PixelForm(size or SIDE, size or SIDE, resize=True)
+    md5 = {name: _md5(tree.read(root + name)) for name in (*layout.train, *layout.test)}
 
     def split(names: Sequence[str]) -> ArraySplit:
         batches = [_batch(tree, root + name, layout, len(classes)) for name in names]
         labels = [label for _, _, batch_labels in batches for label in batch_labels]
         return ArraySplit([(name, images) for name, images, _ in batches], labels, form)
 
-    return Source(classes, split(layout.train), split(layout.test))
+    return Source(classes, split(layout.train), split(layout.test), md5=md5)
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _class_names(tree: FileTree, name: str, layout: Layout) -> list[str]:

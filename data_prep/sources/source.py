@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol, TypeAlias
@@ -11,10 +13,31 @@ from typing import Protocol, TypeAlias
 from PIL import Image
 
 from fastpeer.data_prep.archive import FileTree
-from fastpeer.data_prep.images import Form, Jpeg, JpegForm, PixelForm, Pixels, decode
+from fastpeer.data_prep.images import Form, Jpeg, JpegForm, PixelForm, Pixels, decode, is_transparent
+from fastpeer.errors import UserError
 
 LabelledFiles: TypeAlias = tuple[list[str], list[int]]
 """Names of files in a tree, in order, and the label of each."""
+
+
+@dataclass(frozen=True)
+class DrawnPart:
+    """A part of each class's images that becomes the test split.
+
+    Attributes:
+        fraction: the part, between 0 and 1.
+        seed: of the choice.
+    """
+
+    fraction: float
+    seed: int
+
+    def of(self, names: Sequence[str]) -> set[str]:
+        """Choose from the names of one class's images: at least one, and not all, where there are several."""
+        count = min(max(1, round(self.fraction * len(names))), len(names) - 1)
+        # By hash, not by a random generator, whose numbers may change with its library's version.
+        ranked = sorted(names, key=lambda name: hashlib.sha256(f"{self.seed} {name}".encode()).digest())
+        return set(ranked[:count])
 
 
 class Split(Protocol):
@@ -31,6 +54,10 @@ class Split(Protocol):
     def __getitem__(self, index: int) -> tuple[Pixels | Jpeg, int]:
         """Return a sample's image as it is to be stored, and its label."""
 
+    @property
+    def transparent(self) -> int:
+        """Number of images, of those read so far, that are not opaque."""
+
     def name_of(self, index: int) -> str:
         """Return a sample's name for messages."""
 
@@ -43,12 +70,20 @@ class Source:
         classes: class names; a label is an index into them.
         train, test: the two splits, of the same form.
         class_names: readable names where `classes` are codes.
+        notes: what of the source is left out or taken otherwise than its names tell, a line each.
+        draw: how the test split was drawn, where the source has none.
+        md5: of the files whose checksums are known where they are official, by name.
+        pixels: whether these are the official pixels, see `official.pixels_of`.
     """
 
     classes: list[str]
     train: Split
     test: Split
     class_names: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    draw: DrawnPart | None = None
+    md5: Mapping[str, str] = field(default_factory=dict)
+    pixels: str = ""
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -59,6 +94,20 @@ class Source:
     def form(self) -> Form:
         """Height and width of every image, or how images of many sizes are kept."""
         return self.train.form
+
+    def require_classes(self) -> None:
+        """Raise UserError unless there are two classes to tell apart."""
+        if len(self.classes) < 2:
+            raise UserError(
+                f"the training images must be of at least 2 classes, got {', '.join(self.classes)} only:"
+                " add a class folder"
+            )
+
+    def written_notes(self) -> list[str]:
+        """Return the notes with what is known only once all images were read."""
+        transparent = sum(split.transparent for split in self.splits.values())
+        dropped = f"transparent images, whose colours are kept and whose alpha is dropped: {transparent}"
+        return [*self.notes, *_without_test_images(self), *([dropped] if transparent else [])]
 
     def kept_as_jpeg(self, form: JpegForm) -> Source:
         """Return the same data set with its files kept as JPEG."""
@@ -73,10 +122,22 @@ class FileSplit:
     names: list[str]
     labels: list[int]
     form: Form
+    # A byte for each image, not 0 for a transparent one, in memory shared with forked workers.
+    _alpha: mmap.mmap = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_alpha", mmap.mmap(-1, max(1, len(self.names))))
 
     def __getitem__(self, index: int) -> tuple[Pixels | Jpeg, int]:
         data = self.tree.read(self.names[index])
-        return self.form.stored(data, self.name_of(index)), self.labels[index]
+        stored = self.form.stored(data, self.name_of(index))
+        self._alpha[index] = is_transparent(data)
+        return stored, self.labels[index]
+
+    @property
+    def transparent(self) -> int:
+        """Number of images, of those read so far, that are not opaque."""
+        return sum(self._alpha[:])
 
     def name_of(self, index: int) -> str:
         """Return the file's name below the folder or archive."""
@@ -101,6 +162,7 @@ class ArraySplit:
         self.batches = batches
         self.labels = labels
         self.form = form
+        self.transparent = 0
         self._ends = list(accumulate(len(images) for _, images in batches))
 
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
@@ -133,6 +195,18 @@ def source_of_files(
     """
     form = _form_of(tree, train[0][0], size)
     return Source(classes, FileSplit(tree, *train, form), FileSplit(tree, *test, form), list(class_names))
+
+
+def shortened(names: Sequence[str], longest: int = 5) -> str:
+    """Join names; of many, only the first ones."""
+    rest = len(names) - longest
+    return ", ".join(names[:longest]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _without_test_images(source: Source) -> list[str]:
+    tested = set(source.test.labels)
+    names = [name for label, name in enumerate(source.classes) if label not in tested]
+    return [f"classes without test images: {shortened(names)}"] if names else []
 
 
 def _form_of(tree: FileTree, name: str, size: int | None) -> PixelForm:

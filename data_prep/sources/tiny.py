@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from fastpeer.data_prep.archive import FileTree
-from fastpeer.data_prep.sources.folder import find_root, list_classes, read_image_folder
+from fastpeer.data_prep.sources.folder import find_root, list_classes, read_image_folder, split_folder
+from fastpeer.data_prep.sources.official import recognised
 from fastpeer.data_prep.sources.source import LabelledFiles, Source, source_of_files
 from fastpeer.errors import UserError
 
 CLASS_LIST = "wnids.txt"
-ANNOTATIONS = "val/val_annotations.txt"
+ANNOTATIONS = "val_annotations.txt"
 
 
 def read_tiny(tree: FileTree, size: int | None) -> Source:
     """Read the official layout, or an image folder (then with the classes sorted by name).
 
     Classes come in the order of `wnids.txt`; train images by class, then file name; test images in the
-    order of `val/val_annotations.txt`, or by class and file name where `val/` has class folders.
+    order of `val/val_annotations.txt`, then those that it lacks, by class folder of `val/` and file name.
     Any subset of the images will do as long as every class has one to train on.
     """
     lists = [name for name in tree.sizes if name.split("/")[-1] == CLASS_LIST]
     if lists:
         return _read_official(tree, min(lists, key=len)[: -len(CLASS_LIST)], size)
+    if name := recognised(tree):
+        raise UserError(f"{tree.label} has the files of another data set: pass --dataset {name}")
     root = find_root(tree)
     if root is None:
         raise UserError(
@@ -35,8 +36,8 @@ def _read_official(tree: FileTree, root: str, size: int | None) -> Source:
     classes = _lines(tree, f"{root}{CLASS_LIST}")
     if not classes or len(set(classes)) != len(classes):
         raise UserError(f"{tree.label}/{root}{CLASS_LIST} is empty or names a class twice: fetch it again")
-    train = _train_files(tree, f"{root}train/", classes)
-    test = _test_files(tree, root, classes)
+    train = _train_files(tree, split_folder(tree, root, "train") or f"{root}train/", classes)
+    test = _test_files(tree, split_folder(tree, root, "val") or f"{root}val/", classes)
     return source_of_files(tree, classes, train, test, size, _readable_names(tree, root, classes))
 
 
@@ -50,46 +51,56 @@ def _train_files(tree: FileTree, folder: str, classes: list[str]) -> LabelledFil
     return names, labels
 
 
-def _test_files(tree: FileTree, root: str, classes: list[str]) -> LabelledFiles:
-    if f"{root}{ANNOTATIONS}" in tree.sizes:
-        names, labels = _annotated(tree, root, classes)
-    else:
-        _refuse_unlisted(tree, f"{root}val/", classes)
-        names, labels = _without_boxes(*list_classes(tree, f"{root}val/", classes))
-    if not names:
-        raise UserError(f"{tree.label}/{root}val holds no images: fetch the archive again")
-    return names, labels
-
-
-def _annotated(tree: FileTree, root: str, classes: list[str]) -> LabelledFiles:
-    """Return the images of `val/images/` that are there, in the order of the annotations."""
-    waiting = set(tree.below(f"{root}val/images/"))
-    names: list[str] = []
-    labels: list[int] = []
-    for file, label in _annotations(tree, root, classes):
-        name = f"{root}val/images/{file}"
-        if name in waiting:
-            waiting.remove(name)
-            names.append(name)
-            labels.append(label)
-    if waiting:
+def _test_files(tree: FileTree, folder: str, classes: list[str]) -> LabelledFiles:
+    """Return the images of `val/images/` and of class folders, into which a script may have moved some."""
+    _refuse_unlisted(tree, folder, [*classes, "images"])
+    sorted_by_class = _in_class_folders(tree, folder, classes)
+    rest = (name for name in tree.below(folder) if name not in sorted_by_class)
+    unsorted = [name for name in rest if not name.endswith(".txt")]
+    # An image that was copied to its class counts once.
+    by_file = {name.split("/")[-1]: name for name in (*sorted_by_class, *unsorted)}
+    annotated = _annotations(tree, folder, classes)
+    labels = {by_file[file]: label for file, label in annotated.items() if file in by_file}
+    for name, label in sorted_by_class.items():
+        if labels.get(name, label) != label:
+            raise UserError(f"{tree.label}/{name} lies in another class than {ANNOTATIONS} tells: move it")
+        if name.split("/")[-1] not in annotated:
+            labels[name] = label
+    if waiting := set(unsorted) - labels.keys():
         raise UserError(
             f"{tree.label}/{min(waiting)} has no line in {ANNOTATIONS}: add it or remove the image"
         )
-    return names, labels
+    if not labels:
+        raise UserError(f"{tree.label}/{folder.rstrip('/')} holds no images: fetch the archive again")
+    return list(labels), list(labels.values())
 
 
-def _annotations(tree: FileTree, root: str, classes: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield each line's file name and label."""
+def _in_class_folders(tree: FileTree, folder: str, classes: list[str]) -> dict[str, int]:
+    """Return the label of each image that lies in a class folder, by class and then by name."""
     index = {name: label for label, name in enumerate(classes)}
-    for number, line in enumerate(_lines(tree, f"{root}{ANNOTATIONS}"), start=1):
+    found = []
+    for name in tree.below(folder):
+        class_name, _, rest = name[len(folder) :].partition("/")
+        if rest and class_name in index and not name.endswith(".txt"):
+            found.append((index[class_name], name))
+    return {name: label for label, name in sorted(found)}
+
+
+def _annotations(tree: FileTree, folder: str, classes: list[str]) -> dict[str, int]:
+    """Return the label of each file that `val_annotations.txt` names, in its order."""
+    if folder + ANNOTATIONS not in tree.sizes:
+        return {}
+    index = {name: label for label, name in enumerate(classes)}
+    labels = {}
+    for number, line in enumerate(_lines(tree, folder + ANNOTATIONS), start=1):
         file, _, rest = line.partition("\t")
         class_name = rest.split("\t")[0]
         if class_name not in index:
             raise UserError(
-                f"{tree.label}/{root}{ANNOTATIONS} line {number} names no known class: fetch it again"
+                f"{tree.label}/{folder}{ANNOTATIONS} line {number} names no known class: fetch it again"
             )
-        yield file, index[class_name]
+        labels[file] = index[class_name]
+    return labels
 
 
 def _refuse_unlisted(tree: FileTree, folder: str, classes: list[str]) -> None:
@@ -114,5 +125,6 @@ def _readable_names(tree: FileTree, root: str, classes: list[str]) -> list[str]:
 
 
 def _lines(tree: FileTree, name: str) -> list[str]:
-    text = tree.read(name).decode("utf-8", "replace")
+    # Editors on Windows put a byte-order mark first, which would belong to the first class.
+    text = tree.read(name).decode("utf-8-sig", "replace")
     return [line.strip() for line in text.splitlines() if line.strip()]

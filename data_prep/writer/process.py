@@ -18,7 +18,7 @@ from fastpeer.data_prep.archive import sha256_of
 from fastpeer.data_prep.destination import MANIFEST
 from fastpeer.data_prep.images import Form, JpegForm
 from fastpeer.data_prep.sources import Origin, open_source
-from fastpeer.data_prep.sources.source import Source
+from fastpeer.data_prep.sources.source import DrawnPart, Source
 from fastpeer.data_prep.writer.messages import Job, Reports
 from fastpeer.data_prep.writer.space import require_space
 from fastpeer.versions import version_of
@@ -58,9 +58,10 @@ def write(job: Job, reports: Reports) -> dict[str, Any]:
 
 def _open(job: Job) -> tuple[Source, Origin]:
     options = job.options
-    source, origin = open_source(options.dataset, options.source, options.size)
-    if options.jpeg:
-        source = source.kept_as_jpeg(JpegForm(options.jpeg_quality, options.max_side))
+    draw = DrawnPart(options.test_fraction, options.test_seed) if options.test_fraction is not None else None
+    form = JpegForm(options.jpeg_quality, options.max_side) if options.jpeg else None
+    source, origin = open_source(options.dataset, options.source, options.size, draw, form)
+    source.require_classes()
     return source, replace(origin, kind="download") if job.downloaded else origin
 
 
@@ -101,7 +102,13 @@ def _manifest(dataset: str, source: Source, origin: Origin, splits: dict[str, An
         "written_by": f"fastpeer {fastpeer.__version__}",
         "ffcv": version_of("ffcv"),
     }
-    return manifest | ({"class_names": source.class_names} if source.class_names else {})
+    rare = {
+        "class_names": source.class_names,
+        "test_draw": asdict(source.draw) if source.draw else None,
+        "pixels": source.pixels,
+        "notes": source.written_notes(),
+    }
+    return manifest | {name: value for name, value in rare.items() if value}
 
 
 def _form_entries(form: Form) -> dict[str, Any]:

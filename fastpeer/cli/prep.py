@@ -19,7 +19,8 @@ def prep_command(words: Sequence[str]) -> None:
     console = Console(quiet=options.quiet)
     with _Bars(console) as bars:
         summary = prepare(options, bars.show)
-    console.print(_closing_line(summary), highlight=False, soft_wrap=True)
+    for line in filter(None, (_closing_line(summary), summary.pixels, *summary.notes)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _closing_line(summary: PrepSummary) -> str:

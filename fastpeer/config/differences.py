@@ -13,6 +13,10 @@ INCIDENTAL = (
 """Settings, or the beginnings of their names, that make no run depart from its recipe."""
 
 
+OFFICIAL_PIXELS = "official pixels"
+UNKNOWN_PIXELS = "not known to be the official pixels"
+
+
 def differences(config: Config, other: Config) -> dict[str, tuple[object, object]]:
     """Return the settings that differ, by dotted name, with both values; the paper's figures are none."""
     ours, theirs = flat(asdict(config)), flat(asdict(other))
@@ -31,6 +35,21 @@ def other_settings(config: Config) -> list[str]:
         return []
     names = differences(config, load_recipe(origin))
     return [name for name in names if not name.startswith(INCIDENTAL)]
+
+
+def other_data(dataset: str, pixels: str, paper: PaperConfig) -> list[str]:
+    """Name the data, and why, unless they are known to be those of a row of the paper.
+
+    Args:
+        dataset: name of the data set.
+        pixels: what its `dataset.json` tells of its pixels; empty: nothing.
+        paper: the row.
+    """
+    if dataset != paper.dataset:
+        return [f"data ({dataset} for {paper.dataset})"]
+    if pixels == OFFICIAL_PIXELS:
+        return []
+    return [f"data ({pixels or UNKNOWN_PIXELS})"]
 
 
 def _same_row(paper: PaperConfig | None, other: PaperConfig | None) -> bool:

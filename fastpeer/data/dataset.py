@@ -22,6 +22,8 @@ class PreparedDataset:
         classes: names of the classes, in label order.
         size: height and width of the images in pixels; (0, 0) for images of many sizes, until `seen_at`.
         splits: file name, number of images, bytes and SHA-256 of `train` and `test`.
+        pixels: "official pixels", or why they are not those of the data set of that name; empty: unknown, or
+            there are no official ones.
         encoding: raw; or jpeg, for images of many sizes that are decoded and cropped for each batch.
     """
 
@@ -31,6 +33,7 @@ class PreparedDataset:
     size: tuple[int, int]
     splits: Mapping[str, Mapping[str, Any]]
     encoding: str = "raw"
+    pixels: str = ""
 
     def seen_at(self, side: int, flag: str = "--data.size") -> "PreparedDataset":
         """Return this data set with the size at which the networks see its images.
@@ -97,6 +100,7 @@ def open_dataset(folder: Path) -> PreparedDataset:
                 for name, split in ((name, content["splits"][name]) for name in ("train", "test"))
             },
             encoding=_checked_encoding(content.get("encoding", "raw")),
+            pixels=str(content.get("pixels", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(

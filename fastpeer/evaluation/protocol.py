@@ -138,6 +138,7 @@ class Protocol:
             "dataset": dataset.name,
             "data_sha256": dataset.splits["test"]["sha256"],
             "torch": torch.__version__,
+            "pixels": dataset.pixels,
         }
 
     def _image_size(self, target: Target, dataset: PreparedDataset) -> int:

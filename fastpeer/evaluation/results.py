@@ -34,6 +34,7 @@ class Result:
         side: height and width of the images in pixels, where they were resized; 0: as prepared.
         non_finite: number of images with logits that are NaN or infinite, none of which counts as correct;
             left out of the file where it is 0.
+        pixels: whether the data set has the official pixels; empty: unknown, or nobody's official ones.
     """
 
     target: str
@@ -53,6 +54,7 @@ class Result:
     torch: str
     side: int = 0
     non_finite: int = 0
+    pixels: str = ""
 
     @property
     def accuracy(self) -> float:

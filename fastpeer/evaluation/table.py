@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from rich.console import Console
 
 from fastpeer.config import PaperConfig, format_fraction
-from fastpeer.config.differences import other_settings
+from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
@@ -77,9 +77,12 @@ def _has_papers_radius(result: Result) -> bool:
 
 def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
     configs = {target.run.path: target.config for target in results if target.run and target.config}
+    rows = {target.run.path: row for target, row in results.items() if target.run}
     for path, config in configs.items():
         split = "test images" if config.selection.split == "test" else "held-out training images"
         others = other_settings(config)
+        if config.paper is not None and (others or config.paper.dataset == rows[path][0].dataset):
+            others = [*other_data(rows[path][0].dataset, rows[path][0].pixels, config.paper), *others]
         if config.paper is not None and others:
             yield f"{path}: not the paper's settings ({config.paper.row}): other {', '.join(others)}"
         yield f"{path}: best epochs were chosen on {split} (selection.split = {config.selection.split})"

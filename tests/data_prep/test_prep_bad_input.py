@@ -20,6 +20,7 @@ from PIL import Image
 from prep_files import (
     CIFAR10,
     cifar10_files,
+    cifar100_files,
     encode,
     image_files,
     pixels,
@@ -33,6 +34,7 @@ from fastpeer.data_prep import PrepOptions, prepare
 from fastpeer.data_prep.archive import open_tree, safe_parts
 from fastpeer.data_prep.images import decode
 from fastpeer.data_prep.sources import open_source
+from fastpeer.data_prep.sources.source import DrawnPart
 from fastpeer.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -86,6 +88,29 @@ def test_image_folder(tmp_path: Path, fault: str) -> None:
         read("folder", write_files(tmp_path / "photos", kept))
 
 
+@pytest.mark.parametrize("draw", [None, DrawnPart(0.5, 0)])
+def test_one_class_only(tmp_path: Path, draw: DrawnPart | None) -> None:
+    source = write_files(tmp_path / "photos", image_files(["cat"], test="test" if draw is None else "train"))
+    out, fraction = tmp_path / "out", draw and draw.fraction
+    with refused("at least 2 classes", "cat"):
+        prepare(PrepOptions(dataset="folder", source=source, out=out, test_fraction=fraction))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (image_files(["a", "b"]), ("test/", "leave --test-fraction out")),
+        (image_files(["a", "b"], test="VAL"), ("VAL/", "leave --test-fraction out")),
+        ({"notes.txt": b"x"}, ("notes.txt", "no class folder")),
+        ({"a/0.png": encode(pixels(0)), "b/.keep": b""}, ("b", "no images")),
+    ],
+)
+def test_no_test_images_can_be_drawn(tmp_path: Path, files: dict[str, bytes], words: tuple[str, ...]) -> None:
+    with refused(*words):
+        open_source("folder", write_files(tmp_path / "photos", files), None, DrawnPart(0.5, 0))
+
+
 def test_odd_and_lacking_class_names(tmp_path: Path) -> None:
     with refused("plane, zebra", "--dataset folder"):
         read("cifar10", write_files(tmp_path / "odd", image_files([*CIFAR10[1:], "plane", "zebra"])))
@@ -101,6 +126,19 @@ def test_nothing_of_the_kind(tmp_path: Path, dataset: str) -> None:
         read(dataset, write_files(tmp_path, {"song.mp3": b"ID3" * 999}) / "song.mp3")
 
 
+@pytest.mark.parametrize("asked", ["folder", "cifar10", "cifar100", "tiny"])
+@pytest.mark.parametrize(
+    ("held", "files"), [("cifar10", cifar10_files()), ("cifar100", cifar100_files()), ("tiny", tiny_files())]
+)
+def test_official_files_under_another_name(
+    tmp_path: Path, asked: str, held: str, files: dict[str, bytes]
+) -> None:
+    path = write_files(tmp_path / "data", files)
+    if asked != held:
+        with refused("data", f"pass --dataset {held}"):
+            read(asked, path)
+
+
 TINY = "tiny-imagenet-200/"
 TINY_FAULTS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
     "broken": ({"train/n01/images/n01_1.JPEG": b"\xff\xd8\xff\xe0"}, ("n01_1.JPEG",)),
@@ -108,6 +146,10 @@ TINY_FAULTS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
     "class without images": ({"wnids.txt": b"n01\nn02\nn03\nn09"}, ("train/n09",)),
     "class not in list": ({"train/n77/images/a.JPEG": b"x"}, ("n77", "wnids.txt")),
     "image without line": ({"val/images/val_55.JPEG": b"x"}, ("val_55.JPEG", "val_annotations.txt")),
+    "in another class": (
+        {"val/n03/val_77.JPEG": b"x", "val/val_annotations.txt": b"val_77.JPEG\tn02\n"},
+        ("val/n03/val_77.JPEG", "another class"),
+    ),
     "unknown label": ({"val/val_annotations.txt": b"val_2.JPEG\tn55\t1"}, ("line 1",)),
     "no label": ({"val/val_annotations.txt": b"val_2.JPEG"}, ("line 1",)),
 }
@@ -263,6 +305,13 @@ def test_options(tmp_path: Path) -> None:
         prepare(PrepOptions(dataset="digits", out=out, source=tmp_path))
     with refused("--source"):
         prepare(PrepOptions(dataset="folder", out=out))
+    with refused("--test-fraction", "--dataset folder"):
+        prepare(PrepOptions(dataset="digits", out=out, test_fraction=0.2))
+    for fraction in (0.0, 1.0, -1.0, 20.0):
+        with refused("--test-fraction", f"got {fraction:g}"):
+            prepare(PrepOptions(dataset="folder", source=tmp_path, out=out, test_fraction=fraction))
+    with refused("--test-seed", "--test-fraction"):
+        prepare(PrepOptions(dataset="folder", source=tmp_path, out=out, test_seed=3))
     with refused("gone.zip", "does not exist"):
         prepare(PrepOptions(dataset="tiny", out=out, source=tmp_path / "gone.zip"))
     assert not out.exists()

@@ -203,6 +203,7 @@ def test_file_that_grows_beyond_a_page_is_refused_by_name(tmp_path: Path) -> Non
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (2000, 2000), np.uint8) * 255)
     files = {
         "train/a/0.png": saved(noise.convert("1"), "PNG"),
+        "train/b/0.jpg": saved(SMOOTH),
         "test/a/0.jpg": saved(SMOOTH),
     }
     source = write_files(tmp_path / "s", files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import sys
 from pathlib import Path
@@ -26,10 +27,13 @@ from prep_files import (
     write_tar,
 )
 
+from fastpeer.config import differences
+from fastpeer.data_prep.archive import open_tree
 from fastpeer.data_prep.images import resize_and_crop
-from fastpeer.data_prep.sources import open_source
+from fastpeer.data_prep.sources import official, open_source
 from fastpeer.data_prep.sources.cifar import CIFAR100_NAMES
-from fastpeer.data_prep.sources.source import Source, Split
+from fastpeer.data_prep.sources.official import OfficialSet, pixels_of
+from fastpeer.data_prep.sources.source import DrawnPart, Source, Split
 
 FORMS = ["data", "data.zip", "data.tar", "data.tar.gz", "data.tar.xz"]
 
@@ -113,6 +117,60 @@ def test_tiny_accepts_a_subset_and_val_in_class_folders(tmp_path: Path) -> None:
     assert read("tiny", write_files(tmp_path / "b", files)).test.labels == [0, 1]
 
 
+HALF_SORTED = {
+    "moved": ["val/n02/val_10.JPEG", "val/images/val_9.JPEG", "val/n01/images/val_2.JPEG"],
+    "copied": ["val/n02/val_10.JPEG", "val/images/val_10.JPEG", "val/val_9.JPEG", "val/n01/val_2.JPEG"],
+    "all moved": ["val/n02/val_10.JPEG", "val/n03/val_9.JPEG", "val/n01/val_2.JPEG"],
+}
+
+
+@pytest.mark.parametrize("case", HALF_SORTED)
+def test_tiny_with_a_val_that_is_half_sorted_into_classes(tmp_path: Path, case: str) -> None:
+    files = {name: data for name, data in tiny_files().items() if "/val/images/" not in name}
+    for name in HALF_SORTED[case]:
+        number = int(name.split("_")[1].split(".")[0])
+        files[f"tiny-imagenet-200/{name}"] = encode(pixels(number, 16, 16), "JPEG")
+    root = write_files(tmp_path / "t", files)
+    (root / "tiny-imagenet-200/val/images").mkdir(exist_ok=True)
+    test = read("tiny", root).test
+    assert [name.split("_")[-1] for name in names(test)] == ["10.JPEG", "9.JPEG", "2.JPEG"]
+    assert test.labels == [2, 0, 1]
+
+
+def test_tiny_images_without_annotation_come_last(tmp_path: Path) -> None:
+    files = tiny_files() | {"tiny-imagenet-200/val/n03/extra.JPEG": encode(pixels(0, 16, 16), "JPEG")}
+    test = read("tiny", write_files(tmp_path, files)).test
+    assert test.labels == [2, 0, 1, 0]
+    assert names(test)[-1].endswith("val/n03/extra.JPEG")
+
+
+def test_tiny_written_on_windows(tmp_path: Path) -> None:
+    files = {
+        name: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n") if name.endswith(".txt") else data
+        for name, data in tiny_files().items()
+    }
+    source = read("tiny", write_files(tmp_path, files))
+    assert source.classes == WNIDS
+    assert source.class_names == ["fox", "cat, puss", "dog"]
+    assert source.test.labels == [2, 0, 1]
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "VAL"), ("train", "Val")])
+def test_splits_in_any_letter_case(tmp_path: Path, train: str, test: str) -> None:
+    renamed = {
+        name.replace("train/", f"{train}/").replace("test/", f"{test}/"): data
+        for name, data in image_files(CIFAR10, 2).items()
+    }
+    for dataset in ("folder", "cifar10"):
+        source = read(dataset, write_files(tmp_path / dataset, renamed))
+        assert (len(source.train.labels), len(source.test.labels)) == (20, 10)
+    official = {
+        name.replace("/train/", f"/{train}/").replace("/val/", "/VAL/"): data
+        for name, data in tiny_files().items()
+    }
+    assert read("tiny", write_files(tmp_path / "tiny", official)).test.labels == [2, 0, 1]
+
+
 def test_tiny_as_image_folder(tmp_path: Path) -> None:
     assert read("tiny", write_files(tmp_path, image_files(WNIDS))).classes == sorted(WNIDS)
 
@@ -143,6 +201,107 @@ def test_folder_modes_become_rgb(tmp_path: Path) -> None:
     train = read("folder", source).train
     for index, name in enumerate(names(train)):
         assert np.array_equal(train[index][0], expected[name.split("/")[-1]])
+
+
+@pytest.mark.parametrize(
+    ("folders", "test", "words"),
+    [
+        (("test",), "test", []),
+        (("val",), "val", ["no test/<class>/ images: val/ is taken as the test split"]),
+        (("Valid",), "Valid", ["no test/<class>/ images: Valid/ is taken as the test split"]),
+        (("test", "VAL"), "test", ["left out: VAL/ (", "test images are those of test/"]),
+        (("val", "unlabelled"), "val", ["val/ is taken as the test split", "left out: unlabelled/"]),
+    ],
+)
+def test_splits_that_are_left_out_or_taken_for_another_are_told(
+    tmp_path: Path, folders: tuple[str, ...], test: str, words: list[str]
+) -> None:
+    files = {}
+    for folder in folders:
+        files |= image_files(["a", "b"], 1, folder)
+    source = read("folder", write_files(tmp_path / "s", files))
+    assert names(source.test) == [f"{test}/a/0.png", f"{test}/b/0.png"]
+    assert all(word in " ".join(source.notes) for word in words)
+    assert bool(source.notes) == bool(words)
+
+
+def test_classes_without_test_images_and_dropped_alpha_are_told(tmp_path: Path) -> None:
+    files = image_files("abcdefghi", 1)
+    kept = {name: data for name, data in files.items() if name in ("test/a/0.png",) or "train" in name}
+    root = write_files(tmp_path / "s", kept)
+    clear, opaque = (Image.new("RGBA", (8, 8), (9, 9, 9, alpha)) for alpha in (254, 255))
+    clear.save(root / "train/b/0.png")
+    opaque.save(root / "train/c/0.png")
+    clear.convert("LA").save(root / "train/d/0.png")
+    Image.new("P", (8, 8)).save(root / "train/e/0.png", transparency=0)
+    source = read("folder", root)
+    sizes(source.train)
+    assert source.written_notes() == [
+        "classes without test images: b, c, d, e, f and 3 more",
+        "transparent images, whose colours are kept and whose alpha is dropped: 3",
+    ]
+
+
+@pytest.mark.parametrize("layout", ["train/", "", "photos/", "deep/photos/"])
+def test_test_images_are_drawn_from_each_class(tmp_path: Path, layout: str) -> None:
+    counts = {"ant": 10, "bee": 4, "cat": 2, "dog": 1}
+    files = {
+        f"{layout}{name}/{number}.png": encode(pixels(number))
+        for name, count in counts.items()
+        for number in range(count)
+    }
+    path = write_files(tmp_path / "s", files)
+    source, again, other = (open_source("folder", path, None, DrawnPart(0.3, seed))[0] for seed in (0, 0, 1))
+    assert source.classes == list(counts)
+    assert [source.test.labels.count(label) for label in range(4)] == [3, 1, 1, 0]
+    assert sorted(names(source.train) + names(source.test)) == sorted(files)
+    assert names(source.test) == names(again.test) == sorted(names(source.test))
+    assert names(source.test) != names(other.test)
+    chosen = [name.removeprefix(layout) for name in names(source.test)]
+    assert chosen[:3] == ["ant/3.png", "ant/6.png", "ant/7.png"]  # with any version of any library
+    assert source.draw == DrawnPart(0.3, 0)
+
+
+def test_official_cifar_files_are_known_by_their_checksums(tmp_path: Path) -> None:
+    files = cifar10_files(count=10)
+    md5 = {name.split("/")[1]: hashlib.md5(data).hexdigest() for name, data in files.items() if "_b" in name}
+    sets = {"cifar10": OfficialSet(10, 32, 5, 10, md5)}
+
+    def pixels_in(source_files: dict[str, bytes], form: str, size: int | None = None) -> str:
+        path = write_any(tmp_path / form, source_files)
+        return pixels_of("cifar10", open_tree(path), read("cifar10", path, size), sets)
+
+    assert pixels_in(files, "data") == pixels_in(files, "data.tar.gz") == "official pixels"
+    changed = files | {"cifar-10-batches-py/data_batch_2": files["cifar-10-batches-py/data_batch_3"]}
+    assert "not known to be the official pixels: data_batch_2 differs" in pixels_in(changed, "changed")
+    rewritten = cifar10_files(count=10, protocol=3)
+    assert pixels_in(rewritten, "again").startswith(
+        "not known to be the official pixels: data_batch_1 differs"
+    )
+    assert pixels_in(files, "larger", 40) == "not the official pixels: images of 40x40, official are 32x32"
+
+
+def test_evaluation_and_preparation_use_the_same_words() -> None:
+    for name in ("OFFICIAL_PIXELS", "UNKNOWN_PIXELS"):
+        assert getattr(differences, name) == getattr(official, name)
+
+
+def test_other_data_under_an_official_name_are_told(tmp_path: Path) -> None:
+    copies = write_files(tmp_path / "c", image_files(CIFAR10, kind="JPEG", height=32))
+    ten = OfficialSet(10, 32, 3, 10, {"data_batch_1": "0"})
+    source = read("cifar10", copies, 32)
+    assert pixels_of("cifar10", open_tree(copies), source, {"cifar10": ten}).startswith(
+        "not the official pixels: JPEG files"
+    )
+    assert source.pixels == "not the official pixels: a class has 3 training images, official are 5000"
+    assert read("tiny", copies).pixels == "not the official pixels: 10 classes, official are 200"
+    assert read("folder", copies).pixels == ""
+
+
+def test_an_extracted_tiny_is_not_known_to_be_official(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "t", tiny_files())
+    sets = {"tiny": OfficialSet(3, 16, 2, 3, class_pattern=r"n\d\d")}
+    assert pixels_of("tiny", open_tree(path), read("tiny", path), sets).startswith("not known")
 
 
 def test_folder_ignores_exif_rotation(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prep_files import pixels
+from PIL import Image
+from prep_files import encode, pixels, write_files
 
 import fastpeer
 from fastpeer.data_prep import PrepOptions, PrepSummary, prepare
@@ -117,6 +118,21 @@ def test_worker_count_does_not_matter_and_force_replaces(
     umask = os.umask(0)
     os.umask(umask)
     assert out.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_drawn_test_split_and_notes_are_recorded(tmp_path: Path) -> None:
+    names = [f"{name}/{number}.png" for name in ("ant", "bee") for number in range(5)]
+    source = write_files(tmp_path / "s", {f"train/{name}": encode(pixels(0)) for name in names})
+    Image.new("RGBA", (8, 8)).save(source / "train/ant/0.png")
+    options = PrepOptions(
+        dataset="folder", source=source, out=tmp_path / "out", workers=2, test_fraction=0.4, test_seed=3
+    )
+    summary = prepare(options)
+    assert summary.counts == {"train": 6, "test": 4}
+    manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert manifest["test_draw"] == {"fraction": 0.4, "seed": 3}
+    assert manifest["notes"] == list(summary.notes)
+    assert summary.notes == ("transparent images, whose colours are kept and whose alpha is dropped: 1",)
 
 
 @given(count=st.integers(1, 5000), side=st.integers(1, 300), workers=st.integers(1, 64))

@@ -22,11 +22,13 @@ def target(run: str, kind: str, config: Config | None) -> Target:
     return Target(f"{run} {kind}", path / kind, RunFolder(path) if config else None, config)
 
 
-def result(attack: str, dataset: str = "cifar10", epsilon: float = 8 / 255) -> Result:
+def result(
+    attack: str, dataset: str = "cifar10", epsilon: float = 8 / 255, pixels: str = "official pixels"
+) -> Result:
     return Result(
         target="", weights_sha256="", attack=attack, correct=1, images=8, total=8, epsilon=epsilon,
         step_size=2 / 255, seed=0, batch_size=8, targets=9 if attack == "aa" else None, dataset=dataset,
-        data_sha256="", seconds=1.0, torch="",
+        data_sha256="", seconds=1.0, torch="", pixels=pixels,
     )  # fmt: skip
 
 
@@ -116,6 +118,25 @@ def test_non_finite_logits_stand_with_their_figure():
     assert cells[1:] == ["12.50", "12.50, 3 non-finite", "20.00 [3.6, 62.4], 1 non-finite"]
     assert "non-finite: images whose logits are NaN or infinite" in file.getvalue()
     assert "non-finite" not in shown(student)
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"pixels": ""}, "data (not known to be the official pixels)"),
+        ({"pixels": "not the official pixels: JPEG files"}, "data (not the official pixels: JPEG files)"),
+        ({"dataset": "photos"}, "data (photos for cifar10)"),
+    ],
+)
+def test_other_data_are_named_before_other_settings(facts, named):
+    config = load_recipe("cifar10-resnet18-trades")
+    other = replace(config, optim=OptimConfig(lr=0.2, milestones=config.optim.milestones))
+    assert f"): other {named}, optim.lr" in shown(target("other", "best", other), **facts)
+
+
+def test_other_data_alone_are_named():
+    text = shown(target("same", "best", load_recipe("cifar10-resnet18-trades")), pixels="")
+    assert "other data (not known to be the official pixels)" in text
 
 
 STUDENTS = (
