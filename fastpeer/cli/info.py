@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +14,8 @@ from fastpeer.cli.arguments import parse
 from fastpeer.cli.summary import NAMES
 from fastpeer.errors import UserError
 from fastpeer.models.pixel_range import format_normalization
-from fastpeer.run_folder import RunFolder, enclosing_run, network_name
+from fastpeer.printing import print_line
+from fastpeer.run_folder import RunFolder, enclosing_run, network_name, newest_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,8 @@ Row = tuple[str, str]
 class InfoArguments:
     """Tell what is known of a file with weights, a checkpoint or a run."""
 
-    path: Annotated[Positional[Path], arg(metavar="PATH")] = tyro.MISSING
-    """A file with weights, a checkpoint's folder or a run's."""
+    path: Annotated[Positional[Path | None], arg(metavar="[PATH]")] = None
+    """A file with weights, a checkpoint's folder or a run's; default: the newest run in runs/."""
     weights_key: Annotated[str, arg(metavar="KEY")] = ""
     """Which weights of a file that holds several sets of them."""
 
@@ -44,7 +44,7 @@ def info_command(words: Sequence[str]) -> None:
         UserError: there are no weights, or they cannot be read.
     """
     arguments = parse(InfoArguments, words, "fastpeer info")
-    path = arguments.path
+    path = arguments.path or newest_run().path
     run = RunFolder(path)
     file = path / "student.safetensors" if path.is_dir() else path
     if run.exists:
@@ -53,12 +53,22 @@ def info_command(words: Sequence[str]) -> None:
         raise UserError(f"{path}: neither a run, nor a checkpoint, nor a file with weights")
     else:
         rows = _rows_of_file(file, arguments.weights_key)
+    _print(list(rows), Console())
+
+
+def _print(rows: Sequence[Row], console: Console) -> None:
+    if not console.is_terminal:
+        # Whole lines, for programs.
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            print_line(console, f"{name:<{width}}  {value}")
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, Text(value))
-    Console().print(table)
+    console.print(table)
 
 
 def _rows_of_file(file: Path, key: str) -> Iterator[Row]:

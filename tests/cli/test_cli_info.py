@@ -84,7 +84,7 @@ def test_what_is_no_weights(fastpeer, tmp_path: Path) -> None:
     fastpeer("info", tmp_path / "page.pth").refused("page.pth", "a web page")
     fastpeer("info", tmp_path).refused(str(tmp_path), "neither a run")
     fastpeer("info", tmp_path / "nosuch").refused("nosuch", "No such file")
-    fastpeer("info").refused("fastpeer info --help")
+    fastpeer("info").refused("no run in runs/")
     fastpeer("inof").refused("did you mean info")
 
 
