@@ -80,7 +80,11 @@ def attack(victim, images, target):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=pytest.mark.soak if one == "resnet50" else ()) for one in MODELS]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.soak if name in ("resnet50", "preactresnet18") else ())
+        for name in MODELS
+    ],
 )
 def test_folded_attacks_reach_the_same_images(name, images, target):
     network = model(name)
