@@ -256,7 +256,7 @@ def test_three_steps_change_every_weight_and_buffer_as_the_released_code_does(na
     assert_equal_to_literal(name, model, classes, engine)
 
 
-@pytest.mark.parametrize("name", ["trades", "mtard"])
+@pytest.mark.parametrize("name", ["trades", pytest.param("mtard", marks=pytest.mark.soak)])
 def test_steps_agree_for_preactivated_networks_too(name):
     assert_equal_to_literal(name, *PREACT, EngineConfig())
 

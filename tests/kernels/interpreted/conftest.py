@@ -9,20 +9,26 @@ tests/kernels/ahead_of_time/<kernel>.py, from where they are compiled without a 
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+NO_PARAMETERS = SimpleNamespace(params={})
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 collect_ignore_glob = [] if INTERPRETING or torch.cuda.is_available() else ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a GPU here."""
+    """Mark what needs a GPU here; interpreted, float16 differs from bfloat16 by its rounding alone."""
     for item in items:
-        if not INTERPRETING and item.path.is_relative_to(Path(__file__).parent):
+        if not item.path.is_relative_to(Path(__file__).parent):
+            continue
+        if not INTERPRETING:
             item.add_marker(pytest.mark.gpu)
+        elif torch.float16 in getattr(item, "callspec", NO_PARAMETERS).params.values():
+            item.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(scope="session")
