@@ -81,6 +81,11 @@ class FileTree(ABC):
         """Names of all files in `folder` (which ends with "/" or is empty), sorted."""
         return sorted(name for name in self.sizes if name.startswith(folder))
 
+    def folders_with(self, file: str) -> list[str]:
+        """Folders that hold a file of this name, each with its "/" or empty, the shortest first."""
+        found = [name for name in self.sizes if name.split("/")[-1] == file]
+        return sorted((name[: -len(file)] for name in found), key=len)
+
     def children(self, folder: str) -> list[str]:
         """Names, without the path, of the folders directly in `folder`, sorted."""
         rest = (name[len(folder) :] for name in self.folders if name.startswith(folder))

@@ -13,8 +13,7 @@ import numpy as np
 
 from fastpeer.data_prep.archive import FileTree
 from fastpeer.data_prep.images import PixelForm, Pixels
-from fastpeer.data_prep.sources.folder import find_root, read_official
-from fastpeer.data_prep.sources.official import recognised
+from fastpeer.data_prep.sources.folder import image_folder_root, read_official
 from fastpeer.data_prep.sources.source import ArraySplit, Source
 from fastpeer.errors import UserError, one_line
 
@@ -80,17 +79,10 @@ def read_cifar100(tree: FileTree, size: int | None) -> Source:
 
 
 def _read(tree: FileTree, size: int | None, layout: Layout) -> Source:
-    metas = [name for name in tree.sizes if name.split("/")[-1] == layout.meta]
-    if metas:
-        return _read_pickles(tree, min(metas, key=len)[: -len(layout.meta)], size, layout)
-    if name := recognised(tree):
-        raise UserError(f"{tree.label} has the files of another data set: pass --dataset {name}")
-    root = find_root(tree)
-    if root is None:
-        raise UserError(
-            f"{tree.label} holds neither {', '.join(layout.files)} nor train/<class>/ images: "
-            "pass the official archive"
-        )
+    if folders := tree.folders_with(layout.meta):
+        return _read_pickles(tree, folders[0], size, layout)
+    lacking = f"holds neither {', '.join(layout.files)} nor train/<class>/ images: pass the official archive"
+    root = image_folder_root(tree, lacking)
     return read_official(tree, root, size, layout.classes)
 
 

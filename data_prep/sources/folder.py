@@ -54,6 +54,20 @@ def read_official(tree: FileTree, root: str, size: int | None, classes: Sequence
     return read_image_folder(tree, root, size, classes)
 
 
+def image_folder_root(tree: FileTree, lacking: str) -> str:
+    """Return what stands before `train/<class>/` in a tree that lacks an official data set's files.
+
+    Raises:
+        UserError: it has another's, or no such folders: `lacking` is what it has not, and what to pass.
+    """
+    if name := recognised(tree):
+        raise UserError(f"{tree.label} has the files of another data set: pass --dataset {name}")
+    root = find_root(tree)
+    if root is None:
+        raise UserError(f"{tree.label} {lacking}")
+    return root
+
+
 def read_image_folder(
     tree: FileTree, root: str, size: int | None, classes: Sequence[str] | None = None
 ) -> Source:

@@ -30,8 +30,8 @@ MARKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 def recognised(tree: FileTree) -> str | None:
     """Return the name of the official data set whose files lie in a tree, or None."""
     for dataset, marks in MARKS.items():
-        roots = [name[: -len(marks[0])] for name in tree.sizes if name.split("/")[-1] == marks[0]]
-        if any(all(root + mark in tree.sizes for mark in marks) for root in roots):
+        folders = tree.folders_with(marks[0])
+        if any(all(folder + mark in tree.sizes for mark in marks) for folder in folders):
             return dataset
     return None
 

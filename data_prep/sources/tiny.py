@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fastpeer.data_prep.archive import FileTree
-from fastpeer.data_prep.sources.folder import find_root, list_classes, read_image_folder, split_folder
-from fastpeer.data_prep.sources.official import recognised
+from fastpeer.data_prep.sources.folder import image_folder_root, list_classes, read_image_folder, split_folder
 from fastpeer.data_prep.sources.source import LabelledFiles, Source, source_of_files
 from fastpeer.errors import UserError
 
@@ -19,16 +18,10 @@ def read_tiny(tree: FileTree, size: int | None) -> Source:
     order of `val/val_annotations.txt`, then those that it lacks, by class folder of `val/` and file name.
     Any subset of the images will do as long as every class has one to train on.
     """
-    lists = [name for name in tree.sizes if name.split("/")[-1] == CLASS_LIST]
-    if lists:
-        return _read_official(tree, min(lists, key=len)[: -len(CLASS_LIST)], size)
-    if name := recognised(tree):
-        raise UserError(f"{tree.label} has the files of another data set: pass --dataset {name}")
-    root = find_root(tree)
-    if root is None:
-        raise UserError(
-            f"{tree.label} has neither wnids.txt nor train/<class>/ images: pass tiny-imagenet-200.zip"
-        )
+    if folders := tree.folders_with(CLASS_LIST):
+        return _read_official(tree, folders[0], size)
+    lacking = "has neither wnids.txt nor train/<class>/ images: pass tiny-imagenet-200.zip"
+    root = image_folder_root(tree, lacking)
     return read_image_folder(tree, root, size)
 
 
