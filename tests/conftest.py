@@ -1,13 +1,13 @@
 """Fixtures for tests in several folders."""
 
 import inspect
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.harness.engine_log import EngineLog
 from fastpeer.data_prep import PrepOptions, prepare
 from tests.data_prep.prep_files import image_files, write_files
 
@@ -32,24 +32,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class _Messages(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """Messages that fastpeer logs during a test, from INFO on."""
-    logger, handler = logging.getLogger("fastpeer"), _Messages()
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield handler.messages
-    logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET)
+    with EngineLog() as log:
+        yield log.lines
 
 
 @pytest.fixture

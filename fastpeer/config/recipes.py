@@ -45,7 +45,10 @@ def load_recipe(recipe: str) -> Config:
     Raises:
         UserError: no such recipe, not TOML, an unknown key or a value that does not fit.
     """
-    shipped = ShippedRecipes()
+    return _load(recipe, ShippedRecipes())
+
+
+def _load(recipe: str, shipped: ShippedRecipes) -> Config:
     if recipe in shipped.names:
         return structure(shipped.table(recipe), recipe)
     path = Path(recipe)
@@ -63,15 +66,15 @@ def recipe_of_method(recipe: str, method: str) -> Config:
     Where a recipe of that method is shipped for the same data and network, it is that one; else the method's
     own loss takes the place of the recipe's, and all else stays.
     """
-    config = load_recipe(recipe)
+    shipped = ShippedRecipes()
+    config = _load(recipe, shipped)
     if method == config.method:
         return config
-    shipped = ShippedRecipes()
     parts = shipped.split(recipe)
     siblings = _siblings(parts._replace(method=method)) if parts is not None else ()
     found = next((sibling for sibling in siblings if sibling in shipped.names), None)
     if found is not None:
-        return load_recipe(found)
+        return _load(found, shipped)
     return replace(config, method=method, loss=default_loss(method), paper=None)
 
 
