@@ -25,9 +25,8 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint `folder/name`: a `.safetensors` file for each network, and `state.pt`.
 
-    `name` is a symbolic link to a folder with the files, or a text file where links cannot be made
-    (`links`). The files are complete and on disk before the link is replaced, which is
-    atomic.
+    `name` is a symbolic link to a folder with the files, or a text file where links cannot be made (see
+    `fastpeer.links`). The files are complete and on disk before the link is replaced, which is atomic.
 
     Args:
         folder: the run's `checkpoints`.

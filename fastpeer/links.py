@@ -31,6 +31,13 @@ def through_links(path: Path) -> Path:
     return path
 
 
+def student_weights(path: Path) -> Path | None:
+    """Return the student's weights in a checkpoint, or the file itself; None if there is neither."""
+    found = through_links(path)
+    file = found / "student.safetensors" if found.is_dir() else found
+    return file if file.is_file() else None
+
+
 def link_checkpoint(path: Path, target: Path) -> None:
     """Let a checkpoint's path stand for another folder; after a kill it stands for that or the former one.
 

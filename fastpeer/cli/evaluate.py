@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastpeer.evaluation.results import Result
     from fastpeer.evaluation.targets import Target
 
-LOGGERS = ("fastpeer.models.weights", "fastpeer.evaluation.protocol")
+LOGGERS = ("fastpeer.models.weights",)
 """Log what was taken from the files: which weights, and which normalisation."""
 
 

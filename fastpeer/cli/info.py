@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from fastpeer.cli.arguments import parse
 from fastpeer.cli.summary import NAMES
 from fastpeer.errors import UserError
+from fastpeer.links import student_weights
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.printing import print_line
 from fastpeer.run_folder import RunFolder, enclosing_run, network_name, newest_run
@@ -46,13 +47,14 @@ def info_command(words: Sequence[str]) -> None:
     arguments = parse(InfoArguments, words, "fastpeer info")
     path = arguments.path or newest_run().path
     run = RunFolder(path)
-    file = path / "student.safetensors" if path.is_dir() else path
+    file = student_weights(path)
     if run.exists:
         rows = _rows_of_run(run)
-    elif path.is_dir() and not file.exists():
+    elif file is None and path.is_dir():
         raise UserError(f"{path}: neither a run, nor a checkpoint, nor a file with weights")
     else:
-        rows = _rows_of_file(file, arguments.weights_key)
+        # A file that is missing is named by what reads it.
+        rows = _rows_of_file(file or path, arguments.weights_key)
     _print(list(rows), Console())
 
 
@@ -110,10 +112,9 @@ def _parameters(tensors: "Mapping[str, Tensor]") -> str:
 
 
 def _normalization(file: Path, tensors: "Mapping[str, Tensor]") -> str:
-    from fastpeer.models.weight_names import normalization_in
-    from fastpeer.models.weights import metadata_normalization
+    from fastpeer.models.weights import normalization_beside
 
-    recorded = metadata_normalization(file) or normalization_in(tensors)
+    recorded = normalization_beside(file, tensors)
     return format_normalization(recorded) if recorded else "none recorded"
 
 

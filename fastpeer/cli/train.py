@@ -148,22 +148,12 @@ def _prepare(
     from fastpeer.training.setup import describe, set_up
     from fastpeer.training.signals import interruptible
 
-    if arguments.weights_key and not (arguments.init_student or arguments.init_peer):
-        raise UserError(
-            "--weights-key is for the files of --init-student and --init-peer: a teacher's is"
-            " --teacher.weights-key"
-        )
+    _refuse_stray_key(arguments)
     device = choose_device(arguments.device)
     config = arguments.config
     if arguments.amp:
         config = replace(config, precision=amp_precision(device))
-    if arguments.resume:
-        _refuse_other_settings(config, run.read_config())
-    else:
-        _refuse_other_pixel_range(config)
-        run.refuse_unless_free(arguments.force)
-        _refuse_own_files(arguments, run)
-
+    _refuse_conflicts(arguments, config, run)
     # FFCV compiles for seconds before anything moves.
     with console.status("reading and checking the data"), interruptible():
         dataset = open_dataset(_data_folder(arguments, run, config))
@@ -175,6 +165,24 @@ def _prepare(
     else:
         run.create(config, {"recipe": name, **describe(setup)}, arguments.force)
     return config, setup
+
+
+def _refuse_conflicts(arguments: TrainArguments, config: Config, run: RunFolder) -> None:
+    """Refuse what needs no data to be seen as wrong."""
+    if arguments.resume:
+        _refuse_other_settings(config, run.read_config())
+    else:
+        _refuse_other_pixel_range(config)
+        run.refuse_unless_free(arguments.force)
+        _refuse_own_files(arguments, run)
+
+
+def _refuse_stray_key(arguments: TrainArguments) -> None:
+    if arguments.weights_key and not (arguments.init_student or arguments.init_peer):
+        raise UserError(
+            "--weights-key is for the files of --init-student and --init-peer: a teacher's is"
+            " --teacher.weights-key"
+        )
 
 
 def _refuse_other_pixel_range(config: Config) -> None:

@@ -1,6 +1,5 @@
 """Runs the attacks of an evaluation on a student: always in float32 without TF32, on the test split."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,12 +23,17 @@ from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
 from fastpeer.models import build_model
-from fastpeer.models.pixel_range import Normalization, format_normalization
-from fastpeer.models.weights import load_weights, recorded_facts, recorded_network, recorded_normalization
+from fastpeer.models.pixel_range import Normalization
+from fastpeer.models.weights import (
+    load_weights,
+    recorded_facts,
+    recorded_network,
+    recorded_normalization,
+    report_normalization,
+)
 from fastpeer.run_folder import network_name
 from fastpeer.step.precision import number_format
 
-log = logging.getLogger(__name__)
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
 """Given a title and a number of images, returns a context that shows the progress."""
 
@@ -110,9 +114,7 @@ class Protocol:
         else:
             recorded = recorded_normalization(target.weights, network, self.weights_key)
             found, source = recorded or ((), ()), "file"
-        if found[0]:
-            numbers = format_normalization(found)
-            log.info("%s: normalises images by %s, as its %s records", target.label, numbers, source)
+        report_normalization(f"{target.label}:", found, source)
         return found
 
     def _settings(self, dataset: PreparedDataset) -> AttackSettings:

@@ -10,7 +10,7 @@ from fastpeer.checkpoint import load_state
 from fastpeer.config import Config
 from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
-from fastpeer.links import through_links
+from fastpeer.links import student_weights
 from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
 from fastpeer.suggestions import nearest
 
@@ -98,9 +98,8 @@ def _targets_at(path: Path, name: str, checkpoints: str) -> list[Target]:
     run = RunFolder(path)
     if run.exists:
         return list(_targets_of_run(run, name, checkpoints))
-    found = through_links(path)
-    weights = found / "student.safetensors" if found.is_dir() else found
-    if not weights.is_file():
+    weights = student_weights(path)
+    if weights is None:
         raise UserError(f"{path}: neither a run folder nor a file with weights")
     owner = enclosing_run(weights)
     return [Target(str(path), weights, owner, owner.read_config() if owner else None)]

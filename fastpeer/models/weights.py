@@ -209,7 +209,7 @@ def _report_choice(path: Path, found: WeightSet, flag: str) -> None:
 
 
 def _report_other_normalization(path: Path, read: Mapping[str, Tensor], own: Normalization) -> None:
-    recorded = metadata_normalization(path) or normalization_in(read)
+    recorded = normalization_beside(path, read)
     if recorded is not None and _per_channel(recorded) != _per_channel(own):
         numbers = format_normalization(recorded), format_normalization(own)
         log.warning("%s: records a normalisation by %s, its network is given %s", path, *numbers)
@@ -224,8 +224,8 @@ def _refuse_ignored_normalization(
 ) -> None:
     """Refuse weights trained with a normalisation that this network would not apply: accuracy would drop."""
     ignored = [name for name in normalization_names(read) if name.removeprefix("module.") not in expected]
-    recorded = metadata_normalization(path) or normalization_in(read)
     if ignored or metadata_normalization(path):
+        recorded = normalization_beside(path, read)
         numbers = format_normalization(recorded) if recorded else ignored[0]
         raise UserError(
             f"{path}: its network normalises images itself ({numbers}), this one does not: set mean and std,"
@@ -241,6 +241,18 @@ def metadata_normalization(path: Path) -> Normalization | None:
     except (ValueError, KeyError, TypeError):
         return None
     return (mean, std)
+
+
+def normalization_beside(path: Path, tensors: Mapping[str, Tensor]) -> Normalization | None:
+    """Return the normalisation in a file's metadata, or else among the tensors that were read from it."""
+    return metadata_normalization(path) or normalization_in(tensors)
+
+
+def report_normalization(network: str, recorded: Normalization, source: str) -> None:
+    """Log a network's normalisation that was taken from its run or file (`source`), if there is one."""
+    if recorded[0]:
+        numbers = format_normalization(recorded)
+        log.info("%s normalises images by %s, as its %s records", network, numbers, source)
 
 
 def _mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:

@@ -16,10 +16,15 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import no_attack
-from fastpeer.links import through_links
+from fastpeer.links import student_weights
 from fastpeer.models import build_model
-from fastpeer.models.pixel_range import Normalization, format_normalization
-from fastpeer.models.weights import load_weights, recorded_facts, recorded_network, recorded_normalization
+from fastpeer.models.weights import (
+    load_weights,
+    recorded_facts,
+    recorded_network,
+    recorded_normalization,
+    report_normalization,
+)
 from fastpeer.run_folder import RunFolder, enclosing_run, network_name
 
 log = logging.getLogger(__name__)
@@ -95,7 +100,8 @@ def find_teacher(role: str, config: TeacherConfig, student: str, method: str) ->
     if config.mean:
         facts |= {"mean": config.mean, "std": config.std}
     else:
-        _log_normalization(title, weights, (facts["mean"], facts["std"]), "file" if run is None else "run")
+        source = "file" if run is None else "run"
+        report_normalization(f"the {title} {weights}", (facts["mean"], facts["std"]), source)
     sha256 = file_sha256(weights)
     return Teacher(role=role, weights=weights.absolute(), sha256=sha256, key=config.weights_key, **facts)
 
@@ -165,11 +171,10 @@ def check_accuracy(teacher: Teacher, network: nn.Module, stream: EvaluationStrea
 
 def _weights_file(path: Path, flag: str) -> Path:
     """Return the student's weights in a run (best, else last) or checkpoint, or the file itself."""
-    path = through_links(path)
     run = RunFolder(path)
     if not run.exists:
-        file = path / "student.safetensors" if path.is_dir() else path
-        if not file.is_file():
+        file = student_weights(path)
+        if file is None:
             raise UserError(f"{flag} {path}: neither a run, nor a checkpoint, nor a file with weights")
         return file
     files = [run.checkpoint(name) / "student.safetensors" for name in ("best", "last")]
@@ -201,12 +206,6 @@ def _facts_of_file(weights: Path, config: TeacherConfig, student: str, flag: str
     mean, std = found or ((), ())
     size = (recorded.size[0], recorded.size[1]) if len(recorded.size) == 2 else None
     return {"network": network, "mean": mean, "std": std, "classes": recorded.classes or None, "size": size}
-
-
-def _log_normalization(title: str, weights: Path, recorded: Normalization, source: str) -> None:
-    if recorded[0]:
-        numbers = format_normalization(recorded)
-        log.info("the %s %s normalises images by %s, as its %s records", title, weights, numbers, source)
 
 
 def _recorded_accuracy(weights: Path) -> float | None:

@@ -79,6 +79,14 @@ def test_a_file_of_someone_else_s(fastpeer, tmp_path: Path) -> None:
     assert found["normalisation"] == "none recorded"
 
 
+def test_a_checkpoint_without_symbolic_links_is_found(fastpeer, finished: Path) -> None:
+    link = finished / "checkpoints" / "last"
+    target = link.readlink()
+    link.unlink()
+    link.write_text(f"{target}\n", "utf-8")
+    assert told(fastpeer("info", link).succeeded().out)["network"] == "resnet8"
+
+
 def test_what_is_no_weights(fastpeer, tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<!doctype html>", "utf-8")
     fastpeer("info", tmp_path / "page.pth").refused("page.pth", "a web page")
