@@ -3,6 +3,8 @@
 # make soak: the long tests, and more cases of others.
 
 export PYTHON ?= python3
+# For the processes that tests start, too: next to one another, threads wait for each other.
+TESTS := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 FASTPEER := .venv/bin/fastpeer
 PY := .venv/bin/python
 
@@ -15,10 +17,10 @@ demo: .venv/ready
 	$(FASTPEER) eval runs/demo runs/demo-natural --attacks clean,fgsm,pgd20
 
 test: .venv/ready
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
+	$(TESTS)
 
 soak: .venv/ready
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup -m soak
+	$(TESTS) -m soak
 
 lint: .venv/ready
 	$(PY) -m ruff check .
