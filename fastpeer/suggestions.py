@@ -12,10 +12,10 @@ def similar(word: str, valid: Iterable[str], most: int = 3, likeness: float = 0.
     return difflib.get_close_matches(word, list(dict.fromkeys(valid)), n=most, cutoff=likeness)
 
 
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """List the valid words most like `word`; if none is similar, all of them unless they are many."""
+def did_you_mean(word: str, valid: Iterable[str], otherwise: str = "") -> str:
+    """Suggest the valid words like `word`; if none is, all of them, or where they are many `otherwise`."""
     valid = list(dict.fromkeys(valid))
     suggested = similar(word, valid) or valid
     if len(suggested) > MAX_LISTED:
-        suggested = similar(word, valid, likeness=0.0)
-    return f"one of {', '.join(suggested)}" if len(suggested) > 1 else suggested[0]
+        return otherwise
+    return f"did you mean {'one of ' if len(suggested) > 1 else ''}{', '.join(suggested)}?"

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -29,7 +29,7 @@ from fastpeer.config import (
 from fastpeer.config.toml import fit, flat
 from fastpeer.errors import UserError
 from fastpeer.models.pixel_range import check_pixel_range
-from fastpeer.suggestions import nearest
+from fastpeer.suggestions import did_you_mean
 
 BOOLEANS = ("true", "false")
 Arguments = TypeVar("Arguments")
@@ -124,7 +124,7 @@ def parse(
         SystemExit: after --help.
     """
     base: Any = kind(**_required(kind)) if default is None else default
-    words, complaint = _known(words, _flags(base)), io.StringIO()
+    words, complaint = _known(words, flags_of(base), prog), io.StringIO()
     registry = ConstructorRegistry()
     registry.struct_rule(_as_table)
     registry.primitive_rule(_as_far_as_it_goes)
@@ -189,6 +189,9 @@ def _as_far_as_it_goes(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any]
         return None
 
     def read(words: list[str]) -> Any:
+        # An empty text would become the path of the current folder.
+        if words == [""]:
+            return ""
         try:
             return spec.instance_from_str(words)
         except ValueError:
@@ -204,7 +207,7 @@ def _required(kind: Any) -> dict[str, Any]:
     return {entry.name: tyro.MISSING for entry in fields(kind) if entry.default is entry.default_factory}
 
 
-def _flags(base: Any) -> dict[str, str]:
+def flags_of(base: Any) -> dict[str, str]:
     """Return every flag; with a switch's its opposite, else an empty text."""
     hints = get_type_hints(type(base), include_extras=True)
     flags = {"--help": ""}
@@ -223,13 +226,14 @@ def _flag(name: str) -> str:
     return "--" + name.removeprefix("config.").replace("_", "-")
 
 
-def _known(words: Sequence[str], flags: dict[str, str]) -> list[str]:
+def _known(words: Sequence[str], flags: dict[str, str], prog: str) -> list[str]:
     """Refuse unknown flags, and turn `--data.augment false`, unknown to tyro, into `--data.no-augment`."""
     spelt: list[str] = []
-    for word in at_equals(words):
+    for word in at_equals(words, switches(flags)):
         flag = word.replace("_", "-") if word.startswith("--") else ""
         if flag and flag not in flags:
-            raise UserError(f"unknown flag {word}; did you mean {nearest(flag, flags)}?")
+            near = did_you_mean(flag, flags, f"{prog} --help lists all")
+            raise UserError(f"unknown flag {word}; {near}")
         if spelt and flags.get(spelt[-1]) and word.lower() in BOOLEANS:
             spelt[-1] = spelt[-1] if word.lower() == "true" else flags[spelt[-1]]
         else:
@@ -237,6 +241,21 @@ def _known(words: Sequence[str], flags: dict[str, str]) -> list[str]:
     return spelt
 
 
-def at_equals(words: Sequence[str]) -> list[str]:
-    """Return the words, those like --FLAG=VALUE as two."""
-    return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+def switches(flags: dict[str, str]) -> set[str]:
+    """Return those of `flags_of` that have an opposite."""
+    return {flag for flag, opposite in flags.items() if opposite}
+
+
+def at_equals(words: Sequence[str], switch_flags: Collection[str]) -> list[str]:
+    """Return the words, those like --FLAG=VALUE as two.
+
+    Raises:
+        UserError: the value of a switch is neither true nor false.
+    """
+    parts: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        if equals and flag.replace("_", "-") in switch_flags and value.lower() not in BOOLEANS:
+            raise UserError(f"{flag} must be true or false, got {value!r}")
+        parts += [flag, value] if equals else [flag]
+    return parts

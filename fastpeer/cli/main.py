@@ -91,8 +91,8 @@ def _command(name: str) -> Callable[[list[str]], None]:
     elif name == "recipes":
         from fastpeer.cli.recipes import recipes_command as command
     else:
-        from fastpeer.suggestions import nearest
+        from fastpeer.suggestions import did_you_mean
 
         known = ("prep", "train", "eval", "info", "recipes")
-        raise UserError(f"no command {name}; did you mean {nearest(name, known)}?")
+        raise UserError(f"no command {name}; {did_you_mean(name, known)}")
     return command

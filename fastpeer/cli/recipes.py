@@ -12,7 +12,7 @@ from fastpeer.cli.arguments import parse
 from fastpeer.config.recipes import DEFAULT_RECIPE, ListedRecipe, list_recipes
 from fastpeer.errors import UserError
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
-from fastpeer.suggestions import nearest
+from fastpeer.suggestions import did_you_mean
 
 NO_ROW = "without figures in PeerAiD's paper"
 
@@ -54,11 +54,12 @@ def _holding(words: Sequence[str]) -> list[ListedRecipe]:
         names = whole or {recipe.name for recipe in every if word in _parts(recipe)}
         if not names:
             known = {part for recipe in every for part in recipe.name.split("-")} | {r.method for r in every}
-            raise UserError(f"no recipe's name holds {word}; did you mean {nearest(word, sorted(known))}?")
+            near = did_you_mean(word, sorted(known), "fastpeer recipes lists all")
+            raise UserError(f"no recipe's name holds {word}; {near}")
         found = [recipe for recipe in found if recipe.name in names]
     if not found:
-        near = nearest("-".join(words), [recipe.name for recipe in every])
-        raise UserError(f"no recipe's name holds all of {', '.join(words)}; the nearest is {near}")
+        near = did_you_mean("-".join(words), [recipe.name for recipe in every], "fastpeer recipes lists all")
+        raise UserError(f"no recipe's name holds all of {', '.join(words)}; {near}")
     return found
 
 

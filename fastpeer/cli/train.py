@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fastpeer.cli.arguments import BOOLEANS, TrainArguments, at_equals, parse
+from fastpeer.cli.arguments import BOOLEANS, TrainArguments, at_equals, flags_of, parse, switches
 from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.summary import print_summary
 from fastpeer.config import Config, TeacherConfig, teacher_words
@@ -41,7 +41,8 @@ def train_command(words: Sequence[str]) -> None:
     Raises:
         UserError: whatever the user can fix.
     """
-    method, words = _take_method(at_equals(words))
+    switch_flags = switches(flags_of(TrainArguments())) | _loss_switches(method_names())
+    method, words = _take_method(at_equals(words, switch_flags))
     given = _without_settings(words, method)
     recipe = given.recipe or DEFAULT_RECIPE
     name = _run_name(recipe, method)
@@ -83,18 +84,22 @@ def _take_method(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _without_settings(words: Sequence[str], method: str | None) -> TrainArguments:
     """Read what comes before the recipe's settings; which of them the method has may not be known yet."""
-    methods = method_names() if method is None else [method]
-    losses = (entry for name in methods for entry in fields(loss_settings(name)))
-    switches = {entry.name.replace("_", "-") for entry in losses if entry.type in (bool, "bool")}
+    switch_flags = _loss_switches(method_names() if method is None else [method])
     left = []
     for flag, word in pairwise(["", *words]):
-        switch = flag.replace("_", "-").removeprefix("--loss.").removeprefix("no-") in switches
+        switch = flag.replace("_", "-") in switch_flags
         value = word.lower() in BOOLEANS if switch else not word.startswith("--")
         # What is wrong with the method's settings shows when all are read.
         if not word.startswith("--loss.") and not (flag.startswith("--loss.") and value):
             left.append(word)
     left = [word for word in left if word not in ("-h", "--help")]
     return parse(TrainArguments, left, PROG, default=TrainArguments())
+
+
+def _loss_switches(methods: Sequence[str]) -> set[str]:
+    losses = (entry for name in methods for entry in fields(loss_settings(name)))
+    names = [entry.name.replace("_", "-") for entry in losses if entry.type in (bool, "bool")]
+    return {f"--loss.{prefix}{name}" for name in names for prefix in ("", "no-")}
 
 
 def _base(recipe: str, method: str | None) -> Config:
@@ -113,8 +118,6 @@ def _with_teachers(arguments: TrainArguments) -> TrainArguments:
 
 
 def _found(settings: TeacherConfig, given: Path | None) -> TeacherConfig:
-    if given == Path():
-        raise UserError("--teacher and --natural-teacher must be paths, got an empty text")
     path = str(given) if given is not None else settings.weights
     return replace(settings, weights=str(Path(path).expanduser().absolute()) if path else "")
 

@@ -10,7 +10,7 @@ from fastpeer.config.shipped import RecipeName, ShippedRecipes
 from fastpeer.config.toml import read_table, structure
 from fastpeer.errors import UserError, one_line
 from fastpeer.methods import default_loss
-from fastpeer.suggestions import nearest
+from fastpeer.suggestions import did_you_mean
 
 DEFAULT_RECIPE = "tiny-resnet18"
 
@@ -54,10 +54,9 @@ def _load(recipe: str, shipped: ShippedRecipes) -> Config:
     path = Path(recipe)
     if path.is_file():
         return parse_recipe(_file_text(path), recipe)
-    near = nearest(recipe, shipped.names)
-    if path.is_dir():
-        raise UserError(f"{recipe} is a folder: a recipe is a TOML file or {near}")
-    raise UserError(f"no recipe {recipe}: there is no such file; the nearest of those shipped is {near}")
+    near = did_you_mean(path.name, shipped.names, "fastpeer recipes lists those that are shipped")
+    what = "is a folder, not a recipe" if path.is_dir() else "is neither a shipped recipe nor a file"
+    raise UserError(f"{recipe} {what}; {near}")
 
 
 def recipe_of_method(recipe: str, method: str) -> Config:

@@ -342,12 +342,17 @@ def teacher_flag(role: str) -> str:
 
 def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Raise ValueError unless mean and std are both left out, or are one number or three, std positive."""
-    if len(mean) != len(std) or len(mean) not in (0, 1, 3):
+    lengths = {len(mean), len(std)}
+    if len(lengths) > 1 or not lengths <= {0, 1, 3}:
+        found = {"mean": list(mean), "std": list(std)}
+        given, other = found if mean else reversed(found)
         raise ValueError(
-            f"mean and std must hold as many numbers each, 1 or 3, got {list(mean)} and {list(std)}"
+            f"{given} must hold 1 or 3 numbers and {other} as many, got {found[given]} and {found[other]}"
         )
-    if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
-        raise ValueError(f"std must be above 0 and mean finite, got {list(std)} and {list(mean)}")
+    if not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean must be finite, got {list(mean)}")
+    if not all(0 < value < math.inf for value in std):
+        raise ValueError(f"std must be above 0 and finite, got {list(std)}")
 
 
 def check_pixel_distance(name: str, value: float) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastpeer.config import Config
 from fastpeer.config.toml import read_table
 from fastpeer.errors import UserError
-from fastpeer.suggestions import nearest
+from fastpeer.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -81,8 +81,9 @@ class ShippedRecipes:
             return table
         like, lineage = table["like"], (*children, name)
         if not isinstance(like, str) or like not in self.names or like in lineage:
-            near = nearest(str(like), [known for known in self.names if known not in lineage])
-            raise UserError(f"{name}: like must be a shipped recipe, such as {near}, got {like!r}")
+            others = [known for known in self.names if known not in lineage]
+            near = did_you_mean(str(like), others, "fastpeer recipes lists them")
+            raise UserError(f"{name}: like must be a shipped recipe, got {like!r}; {near}")
         parent = self.table(like, lineage)
         method = parent.get("method", Config.method)
         dropped = ("paper",) if table.get("method", method) == method else ("paper", "loss")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
@@ -12,7 +13,7 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, Iterabl
 from fastpeer.config import Config, PixelDistance, format_fraction, parse_fraction
 from fastpeer.errors import UserError, one_line
 from fastpeer.methods import LossSettings, loss_settings
-from fastpeer.suggestions import nearest, similar
+from fastpeer.suggestions import did_you_mean, similar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,6 +110,7 @@ def _converter(method: str) -> cattrs.Converter:
         lambda t: t == PixelDistance, lambda value, _: parse_fraction(value)
     )
     converter.register_unstructure_hook_func(lambda t: t == PixelDistance, format_fraction)
+    converter.register_structure_hook(Path, _path)
     loss = loss_settings(method)
     converter.register_structure_hook_func(
         lambda t: t is LossSettings, lambda value, _: converter.structure(value, loss)
@@ -134,6 +136,12 @@ def _only(kind: type) -> Callable[[Any, Any], Any]:
         return value
 
     return structure
+
+
+def _path(value: Any, _: Any) -> Path:
+    if not value:
+        raise ValueError("must be a path, got an empty text")
+    return Path(value)
 
 
 def _numbers(value: Any, setting_type: Any) -> tuple[float, ...]:
@@ -185,10 +193,10 @@ def _unknown_key(path: tuple[str, ...], cause: ForbiddenExtraKeysError, method: 
     key = prefix + name
     own = [f"loss.{entry.name}" for entry in fields(loss_settings(method))]
     if prefix == "loss.":
-        hint = f"did you mean {nearest(key, own)}?" if own else "it has no settings of its own"
+        hint = did_you_mean(key, own) if own else "it has no settings of its own"
         return f"unknown key {key} of the method {method}; {hint}"
     siblings = [prefix + entry.name for entry in fields(cause.cl)] + ([] if prefix else ["like"])
     every = dict.fromkeys([*siblings, *setting_names(), *own])
     namesakes = [known for known in every if known.endswith(f".{name}")]
     close = similar(key, every)
-    return f"unknown key {key}; did you mean {nearest(key, namesakes or close or siblings)}?"
+    return f"unknown key {key}; {did_you_mean(key, namesakes or close or siblings)}"

@@ -85,9 +85,9 @@ def open_dataset(folder: Path) -> PreparedDataset:
     """
     path = folder / "dataset.json"
     if not path.is_file():
-        raise UserError(
-            f"no prepared data set in {folder}: make one with fastpeer prep --dataset NAME --out {folder}"
-        )
+        default = folder.parent == Path("data") and folder.name in ("digits", "cifar10", "cifar100", "tiny")
+        words = folder.name if default else f"NAME --out {folder}"
+        raise UserError(f"no prepared data set in {folder}: make one with fastpeer prep --dataset {words}")
     try:
         content = json.loads(path.read_text("utf-8"))
         return PreparedDataset(

@@ -11,7 +11,7 @@ from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
 from fastpeer.kernels.choice import Kernels
 from fastpeer.step.options import Options
-from fastpeer.suggestions import nearest
+from fastpeer.suggestions import did_you_mean
 from fastpeer.victims.interface import Victim
 from fastpeer.victims.pgd import pgd, uniform_start
 
@@ -134,8 +134,8 @@ def parse_attacks(text: str) -> list[str]:
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
         if name != AUTOATTACK and _split(name)[0] not in ATTACKS:
-            known = nearest(name, ("clean", "fgsm", "pgd10", "pgd20", AUTOATTACK))
-            raise UserError(f"unknown attack {name}: did you mean {known}? (pgdN takes N steps)")
+            near = did_you_mean(name, ("clean", "fgsm", "pgd10", "pgd20", AUTOATTACK))
+            raise UserError(f"unknown attack {name}; {near} (pgdN takes N steps)")
     if not names:
         raise UserError("--attacks must name at least one attack, such as clean,fgsm,pgd20,aa")
     return list(dict.fromkeys(names))

@@ -12,7 +12,7 @@ from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
 from fastpeer.links import student_weights
 from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
-from fastpeer.suggestions import nearest
+from fastpeer.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
     count = 0
     for name in names:
         if name not in CHECKPOINTS:
-            raise UserError(f"unknown checkpoint {name}: did you mean {nearest(name, CHECKPOINTS)}?")
+            raise UserError(f"unknown checkpoint {name}; {did_you_mean(name, CHECKPOINTS)}")
         checkpoint, file = CHECKPOINTS[name]
         weights = run.checkpoint(checkpoint) / file
         if weights.is_file() and not (name == "swa" and _average_is_unfinished(run)):

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from fastpeer.cli.arguments import EvalArguments, TrainArguments, flags_of, parse
 from fastpeer.cli.main import main
 from fastpeer.config.recipes import DEFAULT_RECIPE, recipe_names
 from fastpeer.config.toml import setting_names
+from fastpeer.data_prep import PrepOptions
+from fastpeer.errors import UserError
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +123,15 @@ def test_torch_is_not_loaded_for_what_needs_none(words: list[str], code: int) ->
         ("train tiny.toml --seed -1", ["seed", "0 or more", "-1"]),
         ("train tiny.toml --seed 99999999999999999999", ["seed"]),
         ("train tiny.toml --data.augment maybe", ["maybe"]),
+        ("train tiny.toml --data.augment=maybe", ["--data.augment must be true or false", "maybe"]),
+        ("train tiny.toml --amp=1", ["--amp must be true or false", "1"]),
+        ("train tiny.toml --method pgd-at --loss.no-extra_forwards=no", ["--loss.no-extra_forwards must be"]),
+        ("train tiny.toml --xyzzy 3", ["--xyzzy; fastpeer train --help lists all"]),
+        ("train xyzzy", ["xyzzy is neither a shipped recipe nor a file; fastpeer recipes lists"]),
+        ("train tiny.toml --device xyzzy", ["--device must be auto, cpu, cuda or cuda:N, got 'xyzzy'"]),
+        ("train tiny.toml --device meta", ["--device must be auto, cpu, cuda or cuda:N, got 'meta'"]),
+        ("eval --quiet=maybe", ["--quiet must be true or false, got 'maybe'"]),
+        ("recipes xyzzy", ["holds xyzzy; fastpeer recipes lists all"]),
         ("train tiny.toml --model.student resnet9", ["resnet9", "resnet8"]),
         ("train tiny.toml --model.peer wideresnet28-10", ["wideresnet28-10", "wideresnet28x10"]),
         ("train tiny.toml --model.peer wideresnet29x10", ["wideresnet29x10", "6n+4"]),
@@ -144,6 +156,47 @@ def test_wrong_words_are_refused_in_one_line(fastpeer, tmp_path: Path, line: str
     out = ["--out", tmp_path / "run"] if line.startswith("train") and not line.endswith("--out") else []
     fastpeer(line, *out).refused(*words)
     assert not (tmp_path / "run").exists()
+
+
+def flags_with_values(base: object) -> list[str]:
+    """Return every flag that takes a value, but for --help."""
+    return [flag for flag, opposite in flags_of(base).items() if not opposite and flag != "--help"]
+
+
+COMMANDS = {
+    "prep": (PrepOptions, PrepOptions(dataset="digits")),
+    "eval": (EvalArguments, EvalArguments()),
+    "train": (TrainArguments, TrainArguments()),
+}
+# Reading 80 flags takes seconds, each with all the others' grammar.
+SLOW = {"train": pytest.mark.soak}
+
+
+def refusal(command: str, flag: str, value: str) -> str:
+    """Return the message that refuses a flag's value; empty where it is taken."""
+    kind, base = COMMANDS[command]
+    try:
+        parse(kind, [flag, value], f"fastpeer {command}", base)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("value", ["", "-1", "nan", "1e999", "xyzzy"])
+@pytest.mark.parametrize("command", [pytest.param(name, marks=SLOW.get(name, ())) for name in COMMANDS])
+def test_every_flag_takes_a_value_or_refuses_it_by_name(command: str, value: str) -> None:
+    refusals = {flag: refusal(command, flag, value) for flag in flags_with_values(COMMANDS[command][1])}
+    assert [flag for flag, text in refusals.items() if text and not text.startswith(flag)] == []
+    assert not any("\n" in text for text in refusals.values())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["train --out=", "train --data=", "train --teacher=", "eval --data=", "prep --dataset digits --out="],
+)
+def test_an_empty_text_is_no_path(fastpeer, line: str) -> None:
+    flag = line.split()[-1].removesuffix("=")
+    assert fastpeer(line).refused() == f"fastpeer: {flag} must be a path, got an empty text\n"
 
 
 RECIPES = {

@@ -28,7 +28,7 @@ from fastpeer.config.toml import dump_recipe, setting_names
 from fastpeer.errors import UserError
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.methods.table import Reduction
-from fastpeer.suggestions import nearest
+from fastpeer.suggestions import did_you_mean
 
 positive = st.floats(1e-6, 1e6)
 any_float = st.floats(0, 1e300)
@@ -292,10 +292,10 @@ def test_setting_names_are_dotted():
     assert {"seed", "attack.steps", "optim.milestones", "selection.split"} <= set(setting_names())
 
 
-def test_nearest_names_all_words_where_none_is_like_it():
-    assert nearest("stpes", ["steps", "epsilon"]) == "steps"
-    assert nearest("q", ["steps", "epsilon"]) == "one of steps, epsilon"
+def test_all_words_are_suggested_where_none_is_like_it():
+    assert did_you_mean("stpes", ["steps", "epsilon"]) == "did you mean steps?"
+    assert did_you_mean("q", ["steps", "epsilon"]) == "did you mean one of steps, epsilon?"
 
 
-def test_nearest_never_names_a_hundred_words():
-    assert nearest("q", map(str, range(100))).count(",") == 2
+def test_of_a_hundred_words_none_is_suggested_that_is_not_near():
+    assert did_you_mean("q", map(str, range(100)), "q --help lists all") == "q --help lists all"

@@ -12,7 +12,7 @@ def test_names_are_split_and_each_kept_once_in_order():
 
 @pytest.mark.parametrize("name", ["pgd", "pgd0", "pgd-1", "pgd1.5", "pgd20x", "cleen", "autoattack"])
 def test_unknown_name_is_refused_with_the_nearest(name):
-    with pytest.raises(UserError, match=f"unknown attack {name}: did you mean .*(pgd|clean|aa)"):
+    with pytest.raises(UserError, match=f"unknown attack {name}; did you mean .*(pgd|clean|aa)"):
         parse_attacks(f"clean,{name}")
 
 

@@ -76,7 +76,7 @@ def test_weight_file_outside_a_run_stands_alone(lone_file):
 def test_nothing_to_evaluate_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="neither a run folder nor a file"):
         find_targets([tmp_path / "absent"], "all")
-    with pytest.raises(UserError, match=r"unknown checkpoint bset: did you mean .*best"):
+    with pytest.raises(UserError, match=r"unknown checkpoint bset; did you mean .*best"):
         find_targets([run.path], "bset")
     empty = RunFolder(tmp_path / "empty")
     empty.create(CONFIG, {}, force=False)
