@@ -1,4 +1,4 @@
-"""How fast batches come out of a prepared data set: FFCV, NumPy, images kept on the device, torch's DataLoader.
+"""How fast batches come out of a prepared data set: FFCV, NumPy, images on the device, torch's DataLoader.
 
 python -m benchmarks.speed.loader data/cifar10 --batch-size 128
 All but those that only decode yield what a training step takes: cropped, flipped, float32, on the device.
@@ -93,9 +93,7 @@ def on_host(name: str, loader: Loader, device: torch.device) -> dict[str, Epoch]
     }
 
 
-def kept(
-    loader: Loader, dataset: PreparedDataset, device: torch.device, gather: Gather
-) -> ResidentSource:
+def kept(loader: Loader, dataset: PreparedDataset, device: torch.device, gather: Gather) -> ResidentSource:
     """Decode all images to the device."""
     source = open_source(loader, dataset.size, device, "device", gather)
     assert isinstance(source, ResidentSource)
