@@ -146,9 +146,9 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
             str(path), batch_size, num_workers=threads, os_cache=True, drop_last=False, pipelines=pipelines
         )
     except ImportError as error:
+        instead = "prepare the images without --jpeg" if side else "use --data.reader numpy"
         raise UserError(
-            f"{path}: FFCV, which reads JPEGs, cannot be imported ({one_line(error)}): pip install ffcv, or"
-            " prepare the images at one size without --jpeg"
+            f"{path}: FFCV cannot be imported ({one_line(error)}): pip install ffcv, or {instead}"
         ) from None
     except Exception as error:  # FFCV does not check a foreign file: parsing it may raise anything.
         raise UserError(f"{path}: FFCV cannot read it ({one_line(error)}); run fastpeer prep again") from None
