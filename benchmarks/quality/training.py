@@ -13,9 +13,9 @@ from benchmarks.harness.engine_log import EngineLog
 from benchmarks.steps.literal import LiteralStep, peeraid_loss
 from fastpeer.config import Config, EngineConfig, ModelConfig, Precision
 from fastpeer.config.recipes import load_recipe
-from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import open_dataset
 from fastpeer.data.resident import ResidentSource, open_source
+from fastpeer.data.split import open_split
 from fastpeer.data.stream import Batch, Source, TrainingStream
 from fastpeer.data_prep.sources.digits import read_digits
 from fastpeer.data_prep.sources.source import ArraySplit
@@ -47,7 +47,7 @@ def load_images(folder: Path | None, batch_size: int, device: torch.device) -> I
         splits = [_digits(split, batch_size, device) for split in digits.splits.values()]
         return Images("digits", len(digits.classes), *splits)
     dataset = open_dataset(folder)
-    loaders = [BetonLoader(dataset.beton(name), batch_size) for name in ("train", "test")]
+    loaders = [open_split(dataset, name, batch_size) for name in ("train", "test")]
     sources = [open_source(loader, dataset.size, device, "device") for loader in loaders]
     return Images(dataset.name, len(dataset.classes), *sources)
 

@@ -1,7 +1,7 @@
-"""How fast batches come out of a prepared data set: FFCV, images kept on the device, and torch's DataLoader.
+"""How fast batches come out of a prepared data set: FFCV, NumPy, images on the device, torch's DataLoader.
 
 python -m benchmarks.speed.loader data/cifar10 --batch-size 128
-All but FFCV alone yield what a training step takes: cropped, flipped, float32, on the device.
+All but those that only decode yield what a training step takes: cropped, flipped, float32, on the device.
 """
 
 import os
@@ -21,9 +21,9 @@ from benchmarks.harness.display import Panel, bar_plot, show
 from benchmarks.harness.measuring import Run, alternate
 from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Report, record
-from fastpeer.data.beton import BetonLoader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
+from fastpeer.data.loader import Loader
 from fastpeer.data.resident import Gather, ResidentSource, open_source
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import Source, TrainingStream
@@ -67,13 +67,12 @@ def main(arguments: Arguments) -> None:
 
 def variants(dataset: PreparedDataset, device: torch.device, arguments: Arguments) -> dict[str, Epoch]:
     """Return what yields the batches of an epoch, by name."""
-    loader = open_split(dataset, "train", arguments.batch_size)
-    found: dict[str, Epoch] = {
-        "FFCV, decoded only": partial(loader.batches, np.arange(len(loader.labels))),
-        "FFCV": epoch_of(HostSource(loader, device)),
-    }
+    loader = open_split(dataset, "train", arguments.batch_size, reader="ffcv")
+    found = on_host("FFCV", loader, device)
     if not loader.one_size:
         return found
+    loader = open_split(dataset, "train", arguments.batch_size, reader="numpy")
+    found |= on_host("NumPy", loader, device)
     resident = kept(loader, dataset, device, crop_and_flip)
     found["kept on the device"] = epoch_of(resident)
     if device.type == "cuda":
@@ -85,9 +84,16 @@ def variants(dataset: PreparedDataset, device: torch.device, arguments: Argument
     return found
 
 
-def kept(
-    loader: BetonLoader, dataset: PreparedDataset, device: torch.device, gather: Gather
-) -> ResidentSource:
+def on_host(name: str, loader: Loader, device: torch.device) -> dict[str, Epoch]:
+    """Return epochs in shuffled order: decoded only, and augmented on the device."""
+    order = np.random.default_rng(0).permutation(len(loader.labels))
+    return {
+        f"{name}, decoded only": partial(loader.batches, order),
+        name: epoch_of(HostSource(loader, device)),
+    }
+
+
+def kept(loader: Loader, dataset: PreparedDataset, device: torch.device, gather: Gather) -> ResidentSource:
     """Decode all images to the device."""
     source = open_source(loader, dataset.size, device, "device", gather)
     assert isinstance(source, ResidentSource)

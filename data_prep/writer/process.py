@@ -21,6 +21,7 @@ from fastpeer.data_prep.sources import Origin, open_source
 from fastpeer.data_prep.sources.source import DrawnPart, Source
 from fastpeer.data_prep.writer.messages import Job, Reports
 from fastpeer.data_prep.writer.space import require_space
+from fastpeer.errors import UserError, one_line
 from fastpeer.versions import version_of
 
 FORMAT = 1
@@ -68,7 +69,13 @@ def _open(job: Job) -> tuple[Source, Origin]:
 def _write_splits(folder: Path, source: Source, workers: int, reports: Reports) -> dict[str, Any]:
     """Write and check each split; return what `dataset.json` tells of them."""
     # FFCV takes seconds to import: whatever is wrong with the source has been reported by now.
-    from fastpeer.data_prep.writer import beton
+    try:
+        from fastpeer.data_prep.writer import beton
+    except ImportError as error:
+        raise UserError(
+            f"FFCV, which writes .beton files, cannot be imported ({one_line(error)}): pip install ffcv, or"
+            " copy a folder that was prepared on another machine"
+        ) from None
 
     beton.watch_workers(reports)
     splits = {}

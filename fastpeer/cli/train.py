@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PROG = "fastpeer train"
 log = logging.getLogger(__name__)
 CHANGEABLE = (
-    "train.epochs", "train.max_steps", "log.", "engine.", "data.residency", "teacher.weights",
+    "train.epochs", "train.max_steps", "log.", "engine.", "data.residency", "data.reader", "teacher.weights",
     "natural_teacher.weights",
 )  # fmt: skip
 """Settings, and sections of them, that a run may be resumed with other values of."""

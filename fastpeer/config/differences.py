@@ -7,7 +7,7 @@ from fastpeer.config.recipes import list_recipes, load_recipe
 from fastpeer.config.toml import flat
 
 INCIDENTAL = (
-    "seed", "precision", "log.", "engine.", "data.dataset", "data.residency",
+    "seed", "precision", "log.", "engine.", "data.dataset", "data.residency", "data.reader",
     "teacher.weights", "natural_teacher.weights",
 )  # fmt: skip
 """Settings, or the beginnings of their names, that make no run depart from its recipe."""

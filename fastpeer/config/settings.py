@@ -20,6 +20,7 @@ Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Split = Literal["val", "test"]
 Switch = Literal["auto", "on", "off"]
 Residency = Literal["auto", "host", "device"]
+Reader = Literal["auto", "numpy", "ffcv"]
 
 
 def parse_fraction(value: object) -> float:
@@ -112,6 +113,9 @@ class DataConfig:
     """Images are decoded for each batch (host), or once and kept where they are needed (device). auto is
     device on a GPU if they take at most a quarter of its free memory. The batches are the same. Data sets
     kept as JPEG stay on the host."""
+    reader: Reader = "auto"
+    """What reads the images. ffcv is for JPEG too, and compiles for seconds first; numpy is for uncompressed
+    images of one size, and auto takes it for these. The batches are the same."""
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "size")

@@ -1,6 +1,7 @@
-"""Decoded batches from a .beton file, read with FFCV."""
+"""Decoded batches from a .beton file, read with FFCV: JPEGs, or uncompressed images of one size."""
 
 from collections.abc import Generator
+from copy import copy
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -17,7 +18,8 @@ from fastpeer.kernels.crop_and_flip import augmented
 class BetonLoader:
     """Reads the samples of a .beton file in any order; its images are stored uncompressed at one size.
 
-    FFCV compiles its pipeline once for each loader, which takes seconds: keep a loader for all epochs.
+    FFCV compiles its pipeline once for each loader, which takes seconds: keep a loader for all epochs, and
+    make others of the same file with `with_batch_size`.
 
     Args:
         path: a file written by `fastpeer prep`.
@@ -28,7 +30,6 @@ class BetonLoader:
     """
 
     one_size = True
-    """Whether decoded images are the same in each epoch, so that they can be kept on the device."""
 
     def __init__(self, path: Path, batch_size: int) -> None:
         self.path = path
@@ -36,41 +37,38 @@ class BetonLoader:
         self._loader = _ffcv_loader(path, batch_size)
 
     def with_batch_size(self, batch_size: int) -> "BetonLoader":
-        """Return a loader of the same file with another batch size; FFCV compiles for it again."""
-        return BetonLoader(self.path, batch_size)
+        """Return a loader of the same file with another batch size, which shares the compiled pipeline."""
+        other, other._loader = copy(self), copy(self._loader)
+        other.batch_size = other._loader.batch_size = batch_size
+        return other
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels of all samples, int64 (N,), from the file's metadata: no image is read."""
+        """Labels of all samples, int64 (N,)."""
         field = self._loader.field_name_to_f_ix["label"]
         labels: np.ndarray = self._loader.reader.metadata[f"f{field}"]
         return labels
 
     def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
-        """Apply the device's part of the augmentation; see `kernels.crop_and_flip.augmented`."""
+        """Apply the whole augmentation; see `kernels.crop_and_flip.augmented`."""
         return augmented(images, indices, key)
 
     def batches(
         self, order: np.ndarray, key: int | None = None
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Yield images uint8 (B, 3, H, W), channels-last, and labels int64 (B,), in the given order.
-
-        FFCV reuses the memory of a batch for later ones: copy what must outlive the next batch.
-
-        Args:
-            order: indices of the samples (n,).
-            key: 64-bit key of the augmentation, for the part applied while decoding; None: no augmentation.
-        """
+        """Yield batches, see `fastpeer.data.loader.Loader`; FFCV does reuse the memory of a batch."""
         from ffcv.loader.epoch_iterator import EpochIterator
 
         if len(order) == 0:
             return
         self._set_crops(order, key)
+        # In the file's order of fields.
+        image, label = map(list(self._loader.pipeline_specs).index, ("image", "label"))
         # The same index dtype in all calls: FFCV compiles again for another one.
         iterator = EpochIterator(self._loader, np.ascontiguousarray(order, dtype=np.uint64))
         try:
-            for images, labels in iterator:
-                yield images, labels[:, 0]
+            for batch in iterator:
+                yield batch[image], batch[label][:, 0]
         finally:
             _stop(iterator)
 
@@ -101,10 +99,6 @@ class JpegLoader(BetonLoader):
         self.side = side
         self.scale = scale
         self._loader = _ffcv_loader(path, batch_size, side)
-
-    def with_batch_size(self, batch_size: int) -> "JpegLoader":
-        """Return a loader of the same file with another batch size; FFCV compiles for it again."""
-        return JpegLoader(self.path, batch_size, self.side, self.scale)
 
     def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
         """Flip half of the images; their random crops were taken while decoding."""
@@ -137,20 +131,25 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
         from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.loader import Loader
+        from ffcv.reader import Reader
         from ffcv.transforms import ToTensor, ToTorchImage
 
         from fastpeer.data.box_decoder import BoxDecoder
 
         decoder = BoxDecoder(side) if side else SimpleRGBImageDecoder()
         images = [decoder, ToTensor(), ToTorchImage(convert_back_int16=False)]
-        pipelines = {"image": images, "label": [IntDecoder(), ToTensor()]}
+        others = dict.fromkeys(Reader(str(path)).field_names)
+        pipelines = {**others, "image": images, "label": [IntDecoder(), ToTensor()]}
         # FFCV sets torch's number of threads to its number of workers, again at each epoch and from another
         # thread, where it cannot be undone: the two numbers must be equal.
         return Loader(
             str(path), batch_size, num_workers=threads, os_cache=True, drop_last=False, pipelines=pipelines
         )
     except ImportError as error:
-        raise UserError(f"FFCV cannot be imported ({one_line(error)}): make .venv/ready builds it") from None
+        instead = "prepare the images without --jpeg" if side else "use --data.reader numpy"
+        raise UserError(
+            f"{path}: FFCV cannot be imported ({one_line(error)}): pip install ffcv, or {instead}"
+        ) from None
     except Exception as error:  # FFCV does not check a foreign file: parsing it may raise anything.
         raise UserError(f"{path}: FFCV cannot read it ({one_line(error)}); run fastpeer prep again") from None
     finally:

@@ -1,4 +1,4 @@
-"""A source of batches that FFCV decodes on the host, again in each epoch."""
+"""A source of batches that are decoded on the host, again in each epoch."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from fastpeer.data.beton import BetonLoader
+from fastpeer.data.loader import Loader
 from fastpeer.data.prefetch import Decoded, uploader
 from fastpeer.data.stream import Batch
 from fastpeer.kernels.crop_and_flip import to_unit_range
@@ -20,7 +20,7 @@ class HostSource:
         device: the device of the batches.
     """
 
-    def __init__(self, loader: BetonLoader, device: torch.device) -> None:
+    def __init__(self, loader: Loader, device: torch.device) -> None:
         self.loader = loader
         self.device = device
         self._upload = uploader(device, loader.batch_size)

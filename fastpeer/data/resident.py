@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastpeer.config import Residency
-from fastpeer.data.beton import BetonLoader
 from fastpeer.data.host import HostSource
+from fastpeer.data.loader import Loader
 from fastpeer.data.stream import Batch, Source
 from fastpeer.errors import UserError
 from fastpeer.kernels.crop_and_flip import crop_and_flip
@@ -56,7 +56,7 @@ class ResidentSource:
 
 
 def open_source(
-    loader: BetonLoader,
+    loader: Loader,
     size: tuple[int, int],
     device: torch.device,
     residency: Residency,
@@ -93,9 +93,7 @@ def open_source(
     return HostSource(loader, device)
 
 
-def _decoded(
-    loader: BetonLoader, size: tuple[int, int], device: torch.device, gather: Gather
-) -> ResidentSource:
+def _decoded(loader: Loader, size: tuple[int, int], device: torch.device, gather: Gather) -> ResidentSource:
     labels = loader.labels.astype(np.int64)
     images = torch.empty((len(labels), *size, 3), dtype=torch.uint8, device=device)
     filled = 0

@@ -105,7 +105,7 @@ def _open_streams(
     gather = options_of(config, device, max(dataset.size)).formulas().crop_and_flip
 
     def open_images(split: str, batch_size: int) -> Source:
-        loader = open_split(dataset, split, batch_size, config.data.crop_scale)
+        loader = open_split(dataset, split, batch_size, config.data.crop_scale, config.data.reader)
         return open_source(loader, dataset.size, device, config.data.residency, gather)
 
     source = open_images("train", config.train.batch_size)
