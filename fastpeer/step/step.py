@@ -108,9 +108,13 @@ class TrainingStep:
         return bool(self._input_gradient_terms)
 
     def describe(self) -> list[str]:
-        """Return lines for the log: the parts of the engine that are used, and what the method rules out."""
-        lines = self.options.describe(self.differentiates_twice)
+        """Return lines for the log: the parts of the engine that are used, and what each network gets."""
+        lines = self.options.describe(self.differentiates_twice, self._idle_parts())
         if self.options.fold:
+            lines += [
+                f"engine, the {name} in eval mode: {self.victim_factory.describe(self.networks[name])}"
+                for name in self.predictions.victims
+            ]
             attacks = [adversary.attack for adversary in self.adversaries.values()]
             unfolded = dict.fromkeys(attack.victim for attack in attacks if attack.batchnorm == "train")
             lines += [
@@ -120,6 +124,21 @@ class TrainingStep:
         if self.device.type == "cpu" and self.format.autocast is not None:
             lines += emulation_warning(self.format.autocast)
         return lines
+
+    def _idle_parts(self) -> dict[str, str]:
+        """Return why parts that the options use have nothing to do, by part: networks may not allow them."""
+        in_eval = [self.networks[name] for name in self.predictions.victims]
+        idle = {
+            part: f"0 of {len(in_eval)} networks in eval mode"
+            for part in ("fold", "chain")
+            if not self.victim_factory.uses(part, in_eval)
+        }
+        if not self.forwards.merges:
+            unsplit = " and ".join(self.forwards.unsplit)
+            idle["merge"] = (
+                f"the BatchNorms of {unsplit} cannot be split" if unsplit else "no two passes to merge"
+            )
+        return idle
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of all networks from the next step on, and the pace of the loss weights."""
