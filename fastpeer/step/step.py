@@ -23,7 +23,7 @@ from fastpeer.step.forwards import Differentiated, Forwards
 from fastpeer.step.graph import Captured, CudaRecorder, snapshot_state
 from fastpeer.step.input_gradient import input_gradient_distance
 from fastpeer.step.loss import LossTable, learning_forwards, twice_differentiated
-from fastpeer.step.optimizer import sgd
+from fastpeer.step.optimizer import describe_frozen, freeze, sgd
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import emulation_warning, number_format
 from fastpeer.step.predictions import Predictions
@@ -76,6 +76,7 @@ class TrainingStep:
         self.kernels = self.options.formulas()
         self.compiler = Compiler(config.train.batch_size) if self.options.compile else None
         self.victim_factory = self.options.victim_factory(self.format, self.device, self.compiler)
+        freeze({name: networks[name] for name in method.trained}, config.optim.freeze)
         self.optimizer = sgd([networks[name] for name in method.trained], config.optim)
         self._weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format.autocast == torch.float16)
@@ -121,6 +122,8 @@ class TrainingStep:
                 f"engine: the {victim} is attacked in train mode, unfolded (--attack.batchnorm eval folds it)"
                 for victim in unfolded
             ]
+        for name in sorted(self.method.trained, key=list(self.networks).index):
+            lines += describe_frozen(name, self.networks[name])
         if self.device.type == "cpu" and self.format.autocast is not None:
             lines += emulation_warning(self.format.autocast)
         return lines

@@ -13,6 +13,7 @@ from fastpeer.errors import UserError
 from fastpeer.methods import Method
 from fastpeer.models import build_model
 from fastpeer.models.weights import load_weights
+from fastpeer.step.optimizer import freeze
 from fastpeer.step.precision import ready
 from fastpeer.training.teachers import Teacher, build_teacher, find_teacher
 
@@ -51,7 +52,7 @@ def build_networks(
     """Build the networks that a method trains, on the device and in the precision that the step expects.
 
     Args:
-        config: network names, normalisation, precision and seed.
+        config: network names, normalisation, frozen parameters, precision and seed.
         method: names the trained networks.
         classes: number of classes.
         device: where the networks are placed.
@@ -60,13 +61,16 @@ def build_networks(
         weights_key: which set of weights in `initial`'s files; empty: the usual one.
 
     Raises:
-        UserError: a network cannot be built, or its weights do not fit.
+        UserError: a network cannot be built, its weights do not fit, or nothing can be frozen as asked.
     """
-    fresh = {name: _build_network(config, name, classes, size) for name in method.trained}
+    fresh: dict[str, nn.Module] = {
+        name: _build_network(config, name, classes, size) for name in method.trained
+    }
     for name, network in fresh.items():
         if (file := initial.get(name)) is not None:
             # In float64, so that the file's values are not rounded before they reach the run's own precision.
             load_weights(network.double(), file, weights_key)
+    freeze(fresh, config.optim.freeze)
     return {name: ready(network, config, device) for name, network in fresh.items()}
 
 
