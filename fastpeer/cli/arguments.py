@@ -57,6 +57,8 @@ class TrainArguments:
     """Initial student: .safetensors, or a PyTorch checkpoint such as a released .pth.tar."""
     init_peer: Annotated[Path | None, arg(metavar="FILE")] = None
     """Initial peer, likewise."""
+    init_reset_head: bool = False
+    """Begin with a random classification layer, not with those files': for another set of classes."""
     weights_key: Annotated[str, arg(metavar="KEY")] = ""
     """Which weights, where those files hold several sets of them, such as state_dict_ema."""
     teacher: Annotated[Path | None, arg(metavar="PATH")] = None

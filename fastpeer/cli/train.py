@@ -162,7 +162,7 @@ def _prepare(
         dataset = open_dataset(_data_folder(arguments, run, config))
         given = {"student": arguments.init_student, "peer": arguments.init_peer}
         initial = {network: file and through_links(file) for network, file in given.items()}
-        setup = set_up(config, dataset, device, initial, arguments.weights_key)
+        setup = set_up(config, dataset, device, initial, arguments.weights_key, arguments.init_reset_head)
     if arguments.resume:
         _refuse_other_files(run, describe(setup))
     else:
@@ -181,6 +181,8 @@ def _refuse_conflicts(arguments: TrainArguments, config: Config, run: RunFolder)
 
 
 def _refuse_stray_key(arguments: TrainArguments) -> None:
+    if arguments.init_reset_head and not (arguments.init_student or arguments.init_peer):
+        raise UserError("--init-reset-head is for the files of --init-student and --init-peer: name one")
     if arguments.weights_key and not (arguments.init_student or arguments.init_peer):
         raise UserError(
             "--weights-key is for the files of --init-student and --init-peer: a teacher's is"

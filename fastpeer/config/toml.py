@@ -105,6 +105,7 @@ def _converter(method: str) -> cattrs.Converter:
     converter.register_structure_hook_func(
         lambda t: _made_of(t, tuple) and get_args(t)[0] in (int, float), _numbers
     )
+    converter.register_structure_hook_func(lambda t: t == tuple[str, ...], _texts)
     converter.register_structure_hook_func(lambda t: _made_of(t, Literal), _one_of)
     converter.register_structure_hook_func(
         lambda t: t == PixelDistance, lambda value, _: parse_fraction(value)
@@ -150,6 +151,13 @@ def _numbers(value: Any, setting_type: Any) -> tuple[float, ...]:
     if not isinstance(value, (list, tuple)) or not all(type(item) in kinds for item in value):
         raise ValueError(f"must be a list of {'whole ' if whole else ''}numbers, got {value!r}")
     return tuple(value) if whole else tuple(float(item) for item in value)
+
+
+def _texts(value: Any, _: Any) -> tuple[str, ...]:
+    # A text is a sequence of letters, too.
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"must be a list of texts in quotes, got {value!r}")
+    return tuple(value)
 
 
 def _one_of(value: Any, choices: Any) -> Any:

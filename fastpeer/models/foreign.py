@@ -106,6 +106,11 @@ def _checked(network: nn.Module, name: str, classes: int, size: tuple[int, int] 
     try:
         logits = _run(network.eval(), size)
     except Exception as error:  # Code from outside fastpeer may raise anything.
+        if "view size is not compatible" in str(error):
+            raise UserError(
+                f"the network {name} must accept images in channels-last memory: .reshape(...) instead of"
+                " .view(...)"
+            ) from None
         raise UserError(f"the network {name} does not accept {what} ({error_text(error)})") from None
     # Each module's own: networks may keep parts of themselves in eval mode.
     for module, training in modes:
@@ -119,7 +124,9 @@ def _checked(network: nn.Module, name: str, classes: int, size: tuple[int, int] 
 @torch.no_grad()
 def _run(network: nn.Module, size: tuple[int, int]) -> object:
     parameter = next(network.parameters(), torch.empty(0))
-    return network(torch.zeros(2, 3, *size, dtype=parameter.dtype, device=parameter.device))
+    images = torch.zeros(2, 3, *size, dtype=parameter.dtype, device=parameter.device)
+    # In the memory format of a training, which some code does not accept: x.view(len(x), -1) of planes.
+    return network(images.contiguous(memory_format=torch.channels_last))
 
 
 def _suggestion(word: str, valid: list[str]) -> str:

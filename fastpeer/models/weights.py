@@ -86,7 +86,15 @@ def _without_shared_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def load_weights(network: nn.Module, path: str | Path, key: str = "", flag: str = "--weights-key") -> None:
+def load_weights(
+    network: nn.Module,
+    path: str | Path,
+    key: str = "",
+    flag: str = "--weights-key",
+    *,
+    reset_head: int = 0,
+    advice: str = "",
+) -> list[str]:
     """Copy the weights in a file into a network, which keeps its dtype, memory format and device.
 
     Reads safetensors, and PyTorch checkpoints such as the released ones: a state dict, alone or under
@@ -98,6 +106,13 @@ def load_weights(network: nn.Module, path: str | Path, key: str = "", flag: str 
         path: the file.
         key: where the weights lie in a checkpoint with several sets of them; empty: as `read_weights` says.
         flag: the flag that names the key, for messages.
+        reset_head: number of the network's classes, to leave its classification layer as it is, whatever the
+            file holds for it: the last linear layer or 1x1 convolution with so many outputs, before others
+            one that does not fit for its number of outputs alone, or that the file lacks. 0: load all.
+        advice: what to do about a file for another number of classes, for the message.
+
+    Returns:
+        Names of the tensors that were left as they are.
 
     Raises:
         UserError: the file cannot be read, does not fit the network, holds numbers that are not finite, or
@@ -108,10 +123,15 @@ def load_weights(network: nn.Module, path: str | Path, key: str = "", flag: str 
     expected = inner.state_dict()
     found = read_weights(path, key, flag)
     weights = renamed(found.tensors, expected)
+    head = _head(path, inner, expected, weights, reset_head) if reset_head else []
+    weights |= {name: expected[name] for name in head}
     mismatches = _mismatches(expected, weights)
     if mismatches:
         first = one_line("; ".join(mismatches[:2]))
-        why = _other_classes(inner, expected, weights) + _other_network(path, found.tensors, expected)
+        other = _other_classes(inner, expected, weights)
+        # Only where nothing but a weight and a bias stands in the way.
+        advice = advice if other and len(mismatches) <= 2 else ""
+        why = other + advice + _other_network(path, found.tensors, expected)
         raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){why}")
     _refuse_non_finite(path, expected, weights)
     own = normalization(network)
@@ -122,6 +142,7 @@ def load_weights(network: nn.Module, path: str | Path, key: str = "", flag: str 
         _report_other_normalization(path, foreign, own)
     _report_choice(path, found, flag)
     inner.load_state_dict(weights)
+    return head
 
 
 def recorded_normalization(path: str | Path, network: str, key: str = "") -> Normalization | None:
@@ -291,8 +312,40 @@ def _shapes_but_classifier(weights: Mapping[str, Tensor]) -> dict[str, torch.Siz
 
 def _other_classes(network: nn.Module, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     """Return a note if the classifier has another number of rows, which are the classes; else nothing."""
-    linear = [f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    name = linear[-1] if linear else ""
-    if name not in weights or weights[name].dim() != 2 or len(weights[name]) == len(expected[name]):
+    layers = dict(network.named_modules())
+    classifiers = _classifiers(network)
+    linear = [name for name in classifiers if isinstance(layers[name], nn.Linear)]
+    name = f"{(linear or classifiers or [''])[-1]}.weight"
+    if name not in weights or weights[name].dim() < 2 or len(weights[name]) == len(expected[name]):
         return ""
     return f"; the weights are for {len(weights[name])} classes, the data set has {len(expected[name])}"
+
+
+def _classifiers(network: nn.Module) -> list[str]:
+    """Return the names of the layers that may be the last: linear ones and 1x1 convolutions, in order."""
+    return [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+    ]
+
+
+def _head(
+    path: Path,
+    network: nn.Module,
+    expected: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    classes: int,
+) -> list[str]:
+    """Return the names of the classification layer's tensors; see `load_weights`."""
+    names = [f"{name}.weight" for name in _classifiers(network)]
+    fitting = [name for name in names if name in expected and len(expected[name]) == classes]
+    other = [name for name in fitting if _differs_in_outputs(expected[name], weights.get(name))]
+    if not fitting:
+        raise UserError(f"{path}: no linear layer or 1x1 convolution of the network has {classes} outputs")
+    layer = (other or fitting)[-1].removesuffix("weight")
+    return [name for name in expected if name.startswith(layer) and name.count(".") == layer.count(".")]
+
+
+def _differs_in_outputs(own: Tensor, other: Tensor | None) -> bool:
+    return other is None or (other.shape[1:] == own.shape[1:] and len(other) != len(own))

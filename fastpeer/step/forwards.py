@@ -110,6 +110,7 @@ class Forwards:
 
     Attributes:
         order: each forward once, in the order of the logits that `run` returns.
+        unsplit: names of the networks whose BatchNorms cannot be split, so that no forwards of theirs merge.
     """
 
     def __init__(
@@ -121,14 +122,19 @@ class Forwards:
         self.format = number_format
         self.device = next(networks["student"].parameters()).device
         names = dict.fromkeys(forward.network for forward in forwards)
-        unsplit = [name for name in names if not split_batchnorms(networks[name])]
+        self.unsplit = [name for name in names if not split_batchnorms(networks[name])]
         self._double_backward = options.double_backward
-        self.passes = group_into_passes(forwards, differentiated, options.merge, unsplit)
+        self.passes = group_into_passes(forwards, differentiated, options.merge, self.unsplit)
         # A track is what runs on one stream. Without a second stream, peer and student are one track, so that
         # they are compiled as one region, in which Inductor may fuse and order their kernels freely.
         tracks = _by_network(self.passes) if options.streams else [self.passes]
         self._tracks = [self._track(passes, compiler) for passes in tracks]
         self._side = new_stream(self.device) if options.streams and len(self._tracks) > 1 else None
+
+    @property
+    def merges(self) -> bool:
+        """Whether any pass stands for several forwards."""
+        return any(len(each.updates) > 1 for each in self.passes)
 
     def run(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the logits (B, C) of each forward in `order`, from images (B, 3, H, W) by name."""

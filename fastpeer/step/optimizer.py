@@ -1,11 +1,67 @@
-"""SGD on all trained networks, in a form that a CUDA graph can capture."""
+"""SGD on all trained networks, in a form that a CUDA graph can capture; which parameters it leaves alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from fastpeer.config import OptimConfig
+from fastpeer.errors import UserError
+from fastpeer.models.normalized import without_normalization
+from fastpeer.suggestions import nearest
+
+
+def freeze(networks: Mapping[str, nn.Module], patterns: Sequence[str]) -> None:
+    """Take the gradient, and so weight decay and momentum, from parameters that match a pattern.
+
+    BatchNorm's running statistics are no parameters: those of frozen layers still move.
+
+    Args:
+        networks: the trained networks, by name.
+        patterns: of names such as student.layer1.0.conv1.weight, with * ? and [], as for files.
+
+    Raises:
+        UserError: a pattern matches nothing, or a network has nothing left to train.
+    """
+    parameters = {
+        f"{name}.{own}": parameter
+        for name, network in networks.items()
+        for own, parameter in without_normalization(network).named_parameters()
+    }
+    for pattern in patterns:
+        matching = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not matching:
+            raise UserError(
+                f"--optim.freeze: no parameter matches {pattern!r}; did you mean"
+                f" {nearest(pattern, [*parameters, *_groups(parameters)])}?"
+            )
+        for name in matching:
+            parameters[name].requires_grad_(False)
+    for name in networks:
+        if patterns and not any(
+            own.startswith(f"{name}.") and parameters[own].requires_grad for own in parameters
+        ):
+            raise UserError(f"--optim.freeze must leave some parameters of the {name} to train")
+
+
+def describe_frozen(name: str, network: nn.Module) -> list[str]:
+    """Return a line for the log if a trained network, called `name`, has frozen parameters; else no line."""
+    parameters = list(network.parameters())
+    numbers = [parameter.numel() for parameter in parameters]
+    frozen = [parameter.numel() for parameter in parameters if not parameter.requires_grad]
+    if not frozen:
+        return []
+    return [
+        f"frozen: {sum(frozen)} of {sum(numbers)} parameters of the {name}, in {len(frozen)} of"
+        f" {len(numbers)} tensors"
+    ]
+
+
+def _groups(names: Iterable[str]) -> list[str]:
+    """Return patterns for everything below each level of dotted names."""
+    parts = [name.split(".") for name in names]
+    return list(dict.fromkeys(".".join([*own[:n], "*"]) for own in parts for n in range(1, len(own))))
 
 
 def sgd(networks: Sequence[nn.Module], optim: OptimConfig) -> torch.optim.SGD:

@@ -3,8 +3,9 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -84,13 +85,17 @@ class Options:
         """By part, why it is used or not."""
         return {name: choice.reason for name, choice in self.choices}
 
-    def describe(self, differentiates_twice: bool = False) -> list[str]:
+    def describe(
+        self, differentiates_twice: bool = False, idle: Mapping[str, str] = MappingProxyType({})
+    ) -> list[str]:
         """Return one or two lines for the log: which parts are used, by which measurement, and which are not.
 
-        `differentiates_twice`: double_backward matters, so name it.
+        Args:
+            differentiates_twice: double_backward matters, so name it.
+            idle: why parts that were chosen have nothing to do in this run, by part.
         """
         choices = [
-            (name, choice)
+            (name, Choice(False, idle[name]) if choice.used and name in idle else choice)
             for name, choice in self.choices
             if name != "double_backward" or differentiates_twice
         ]

@@ -23,7 +23,7 @@ from fastpeer.step.forwards import Differentiated, Forwards
 from fastpeer.step.graph import Captured, CudaRecorder, snapshot_state
 from fastpeer.step.input_gradient import input_gradient_distance
 from fastpeer.step.loss import LossTable, learning_forwards, twice_differentiated
-from fastpeer.step.optimizer import sgd
+from fastpeer.step.optimizer import describe_frozen, freeze, sgd
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import emulation_warning, number_format
 from fastpeer.step.predictions import Predictions
@@ -76,6 +76,7 @@ class TrainingStep:
         self.kernels = self.options.formulas()
         self.compiler = Compiler(config.train.batch_size) if self.options.compile else None
         self.victim_factory = self.options.victim_factory(self.format, self.device, self.compiler)
+        freeze({name: networks[name] for name in method.trained}, config.optim.freeze)
         self.optimizer = sgd([networks[name] for name in method.trained], config.optim)
         self._weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format.autocast == torch.float16)
@@ -108,18 +109,39 @@ class TrainingStep:
         return bool(self._input_gradient_terms)
 
     def describe(self) -> list[str]:
-        """Return lines for the log: the parts of the engine that are used, and what the method rules out."""
-        lines = self.options.describe(self.differentiates_twice)
+        """Return lines for the log: the parts of the engine that are used, and what each network gets."""
+        lines = self.options.describe(self.differentiates_twice, self._idle_parts())
         if self.options.fold:
+            lines += [
+                f"engine, the {name} in eval mode: {self.victim_factory.describe(self.networks[name])}"
+                for name in self.predictions.victims
+            ]
             attacks = [adversary.attack for adversary in self.adversaries.values()]
             unfolded = dict.fromkeys(attack.victim for attack in attacks if attack.batchnorm == "train")
             lines += [
                 f"engine: the {victim} is attacked in train mode, unfolded (--attack.batchnorm eval folds it)"
                 for victim in unfolded
             ]
+        for name in sorted(self.method.trained, key=list(self.networks).index):
+            lines += describe_frozen(name, self.networks[name])
         if self.device.type == "cpu" and self.format.autocast is not None:
             lines += emulation_warning(self.format.autocast)
         return lines
+
+    def _idle_parts(self) -> dict[str, str]:
+        """Return why parts that the options use have nothing to do, by part: networks may not allow them."""
+        in_eval = [self.networks[name] for name in self.predictions.victims]
+        idle = {
+            part: f"0 of {len(in_eval)} networks in eval mode"
+            for part in ("fold", "chain")
+            if not self.victim_factory.uses(part, in_eval)
+        }
+        if not self.forwards.merges:
+            unsplit = " and ".join(self.forwards.unsplit)
+            idle["merge"] = (
+                f"the BatchNorms of {unsplit} cannot be split" if unsplit else "no two passes to merge"
+            )
+        return idle
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of all networks from the next step on, and the pace of the loss weights."""

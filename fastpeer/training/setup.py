@@ -20,7 +20,12 @@ from fastpeer.errors import UserError
 from fastpeer.methods import Method
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import NumberFormat, number_format
-from fastpeer.training.networks import build_networks, find_teachers, place_teacher, refuse_unused_weights
+from fastpeer.training.networks import (
+    build_initial_networks,
+    find_teachers,
+    place_teacher,
+    refuse_unused_weights,
+)
 from fastpeer.training.teachers import Teacher, check_accuracy
 from fastpeer.versions import version_of
 
@@ -44,6 +49,8 @@ class TrainingSetup:
     dataset: PreparedDataset
     initial: Mapping[str, tuple[Path, str]]
     """Files of the initial weights, with their SHA-256, by network."""
+    left_out: Mapping[str, list[str]]
+    """Names of the tensors that were not taken from those files."""
 
     @property
     def classes(self) -> int:
@@ -62,6 +69,7 @@ def set_up(
     device: torch.device,
     initial: Mapping[str, Path | None],
     weights_key: str = "",
+    reset_head: bool = False,
 ) -> TrainingSetup:
     """Open the data and build the networks.
 
@@ -73,6 +81,7 @@ def set_up(
         device: the device that computes.
         initial: files with initial weights, by network; the others are initialised from the seed.
         weights_key: which set of weights in those files; empty: the usual one.
+        reset_head: whether the classification layer begins at random in spite of those files.
 
     Raises:
         UserError: data or weights do not fit.
@@ -88,7 +97,9 @@ def set_up(
     teachers = find_teachers(config, method)
     training, selection = _open_streams(config, dataset, device, numbers)
     classes = len(dataset.classes)
-    networks = build_networks(config, method, classes, device, initial, dataset.size, weights_key)
+    networks, left_out = build_initial_networks(
+        config, method, classes, device, initial, dataset.size, weights_key, reset_head
+    )
     placed = {
         teacher.role: (teacher, place_teacher(teacher, config, classes, dataset.size, device))
         for teacher in teachers
@@ -96,7 +107,9 @@ def set_up(
     for teacher, network in placed.values():
         check_accuracy(teacher, network, selection, classes)
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
-    return TrainingSetup(method, networks, placed, training, selection, numbers, device, dataset, files)
+    return TrainingSetup(
+        method, networks, placed, training, selection, numbers, device, dataset, files, left_out
+    )
 
 
 def _open_streams(
@@ -170,7 +183,10 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
             }
             for role, (teacher, _) in setup.teachers.items()
         },
-        "initial": {name: {"file": str(file), "sha256": sha} for name, (file, sha) in setup.initial.items()},
+        "initial": {
+            name: {"file": str(file), "sha256": sha, "left_out": setup.left_out[name]}
+            for name, (file, sha) in setup.initial.items()
+        },
         "device": device,
         "versions": _versions(),
     }

@@ -5,35 +5,28 @@ The gradient at the images needs few operations then and no weight needs one. Bi
 convolution before them, where autograd would run and store each by itself.
 """
 
-import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import Tensor, fx
 
 from fastpeer.kernels.choice import Kernels
-from fastpeer.models.normalized import InputNormalization
 from fastpeer.victims.chain_steps import (
     Add,
     ApplyLinear,
     ApplyRelu,
     Convolve,
+    Mean,
     Normalise,
-    NormaliseInput,
-    Pool,
+    Reshape,
     Step,
 )
 from fastpeer.victims.convolution import Convolutions
-from fastpeer.victims.folding import EvalBatchNorm, FoldedConv2d, FoldedLinear, FoldedNetwork
+from fastpeer.victims.folding import FoldedNetwork
 from fastpeer.victims.interface import LogitsGradient
-from fastpeer.victims.tracing import add_in_place, is_hooked
-
-
-class NotAChain(Exception):
-    """The network has an operation that no step of a chain computes; the message names it."""
+from fastpeer.victims.spellings import NotAChain as NotAChain
+from fastpeer.victims.spellings import Operation, is_in_place, is_shape, operation
 
 
 class Chain:
@@ -98,42 +91,40 @@ class _Builder:
                 images = self.numbers[node] = number
             elif node.op == "output" and node.args[0] in self.numbers:
                 logits = self.numbers[node.args[0]]
-            else:
+            elif not is_shape(node):
                 self._add(number, node)
-        if images is None or logits is None or not isinstance(self.steps[-1], ApplyLinear):
-            raise NotAChain("it does not lead from one tensor of images to a linear layer's logits")
-        return self.steps, images, logits
+        if images is None or logits is None:
+            raise NotAChain("it does not lead from one tensor of images to one of logits")
+        steps = _leading_to(logits, self.steps)
+        if not steps or not isinstance(steps[-1], (ApplyLinear, Mean, Reshape)):
+            raise NotAChain("its logits come neither from a linear layer nor from pooling")
+        return steps, images, logits
 
     def _add(self, number: int, node: fx.Node) -> None:
-        operation = _operation(node, self.modules)
-        sources = [self.numbers[source] for source in node.all_input_nodes]
+        found = operation(node, self.modules)
+        inputs = [source for source in node.all_input_nodes if not is_shape(source)]
         # A chain computes nothing in place: whoever else reads the value would see the old one.
-        if _is_in_place(node, self.modules) and self._num_uses(node.all_input_nodes[0]) > 1:
+        if is_in_place(node, self.modules) and self._num_uses(inputs[0]) > 1:
             raise NotAChain(f"{node.format_node()} changes in place what is used elsewhere too")
-        if operation is nn.Identity:
+        sources = [self.numbers[source] for source in inputs]
+        if found.step is None:
             self.numbers[node] = sources[0]
             return
         self.numbers[node] = number
-        if operation is nn.ReLU and self._fuse_relu(node, number):
+        if found.step is ApplyRelu and self._fuse_relu(node, number):
             return
-        if operation is operator.add and self._fuse_sum(node, number):
+        if found.step is Add and self._fuse_sum(node, number):
             return
-        self.steps.append(self._step(operation, node, sources, number))
+        self.steps.append(self._step(found, sources, number))
 
-    def _step(self, operation: Any, node: fx.Node, sources: list[int], number: int) -> Step:
-        layer = self.modules.get(str(node.target))
-        if isinstance(layer, FoldedConv2d):
-            return Convolve(sources[0], number, layer, self.convolutions)
-        if isinstance(layer, EvalBatchNorm):
-            return Normalise(sources[0], number, layer)
-        if isinstance(layer, InputNormalization):
-            return NormaliseInput(sources[0], number, layer)
-        if isinstance(layer, FoldedLinear):
-            return ApplyLinear(sources[0], number, layer)
-        if operation is operator.add:
+    def _step(self, found: Operation, sources: list[int], number: int) -> Step:
+        assert found.step is not None
+        if found.step is Convolve:
+            return Convolve(sources[0], number, found.settings[0], self.convolutions)
+        if found.step is Add:
             # The first and the last, not the second: x + x has a single source.
             return Add(sources[0], number, sources[-1])
-        return {nn.ReLU: ApplyRelu, nn.AdaptiveAvgPool2d: Pool}[operation](sources[0], number)
+        return found.step(sources[0], number, *found.settings)
 
     def _fuse_relu(self, node: fx.Node, number: int) -> bool:
         """Let the step before end in this ReLU, unless something else reads the value before the ReLU."""
@@ -162,83 +153,18 @@ class _Builder:
     def _num_uses(self, node: fx.Node) -> int:
         """Count the nodes that use a value, also through identities such as dropout in eval mode."""
         aliases = [other for other, number in self.numbers.items() if number == self.numbers[node]]
-        identities = sum(1 for alias in aliases for user in alias.users if user in aliases)
-        return sum(len(alias.users) for alias in aliases) - identities
+        users = [user for alias in aliases for user in alias.users]
+        return sum(user not in aliases and not is_shape(user) for user in users)
 
 
-def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
-    """Return what a node computes, under one name for all its spellings.
-
-    A module's class, `operator.add`, or nn.Identity for what hands its input through.
-
-    Raises:
-        NotAChain: no step computes it.
-    """
-    layer = modules[str(node.target)] if node.op == "call_module" else None
-    if layer is not None and is_hooked(layer):
-        raise NotAChain(f"its layer {node.target} has hooks")
-    if _does_nothing(node, layer):
-        return nn.Identity
-    operation = _function_operation(node, modules) if layer is None else _layer_operation(node, layer)
-    if operation is None:
-        called = getattr(node.target, "__name__", str(node.target)) if layer is None else type(layer).__name__
-        raise NotAChain(f"there is no rule for {called} ({node.name.removeprefix('network_')})")
-    return operation
-
-
-def _layer_operation(node: fx.Node, layer: nn.Module) -> Any:
-    if isinstance(layer, nn.ReLU):
-        return nn.ReLU
-    if isinstance(layer, (FoldedConv2d, FoldedLinear, InputNormalization)):
-        return type(layer)
-    if isinstance(layer, EvalBatchNorm) and isinstance(layer.norm, nn.BatchNorm2d):
-        return EvalBatchNorm
-    if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
-        return _pool(node)
-    return None
-
-
-def _function_operation(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
-    if node.target in (F.relu, torch.relu, "relu"):
-        return nn.ReLU
-    if node.target in (operator.add, torch.add, add_in_place, "add") and not node.kwargs:
-        return _sum(node)
-    if node.target is F.adaptive_avg_pool2d and node.args[1] in (1, (1, 1)):
-        return _pool(node)
-    if node.target is torch.flatten and _source_operation(node, modules) is nn.AdaptiveAvgPool2d:
-        return nn.Identity
-    return None
-
-
-def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    layer = modules[str(node.target)] if node.op == "call_module" else None
-    inplace = getattr(layer, "inplace", False) or node.kwargs.get("inplace", False)
-    return bool(inplace) or node.target is add_in_place or (node.target is F.relu and len(node.args) > 1)
-
-
-def _does_nothing(node: fx.Node, layer: nn.Module | None) -> bool:
-    """Tell whether an operation returns its input unchanged in eval mode."""
-    if node.target is F.dropout:
-        return node.kwargs.get("training") is False
-    empty = isinstance(layer, nn.Sequential) and not len(layer)
-    return empty or isinstance(layer, (nn.Identity, nn.Dropout, nn.Dropout2d))
-
-
-def _sum(node: fx.Node) -> Any:
-    if len(node.args) == 2 and all(isinstance(summand, fx.Node) for summand in node.args):
-        return operator.add
-    raise NotAChain("it adds something other than two tensors")
-
-
-def _pool(node: fx.Node) -> Any:
-    """Refuse a pooling that is not followed by flattening alone: a chain's pooling returns (B, C)."""
-    if all(user.target is torch.flatten for user in node.users):
-        return nn.AdaptiveAvgPool2d
-    raise NotAChain("its pooling is followed by something other than torch.flatten")
-
-
-def _source_operation(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
-    return _operation(node.all_input_nodes[0], modules)
+def _leading_to(logits: int, steps: list[Step]) -> list[Step]:
+    """Return the steps that the logits depend on: a network may compute what nothing reads."""
+    needed, leading = {logits}, []
+    for step in reversed(steps):
+        if step.result in needed:
+            needed |= step.sources
+            leading.append(step)
+    return leading[::-1]
 
 
 class ChainVictim:

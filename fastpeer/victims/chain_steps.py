@@ -4,17 +4,20 @@ Values and gradients are kept in dictionaries, keyed by the number of the graph'
 step's backward removes the gradient of its result, and adds to the gradients of its sources.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastpeer.models.normalized import InputNormalization
 from fastpeer.victims.convolution import Convolutions
 from fastpeer.victims.folding import EvalBatchNorm, FoldedConv2d, FoldedLinear
 
 Values = dict[int, Tensor]
-"""Activations or their gradients, by node number: (B, C, H, W), or (B, C) behind the pooling."""
+"""Activations or their gradients, by node number, in the shapes that the network gives them."""
 
 
 @dataclass
@@ -28,6 +31,11 @@ class Step:
 
     source: int
     result: int
+
+    @property
+    def sources(self) -> set[int]:
+        """Numbers of all values that it reads."""
+        return {self.source}
 
     def forward(self, values: Values) -> Tensor:
         """Compute the step's result from the values of the steps before it; store nothing."""
@@ -53,6 +61,11 @@ class Convolve(Step):
     convolutions: Convolutions
     residual: int | None = None
     relu: bool = False
+
+    @property
+    def sources(self) -> set[int]:
+        """Numbers of the convolved value and of the residual."""
+        return {self.source} if self.residual is None else {self.source, self.residual}
 
     @property
     def casts(self) -> bool:
@@ -120,6 +133,11 @@ class Add(Step):
     other: int
     relu: bool = False
 
+    @property
+    def sources(self) -> set[int]:
+        """Numbers of both summands."""
+        return {self.source, self.other}
+
     def forward(self, values: Values) -> Tensor:
         """Add; the ReLU overwrites the fresh sum, which nothing else reads."""
         out = values[self.source] + values[self.other]
@@ -145,39 +163,96 @@ class ApplyRelu(Step):
         _accumulate(gradients, self.source, gradient)
 
 
-class Pool(Step):
-    """Global average pooling, (B, C, H, W) to (B, C); at least float32, as is the classifier behind it."""
+@dataclass
+class Mean(Step):
+    """Means over some dimensions; at least float32, as is the classifier behind them.
+
+    Attributes:
+        dims: the dimensions: 2 and 3 for the average of each plane of (B, C, H, W).
+        keepdim: whether they stay in the result, with a size of 1.
+    """
+
+    dims: tuple[int, ...]
+    keepdim: bool
 
     def forward(self, values: Values) -> Tensor:
-        """Return the mean of each plane."""
+        """Return the means."""
         x = values[self.source]
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return x.mean((2, 3), dtype=wide)
+        return x.mean(self.dims, self.keepdim, dtype=_at_least_float32(x))
 
     def backward(self, values: Values, gradients: Values) -> None:
-        """Give each pixel an equal share of its plane's gradient."""
+        """Give each element an equal share of its mean's gradient."""
         x = values[self.source]
-        share = (gradients.pop(self.result) / (x.shape[2] * x.shape[3])).to(x.dtype)
-        spread = share.view(*share.shape, 1, 1).expand(x.shape)
-        # An expanded tensor has strides of 0; the convolutions behind it want channels-last memory.
-        _accumulate(gradients, self.source, spread.contiguous(memory_format=torch.channels_last))
+        sides = [1 if self._is_averaged(dim, x) else side for dim, side in enumerate(x.shape)]
+        count = math.prod([x.shape[dim] for dim in self.dims])
+        share = (gradients.pop(self.result) / count).to(x.dtype)
+        # An expanded tensor has strides of 0.
+        _accumulate(gradients, self.source, _in_memory(share.view(sides).expand(x.shape)))
+
+    def _is_averaged(self, dim: int, x: Tensor) -> bool:
+        return dim in self.dims or dim - x.dim() in self.dims
+
+
+@dataclass
+class AveragePool(Step):
+    """Average pooling with windows, (B, C, H, W) to (B, C, H', W').
+
+    Attributes:
+        settings: kernel, stride, padding, and the three settings that follow them in `F.avg_pool2d`.
+    """
+
+    settings: tuple[list[int], list[int], list[int], bool, bool, int | None]
+
+    def forward(self, values: Values) -> Tensor:
+        """Return the means of the windows; a single window is as exact as a mean of the plane."""
+        x = values[self.source]
+        whole = list(x.shape[2:]) == self.settings[0]
+        return F.avg_pool2d(x.to(_at_least_float32(x)) if whole else x, *self.settings)
+
+    def backward(self, values: Values, gradients: Values) -> None:
+        """Give each pixel its share of its windows' gradients."""
+        x = values[self.source]
+        gradient = gradients.pop(self.result).to(x.dtype)
+        spread: Tensor = torch.ops.aten.avg_pool2d_backward(gradient, x, *self.settings)
+        _accumulate(gradients, self.source, _in_memory(spread))
+
+
+@dataclass
+class Reshape(Step):
+    """Another shape for the same elements in the same order, such as (B, C, 1, 1) to (B, C).
+
+    Attributes:
+        change: changes the shape.
+    """
+
+    change: Callable[[Tensor], Tensor]
+
+    def forward(self, values: Values) -> Tensor:
+        """Change the shape."""
+        return self.change(values[self.source])
+
+    def backward(self, values: Values, gradients: Values) -> None:
+        """Give the gradient the source's shape."""
+        x = values[self.source]
+        gradient = gradients.pop(self.result).to(x.dtype)
+        _accumulate(gradients, self.source, _in_memory(gradient.reshape(x.shape)))
 
 
 @dataclass
 class ApplyLinear(Step):
-    """The linear layer that ends the network: features (B, C) to logits (B, classes)."""
+    """A linear layer: features (B, in) to (B, out), which are the logits behind the last one."""
 
     linear: FoldedLinear
 
     def forward(self, values: Values) -> Tensor:
-        """Compute the logits."""
-        logits: Tensor = self.linear(values[self.source])
-        return logits
+        """Apply the layer."""
+        out: Tensor = self.linear(values[self.source])
+        return out
 
     def backward(self, values: Values, gradients: Values) -> None:
-        """Multiply the logits' gradient by the weights."""
+        """Multiply the result's gradient by the weights."""
         gradient = gradients.pop(self.result).to(self.linear.weight.dtype) @ self.linear.weight
-        _accumulate(gradients, self.source, gradient)
+        _accumulate(gradients, self.source, gradient.to(values[self.source].dtype))
 
 
 def _through_relu(gradient: Tensor, result: Tensor, relu: bool) -> Tensor:
@@ -187,6 +262,16 @@ def _through_relu(gradient: Tensor, result: Tensor, relu: bool) -> Tensor:
     # What autograd calls for a ReLU: one kernel, without a mask in memory.
     masked: Tensor = torch.ops.aten.threshold_backward(gradient, result, 0)
     return masked
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _in_memory(gradient: Tensor) -> Tensor:
+    """Lay out a gradient as the convolutions behind it want it: planes in channels-last memory."""
+    planes = gradient.dim() == 4
+    return gradient.contiguous(memory_format=torch.channels_last if planes else torch.contiguous_format)
 
 
 def _accumulate(gradients: Values, number: int, gradient: Tensor) -> None:

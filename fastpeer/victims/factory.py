@@ -1,7 +1,7 @@
 """Chooses how a network is attacked: folded or unfolded, as a chain or through autograd, compiled or not."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +41,7 @@ class VictimFactory:
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _reasons: dict[nn.Module, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def victim(self, network: nn.Module, name: str) -> "EagerVictim | CompiledVictim":
         """Return the victim of a network in eval mode, made at the first call for it.
@@ -57,6 +58,20 @@ class VictimFactory:
                 victim if self.compiler is None else CompiledVictim(victim, name, self.compiler)
             )
         return self._victims[network]
+
+    def describe(self, network: nn.Module) -> str:
+        """Describe the victim that was made of a network: what is folded, and whether it is a chain."""
+        victim = _uncompiled(self._victims[network])
+        reason = self._reasons.get(network, "")
+        if isinstance(victim, (FoldedVictim, ChainVictim)):
+            folded = f"folded {victim.folded.num_folded} of {victim.folded.num_norms} BatchNorms"
+            return f"{folded}, a chain" if isinstance(victim, ChainVictim) else f"{folded}, no chain{reason}"
+        return f"unfolded, no chain{reason}"
+
+    def uses(self, part: str, networks: Iterable[nn.Module]) -> bool:
+        """Tell whether the victim of any of these networks is folded, or a chain ("fold", "chain")."""
+        kinds = {"fold": (FoldedVictim, ChainVictim), "chain": (ChainVictim,)}[part]
+        return any(isinstance(_uncompiled(self._victims[network]), kinds) for network in networks)
 
     def unfolded(self, network: nn.Module) -> AutogradVictim:
         """Return the victim of a network in its present mode, neither folded nor compiled.
@@ -82,7 +97,9 @@ class VictimFactory:
         folded = self._folded(network, name)
         if folded is None:
             return AutogradVictim(network, self.kernels, self._scale, self.context)
-        return self._chain(folded, name) or FoldedVictim(folded, self.kernels, self._scale, self.context)
+        return self._chain(folded, network, name) or FoldedVictim(
+            folded, self.kernels, self._scale, self.context
+        )
 
     def _folded(self, network: nn.Module, name: str) -> FoldedNetwork | None:
         if not self.fold:
@@ -91,9 +108,10 @@ class VictimFactory:
             return FoldedNetwork(network, self.dtype, self.kernels.fold)
         except NotFoldable as reason:
             log.info("engine.fold: the %s is run unfolded: %s", name, reason)
+            self._reasons[network] = f": {reason}"
             return None
 
-    def _chain(self, folded: FoldedNetwork, name: str) -> ChainVictim | None:
+    def _chain(self, folded: FoldedNetwork, network: nn.Module, name: str) -> ChainVictim | None:
         if not self.chain:
             return None
         device = next(folded.module.buffers()).device
@@ -101,6 +119,7 @@ class VictimFactory:
             chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.kernels))
         except NotAChain as reason:
             log.info("engine.chain: the %s is run through autograd: %s", name, reason)
+            self._reasons[network] = f": {reason}"
             return None
         return ChainVictim(folded, chain, self.kernels, self._scale)
 

@@ -115,6 +115,8 @@ class FoldedNetwork:
     Attributes:
         module: maps images (B, 3, H, W) to logits (B, C).
         input_dtype: what the first layer converts images to.
+        num_norms: number of the network's BatchNorms that run.
+        num_folded: number of those of them that are part of a convolution now.
 
     Raises:
         NotFoldable: the network cannot be traced, or nothing in it folds.
@@ -122,11 +124,13 @@ class FoldedNetwork:
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, fold: type) -> None:
         graph, modules = trace(network)
+        self.num_norms = _count_norms(graph, modules)
         own_dtype = next(network.parameters()).dtype
         self.input_dtype = torch.float16 if dtype == torch.float16 else own_dtype
         replaced, layers = _fold_modules(graph, modules, dtype, own_dtype, self.input_dtype)
         if not layers:
             raise NotFoldable("it has no convolution or linear layer of PyTorch's own")
+        self.num_folded = self.num_norms - _count_norms(graph, modules)
         self.module = fx.GraphModule({**modules, **replaced, **rename_direct_reads(graph, network)}, graph)
         try:
             self._fold = fold(layers)
@@ -137,6 +141,11 @@ class FoldedNetwork:
     def refresh(self) -> None:
         """Fold the weights and statistics that the network has now."""
         self._fold()
+
+
+def _count_norms(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> int:
+    called = [modules[str(node.target)] for node in graph.nodes if node.op == "call_module"]
+    return sum(isinstance(layer, _BatchNorm) for layer in called)
 
 
 def _is_foldable(conv: nn.Conv2d) -> bool:

@@ -237,7 +237,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("nosuch.pt", ["No such file"]),
         ("", ["directory"]),
-        ("seven.safetensors", ["7 classes", "4"]),
+        ("seven.safetensors", ["7 classes", "4", "--init-reset-head"]),
         ("other.safetensors", ["do not fit"]),
         ("junk.safetensors", ["damaged"]),
         ("text.txt", [".safetensors"]),
@@ -250,6 +250,15 @@ def test_wrong_initial_weights(fastpeer, tmp_path: Path, strange: Path, name: st
     fastpeer("train tiny.toml --out", run, "--init-student", strange / name).refused(name, *words)
     assert not run.exists()
     assert not Path("pwned").exists()
+
+
+def test_a_new_head_is_logged_and_recorded(fastpeer, tmp_path: Path, strange: Path) -> None:
+    run, short = tmp_path / "run", "train tiny.toml --train.max-steps 1 --optim.lr 0 --init-reset-head"
+    out = fastpeer(f"{short} --out", run, "--init-peer", strange / "seven.safetensors").succeeded().out
+    assert "--init-peer: linear.weight and linear.bias begin at random, not from" in " ".join(out.split())
+    initial = json.loads((run / "run.json").read_text("utf-8"))["initial"]
+    assert initial["peer"]["left_out"] == ["linear.weight", "linear.bias"]
+    fastpeer(f"{short} --out", tmp_path / "other").refused("--init-reset-head", "--init-student")
 
 
 @pytest.mark.parametrize("section", ["model", "teacher", "natural-teacher"])

@@ -80,7 +80,10 @@ settings = {
     "teacher": teachers,
     "natural_teacher": teachers,
     "optim": st.builds(
-        OptimConfig, lr=any_float, milestones=st.sets(counts, max_size=4).map(lambda s: tuple(sorted(s)))
+        OptimConfig,
+        lr=any_float,
+        milestones=st.sets(counts, max_size=4).map(lambda s: tuple(sorted(s))),
+        freeze=st.lists(texts, max_size=2).map(tuple),
     ),
     "swa": st.builds(SwaConfig, enabled=st.booleans(), start=st.integers(-1, 300)),
     "train": st.builds(TrainConfig, batch_size=some, epochs=some, max_steps=counts),
@@ -152,6 +155,8 @@ def test_what_is_no_fraction_is_refused(text):
         ("[optim]\nmilestones = [3, 2]", ["milestones", "increasing", "[3, 2]"]),
         ("[optim]\nmilestones = [1.5]", ["optim.milestones", "list of whole numbers"]),
         ("[optim]\nmilestones = 3", ["optim.milestones", "list of whole numbers"]),
+        ('[optim]\nfreeze = "student.*"', ["optim.freeze", "list of texts", "'student.*'"]),
+        ("[optim]\nfreeze = [1]", ["optim.freeze", "list of texts"]),
         ("[selection]\nfraction = 1.0", ["fraction", "between 0 and 1"]),
         ("[model]\nstudent = 'resnet19'", ["resnet19", "resnet18"]),
         ("[paper]\nrow = 'x'", ["paper", "missing"]),

@@ -64,6 +64,16 @@ class OtherChannels(ByPosition):
         return super().forward(x[:, :1])
 
 
+class Viewing(torch.nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.linear = torch.nn.Conv2d(3, 4, 1), torch.nn.Linear(256, classes)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.linear(x.view(x.size(0), -1))
+
+
 def not_a_network(classes):
     return {}
 
@@ -108,6 +118,7 @@ def test_own_class_is_built_for_the_classes(nets, name, size):
         ("foreign_nets.small:not_a_network", "must return a torch.nn.Module, got dict"),
         ("foreign_nets.small:TwoOutputs", "must map 2 images of 8×8 to logits (2, 7), got tuple"),
         ("foreign_nets.small:OtherShape", "must map 2 images of 8×8 to logits (2, 7), got (2, 6)"),
+        ("foreign_nets.small:Viewing", "in channels-last memory: .reshape(...) instead of .view(...)"),
         ("foreign_nets.small:OtherChannels", "does not accept images of 8×8 (RuntimeError: "),
     ],
 )

@@ -144,6 +144,55 @@ def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
     assert text.endswith("the weights are for 100 classes, the data set has 10")
 
 
+ADVICE = "; --init-reset-head begins with a new classification layer"
+
+
+def test_another_number_of_classes_comes_with_advice_where_it_helps(tmp_path: Path) -> None:
+    save_weights(network(classes=100), tmp_path / "w.safetensors")
+    save_weights(build_model("resnet18", 100), tmp_path / "other.safetensors")
+    for file, helps in (("w", True), ("other", False)):
+        with pytest.raises(UserError) as error:
+            load_weights(network(), tmp_path / f"{file}.safetensors", advice=ADVICE)
+        assert (ADVICE in str(error.value)) == helps
+
+
+class Ends(nn.Module):
+    """Its head is a 1x1 convolution, before which stands another with as many outputs."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 10, 1), nn.Conv2d(10, classes, 1, bias=False)
+
+
+@pytest.mark.parametrize("classes", [100, 10])
+@pytest.mark.parametrize("kind", [lambda classes: network(1, classes), Ends])
+def test_a_new_head_is_left_as_it_is_and_all_else_is_loaded(tmp_path: Path, kind: Any, classes: int) -> None:
+    source, target, path = kind(classes), kind(10), tmp_path / "w.safetensors"
+    save_weights(source, path)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    left_out = load_weights(target, path, reset_head=10)
+    assert left_out in (["linear.weight", "linear.bias"], ["head.weight"])
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in left_out else source.state_dict()[name]), name
+
+
+def test_a_new_head_may_be_missing_from_the_file_but_nothing_else(tmp_path: Path) -> None:
+    weights = network(1).state_dict()
+    headless = {name: tensor for name, tensor in weights.items() if not name.startswith("linear.")}
+    torch.save(headless, tmp_path / "w.pt")
+    assert load_weights(network(), tmp_path / "w.pt", reset_head=10) == ["linear.weight", "linear.bias"]
+    del headless["bn1.weight"]
+    torch.save(headless, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"bn1\.weight is missing"):
+        load_weights(network(), tmp_path / "w.pt", reset_head=10)
+
+
+def test_a_network_without_a_head_gets_no_new_one(tmp_path: Path) -> None:
+    save_weights(network(), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="no linear layer or 1x1 convolution of the network has 11 outputs"):
+        load_weights(network(), tmp_path / "w.safetensors", reset_head=11)
+
+
 def edited(edit: Callable[[dict[str, Tensor]], object]) -> dict[str, Tensor]:
     weights = network().state_dict()
     edit(weights)

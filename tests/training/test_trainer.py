@@ -51,6 +51,7 @@ CONFIG = Config(
 CPU = torch.device("cpu")
 MOVING = replace(CONFIG, method="mtard", loss=MtardLoss(rate=0.5))
 CHANGING = replace(CONFIG, method="iad", loss=IadLoss(begin=1))
+FROZEN = replace(CONFIG, optim=OptimConfig(milestones=(1,), freeze=("student.layer?.*", "peer.*bn*")))
 SWAPPING = replace(CONFIG, method="cat", loss=CatLoss())
 ALL_CHECKS = 2 * (5 + 5 + 4 * 2)
 """Number of stop checks in a run: after steps, and before batches of averaging and of the evaluations."""
@@ -189,7 +190,16 @@ def test_run_resumed_after_a_stop_request_is_bit_exact(trainer_for, uninterrupte
 
 @pytest.mark.parametrize(
     ("config", "steps"),
-    [(MOVING, 1), (MOVING, 5), (MOVING, 7), (CHANGING, 3), (CHANGING, 5), (CHANGING, 6), (SWAPPING, 7)],
+    [
+        (MOVING, 1),
+        (MOVING, 5),
+        (MOVING, 7),
+        (CHANGING, 3),
+        (CHANGING, 5),
+        (CHANGING, 6),
+        (SWAPPING, 7),
+        (FROZEN, 3),
+    ],
 )
 def test_run_of_a_method_with_state_resumes_bit_exactly(trainer_for, uninterrupted, tmp_path, config, steps):
     config = replace(config, log=LogConfig(every=1, tensorboard=False))
