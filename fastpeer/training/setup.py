@@ -1,5 +1,6 @@
 """Builds the data streams and networks of a training from its settings."""
 
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Config
+from fastpeer.config import Config, teacher_words
 from fastpeer.data.dataset import PreparedDataset, file_sha256
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import ResidentSource, open_source
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, Source, TrainingStream, hold_out, spread
 from fastpeer.errors import UserError
+from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.methods import Method
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import NumberFormat, number_format
@@ -24,6 +26,7 @@ from fastpeer.training.networks import build_networks, find_teachers, place_teac
 from fastpeer.training.teachers import Teacher, check_accuracy
 from fastpeer.versions import version_of
 
+log = logging.getLogger(__name__)
 OpenSplit = Callable[[str, int], Source]
 """Opens a split (train or test) with a batch size."""
 
@@ -44,6 +47,8 @@ class TrainingSetup:
     dataset: PreparedDataset
     initial: Mapping[str, tuple[Path, str]]
     """Files of the initial weights, with their SHA-256, by network."""
+    warnings: Mapping[str, list[str]]
+    """Why attacks on a network may fail, for those that hide their gradient (`hidden_gradients`)."""
 
     @property
     def classes(self) -> int:
@@ -96,7 +101,20 @@ def set_up(
     for teacher, network in placed.values():
         check_accuracy(teacher, network, selection, classes)
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
-    return TrainingSetup(method, networks, placed, training, selection, numbers, device, dataset, files)
+    frozen = {role: network for role, (_, network) in placed.items()}
+    warnings = _hidden_gradients({**networks, **frozen}, selection)
+    return TrainingSetup(
+        method, networks, placed, training, selection, numbers, device, dataset, files, warnings
+    )
+
+
+def _hidden_gradients(networks: Mapping[str, nn.Module], stream: EvaluationStream) -> dict[str, list[str]]:
+    """Return and log why attacks may fail, for the networks that they may fail on."""
+    found = {name: hidden_gradients(network, stream) for name, network in networks.items()}
+    for name, reasons in found.items():
+        for reason in reasons:
+            log.warning("the %s: %s", teacher_words(name), reason)
+    return {name: reasons for name, reasons in found.items() if reasons}
 
 
 def _open_streams(
@@ -171,6 +189,7 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
             for role, (teacher, _) in setup.teachers.items()
         },
         "initial": {name: {"file": str(file), "sha256": sha} for name, (file, sha) in setup.initial.items()},
+        "warnings": dict(setup.warnings),
         "device": device,
         "versions": _versions(),
     }
