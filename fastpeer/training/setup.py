@@ -23,7 +23,8 @@ from fastpeer.methods import Method
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import NumberFormat, number_format
 from fastpeer.training.networks import build_networks, find_teachers, place_teacher, refuse_unused_weights
-from fastpeer.training.teachers import Teacher, check_accuracy
+from fastpeer.training.teacher_accuracy import TeacherAccuracy, check_accuracy
+from fastpeer.training.teachers import Teacher
 from fastpeer.versions import version_of
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class TrainingSetup:
     """The trained networks, by name: student, peer."""
     teachers: dict[str, tuple[Teacher, nn.Module]]
     """The frozen networks, by their role in the method's table."""
+    teacher_accuracies: Mapping[str, TeacherAccuracy]
+    """What was measured of them, by role."""
     training: TrainingStream
     selection: EvaluationStream
     number_format: NumberFormat
@@ -98,13 +101,15 @@ def set_up(
         teacher.role: (teacher, place_teacher(teacher, config, classes, dataset.size, device))
         for teacher in teachers
     }
-    for teacher, network in placed.values():
-        check_accuracy(teacher, network, selection, classes)
+    accuracies = {
+        role: check_accuracy(teacher, network, selection, classes, config.attack, config.seed)
+        for role, (teacher, network) in placed.items()
+    }
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
     frozen = {role: network for role, (_, network) in placed.items()}
     warnings = _hidden_gradients({**networks, **frozen}, selection)
     return TrainingSetup(
-        method, networks, placed, training, selection, numbers, device, dataset, files, warnings
+        method, networks, placed, accuracies, training, selection, numbers, device, dataset, files, warnings
     )
 
 
@@ -185,6 +190,7 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
                 "network": teacher.network,
                 "mean": list(teacher.mean),
                 "std": list(teacher.std),
+                "accuracy": setup.teacher_accuracies[role].facts(),
             }
             for role, (teacher, _) in setup.teachers.items()
         },
