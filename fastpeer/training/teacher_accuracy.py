@@ -32,6 +32,10 @@ FRAGILE = 0.2
 """Share of its clean accuracy that a robust teacher keeps at least under attack."""
 CHANCE = 1e-3
 """Probability, up to which the order of a teacher's classes is not taken for chance."""
+NEVER = 0.1
+"""Share of a class's images that are right by accident where its output stands for another class."""
+LINKED = 0.2
+"""Share of moved classes whose outputs' own classes are seen to be moved too, at least."""
 NAMED_PAIRS = 5
 """Pairs of classes that a warning of another order names."""
 
@@ -226,7 +230,11 @@ def permuted_classes(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     if not gained or binomtest(gained, gained + lost, alternative="greater").pvalue > CHANCE:
         return []
     order = _clear_order(_confusion(labels, predicted, classes))
-    return [(label, int(other)) for label, other in enumerate(order) if other != label]
+    moved = {label: int(other) for label, other in enumerate(order) if other != label}
+    # In a permutation, the class whose output was taken was moved too, even if that is not clear of each. An
+    # untrained network takes classes for others that it does not know at all.
+    linked = sum(other in moved for other in moved.values())
+    return list(moved.items()) if linked >= LINKED * len(moved) else []
 
 
 def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -240,13 +248,16 @@ def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nd
 def _clear_order(counts: np.ndarray) -> np.ndarray:
     """Return the output that stands for each class, int (classes,), by a confusion matrix.
 
-    It is that of the permutation which makes most images right, for classes of which at least two images, and
-    the most, are taken for it; for any other class its own.
+    It is that of the permutation which makes most images right, where that is clear: at least two images, and
+    most of the class, are taken for it, more than of any other class, and hardly any image of either class is
+    right. Any other class keeps its own: a weak teacher prefers some classes, but is right at those at times.
     """
     from scipy.optimize import linear_sum_assignment
 
     own = np.arange(len(counts))
     # Of equally good orders, the one that leaves most classes where they are.
     order = linear_sum_assignment(counts + 0.5 * np.eye(len(counts)), maximize=True)[1]
-    taken = counts[own, order]
-    return np.where((taken >= 2) & (2 * taken > counts.sum(1)), order, own)
+    taken, images = counts[own, order], counts.sum(1)
+    never_right = counts.diagonal() <= NEVER * images
+    clear = (taken >= 2) & (2 * taken > images) & (taken == counts.max(0)[order])
+    return np.where(clear & never_right & never_right[order], order, own)
