@@ -1,7 +1,9 @@
 """Runs the attacks of an evaluation on a student: always in float32 without TF32, on the test split."""
 
+import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Classified, Progress, classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings
 from fastpeer.evaluation.autoattack import target_count
+from fastpeer.evaluation.hidden_gradients import autoattack_messages, autoattack_reasons, hidden_gradients
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
 from fastpeer.models import build_model
@@ -34,6 +37,7 @@ from fastpeer.models.weights import (
 from fastpeer.run_folder import network_name
 from fastpeer.step.precision import number_format
 
+log = logging.getLogger(__name__)
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
 """Given a title and a number of images, returns a context that shows the progress."""
 
@@ -88,12 +92,29 @@ class Protocol:
         chosen = spread(np.arange(len(source.labels)), self.examples)
         stream = EvaluationStream(source, chosen, torch.float32)
         facts = self._facts(target, dataset, len(source.labels)) | {"side": side}
+        hidden = self._hidden_gradients(target, network, stream)
         for name in self.attacks:
             began = time.perf_counter()
-            with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
+            with (
+                watch(f"{target.label}: {name}", len(chosen)) as progress,
+                memory_errors("--batch-size"),
+                autoattack_messages() as messages,
+            ):
                 found = classify_under_attack(name, network, stream, self._settings(dataset), progress)
             seconds = round(time.perf_counter() - began, 2)
-            yield _result(name, found, seconds, facts, dataset)
+            reasons = autoattack_reasons(messages, math.ceil(len(chosen) / self.batch_size))
+            _warn(target, [reason for reason in reasons if reason not in hidden])
+            warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *reasons]))
+            yield _result(name, found, seconds, facts | {"warnings": warnings}, dataset)
+
+    def _hidden_gradients(self, target: Target, network: nn.Module, stream: EvaluationStream) -> list[str]:
+        """Return and log why attacks on a network may fail; nothing, if it is not attacked."""
+        if self.attacks == ["clean"]:
+            return []
+        with memory_errors("--batch-size"):
+            reasons = hidden_gradients(network, stream)
+        _warn(target, reasons)
+        return reasons
 
     def _network(self, target: Target, model: str, dataset: PreparedDataset) -> nn.Module:
         name = model
@@ -105,7 +126,8 @@ class Protocol:
         mean, std = (self.mean, self.std) if self.mean else self._recorded(target, name)
         network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
         load_weights(network, target.weights, self.weights_key)
-        return network
+        # So that logits without a gradient are seen to be cut off from the images.
+        return network.requires_grad_(False)
 
     def _recorded(self, target: Target, network: str) -> Normalization:
         """Return and log the normalisation that a run or file records; empty: none."""
@@ -151,6 +173,11 @@ class Protocol:
             return target.config.data.size
         recorded = recorded_facts(target.weights).size
         return recorded[0] if recorded and dataset.encoding == "jpeg" else 0
+
+
+def _warn(target: Target, reasons: Sequence[str]) -> None:
+    for reason in reasons:
+        log.warning("%s: %s", target.label, reason)
 
 
 def _result(

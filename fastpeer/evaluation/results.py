@@ -35,6 +35,8 @@ class Result:
         non_finite: number of images with logits that are NaN or infinite, none of which counts as correct;
             left out of the file where it is 0.
         pixels: whether the data set has the official pixels; empty: unknown, or nobody's official ones.
+        warnings: why the network's robustness may be less than it seems; left out of the file where there are
+            none.
     """
 
     target: str
@@ -55,6 +57,7 @@ class Result:
     side: int = 0
     non_finite: int = 0
     pixels: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -144,9 +147,15 @@ def store_results(file: Path, results: Iterable[Result]) -> None:
 
 def _entry(result: Result) -> dict[str, Any]:
     entry = {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
-    if not result.non_finite:
-        del entry["non_finite"]
+    for name in ("non_finite", "warnings"):
+        if not entry[name]:
+            del entry[name]
     return entry
+
+
+def _result(entry: dict[str, Any]) -> Result:
+    fields = {name: value for name, value in entry.items() if name not in ("accuracy", "interval95")}
+    return Result(**fields | {"warnings": tuple(fields.get("warnings", ()))})
 
 
 def read_results(file: Path) -> list[Result]:
@@ -158,11 +167,6 @@ def read_results(file: Path) -> list[Result]:
     if not file.exists():
         return []
     try:
-        entries = json.loads(file.read_text("utf-8"))["results"]
-        derived = ("accuracy", "interval95")
-        return [
-            Result(**{name: value for name, value in entry.items() if name not in derived})
-            for entry in entries
-        ]
+        return [_result(entry) for entry in json.loads(file.read_text("utf-8"))["results"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not results of fastpeer eval ({one_line(error)}): move it away") from None

@@ -11,6 +11,8 @@ from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
+WARNED = "(!)"
+"""Marks an accuracy that is probably too high; a note below the table says why."""
 HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
@@ -92,6 +94,9 @@ def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
             yield f"AutoAttack aimed at {count} wrong classes, not at {TARGETS}: there are no more"
     if any(result.confidence_interval for row in results.values() for result in row):
         yield "in brackets: 95 % interval for the accuracy on all test images"
+    for target, row in results.items():
+        for warning in dict.fromkeys(warning for result in row for warning in result.warnings):
+            yield f"{WARNED} {target.label}: {warning}"
     if any(result.non_finite for row in results.values() for result in row):
         yield "non-finite: images whose logits are NaN or infinite; they count as classified wrongly"
 
@@ -110,7 +115,9 @@ def _cell(result: Result) -> str:
     if result.confidence_interval is not None:
         low, high = result.confidence_interval
         text += f" [{low:.1f}, {high:.1f}]"
-    return f"{text}, {result.non_finite} non-finite" if result.non_finite else text
+    if result.non_finite:
+        text += f", {result.non_finite} non-finite"
+    return f"{text} {WARNED}" if result.warnings else text
 
 
 def _paper_cell(paper: PaperConfig, attack: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from fastpeer.errors import UserError, brief
 from fastpeer.own_code import current_folder_first, error_text, import_own
 from fastpeer.suggestions import similar
+
+log = logging.getLogger(__name__)
 
 
 def timm_network(name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
@@ -98,35 +101,91 @@ def _call(build: Any, classes: int) -> object:
 
 
 def _checked(network: nn.Module, name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
-    """Run a network once in eval mode, so that wrong shapes are an error before the training; return it."""
+    """Return a network in PyTorch's default dtype that leaves its images as they are.
+
+    It is run once in each mode, so that wrong shapes are an error before the training.
+    """
+    converted = _convert_weights(network, name)
     if size is None:
         return network
-    modes = [(module, module.training) for module in network.modules()]
     what = f"images of {size[0]}×{size[1]}"
     try:
-        logits = _run(network.eval(), size)
+        logits, in_place = _run(network, size)
     except Exception as error:  # Code from outside fastpeer may raise anything.
         if "view size is not compatible" in str(error):
             raise UserError(
                 f"the network {name} must accept images in channels-last memory: .reshape(...) instead of"
                 " .view(...)"
             ) from None
-        raise UserError(f"the network {name} does not accept {what} ({error_text(error)})") from None
-    # Each module's own: networks may keep parts of themselves in eval mode.
-    for module, training in modes:
-        module.training = training
+        raise UserError(
+            f"the network {name} does not accept {what} ({error_text(error)}){converted}"
+        ) from None
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         actual = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"the network {name} must map 2 {what} to logits (2, {classes}), got {actual}")
+    if in_place:
+        log.info("%s changes its images in place: it is given a copy of them", name)
+        network.register_forward_pre_hook(_copy_images)
     return network
 
 
+def _convert_weights(network: nn.Module, name: str) -> str:
+    """Convert weights to PyTorch's default dtype, in place; return a note for errors if they were of another.
+
+    Half-precision weights would round those of a file, and could be trained in no precision of a run.
+    """
+    own = torch.get_default_dtype()
+    tensors = [*network.parameters(), *network.buffers()]
+    others = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {own}
+    if not others:
+        return ""
+    network.to(own)
+    names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+    wanted = str(own).removeprefix("torch.")
+    log.info("%s builds weights in %s: converted to %s; --precision sets a run's", name, names, wanted)
+    return f"; it builds weights in {names}, but must compute in the dtype of the images it is given"
+
+
 @torch.no_grad()
-def _run(network: nn.Module, size: tuple[int, int]) -> object:
+def _run(network: nn.Module, size: tuple[int, int]) -> tuple[object, bool]:
+    """Return what a network makes of two images in eval mode, and whether it changes them, in any mode."""
     parameter = next(network.parameters(), torch.empty(0))
-    images = torch.zeros(2, 3, *size, dtype=parameter.dtype, device=parameter.device)
+    images = torch.linspace(0, 1, 6 * size[0] * size[1], dtype=parameter.dtype, device=parameter.device)
     # In the memory format of a training, which some code does not accept: x.view(len(x), -1) of planes.
-    return network(images.contiguous(memory_format=torch.channels_last))
+    images = images.view(2, 3, *size).contiguous(memory_format=torch.channels_last)
+    modes = [(module, module.training) for module in network.modules()]
+    devices = [images.device] if images.device.type == "cuda" else []
+    try:
+        # Whatever its code draws must not advance the run's generator.
+        with torch.random.fork_rng(devices=devices):
+            given = images.clone()
+            logits = network.eval()(given)
+            return logits, _is_changed(given, images) or _trains_in_place(network, images)
+    finally:
+        # Each module's own: networks may keep parts of themselves in eval mode.
+        for module, training in modes:
+            module.training = training
+
+
+def _trains_in_place(network: nn.Module, images: Tensor) -> bool:
+    """Tell whether a network changes its images in train mode, without moving its running statistics."""
+    given = images.clone()
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        torch.func.functional_call(network.train(), buffers, given)
+    except Exception:  # Whatever it raises for two images it may not raise for a batch.
+        log.debug("the network does not train on two images", exc_info=True)
+    return _is_changed(given, images)
+
+
+def _is_changed(given: Tensor, images: Tensor) -> bool:
+    # The version also tells of changes that happened to leave these values; writing through `.data` has none.
+    return given._version > 0 or not torch.equal(given, images)
+
+
+def _copy_images(network: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hand a network a copy of its images: a leaf of autograd's must not change, nor others' images."""
+    return (args[0].clone(), *args[1:])
 
 
 def _suggestion(word: str, valid: list[str]) -> str:

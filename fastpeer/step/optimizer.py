@@ -9,7 +9,7 @@ from torch import nn
 from fastpeer.config import OptimConfig
 from fastpeer.errors import UserError
 from fastpeer.models.normalized import without_normalization
-from fastpeer.suggestions import nearest
+from fastpeer.suggestions import did_you_mean
 
 
 def freeze(networks: Mapping[str, nn.Module], patterns: Sequence[str]) -> None:
@@ -32,10 +32,10 @@ def freeze(networks: Mapping[str, nn.Module], patterns: Sequence[str]) -> None:
     for pattern in patterns:
         matching = [name for name in parameters if fnmatchcase(name, pattern)]
         if not matching:
-            raise UserError(
-                f"--optim.freeze: no parameter matches {pattern!r}; did you mean"
-                f" {nearest(pattern, [*parameters, *_groups(parameters)])}?"
+            near = did_you_mean(
+                pattern, [*parameters, *_groups(parameters)], f"such as {next(iter(parameters))}"
             )
+            raise UserError(f"--optim.freeze: no parameter matches {pattern!r}; {near}")
         for name in matching:
             parameters[name].requires_grad_(False)
     for name in networks:

@@ -1,5 +1,6 @@
 """Builds the data streams and networks of a training from its settings."""
 
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Config
+from fastpeer.config import Config, teacher_words
 from fastpeer.data.dataset import PreparedDataset, file_sha256
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import ResidentSource, open_source
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, Source, TrainingStream, hold_out, spread
 from fastpeer.errors import UserError
+from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.methods import Method
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import NumberFormat, number_format
@@ -26,9 +28,11 @@ from fastpeer.training.networks import (
     place_teacher,
     refuse_unused_weights,
 )
-from fastpeer.training.teachers import Teacher, check_accuracy
+from fastpeer.training.teacher_accuracy import TeacherAccuracy, check_accuracy
+from fastpeer.training.teachers import Teacher
 from fastpeer.versions import version_of
 
+log = logging.getLogger(__name__)
 OpenSplit = Callable[[str, int], Source]
 """Opens a split (train or test) with a batch size."""
 
@@ -42,6 +46,8 @@ class TrainingSetup:
     """The trained networks, by name: student, peer."""
     teachers: dict[str, tuple[Teacher, nn.Module]]
     """The frozen networks, by their role in the method's table."""
+    teacher_accuracies: Mapping[str, TeacherAccuracy]
+    """What was measured of them, by role."""
     training: TrainingStream
     selection: EvaluationStream
     number_format: NumberFormat
@@ -51,6 +57,8 @@ class TrainingSetup:
     """Files of the initial weights, with their SHA-256, by network."""
     left_out: Mapping[str, list[str]]
     """Names of the tensors that were not taken from those files."""
+    warnings: Mapping[str, list[str]]
+    """Why attacks on a network may fail, for those that hide their gradient (`hidden_gradients`)."""
 
     @property
     def classes(self) -> int:
@@ -104,12 +112,26 @@ def set_up(
         teacher.role: (teacher, place_teacher(teacher, config, classes, dataset.size, device))
         for teacher in teachers
     }
-    for teacher, network in placed.values():
-        check_accuracy(teacher, network, selection, classes)
+    accuracies = {
+        role: check_accuracy(teacher, network, selection, classes, config.attack, config.seed)
+        for role, (teacher, network) in placed.items()
+    }
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
+    frozen = {role: network for role, (_, network) in placed.items()}
+    warnings = _hidden_gradients({**networks, **frozen}, selection)
     return TrainingSetup(
-        method, networks, placed, training, selection, numbers, device, dataset, files, left_out
-    )
+        method, networks, placed, accuracies, training, selection, numbers, device, dataset, files, left_out,
+        warnings,
+    )  # fmt: skip
+
+
+def _hidden_gradients(networks: Mapping[str, nn.Module], stream: EvaluationStream) -> dict[str, list[str]]:
+    """Return and log why attacks may fail, for the networks that they may fail on."""
+    found = {name: hidden_gradients(network, stream) for name, network in networks.items()}
+    for name, reasons in found.items():
+        for reason in reasons:
+            log.warning("the %s: %s", teacher_words(name), reason)
+    return {name: reasons for name, reasons in found.items() if reasons}
 
 
 def _open_streams(
@@ -180,6 +202,7 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
                 "network": teacher.network,
                 "mean": list(teacher.mean),
                 "std": list(teacher.std),
+                "accuracy": setup.teacher_accuracies[role].facts(),
             }
             for role, (teacher, _) in setup.teachers.items()
         },
@@ -187,6 +210,7 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
             name: {"file": str(file), "sha256": sha, "left_out": setup.left_out[name]}
             for name, (file, sha) in setup.initial.items()
         },
+        "warnings": dict(setup.warnings),
         "device": device,
         "versions": _versions(),
     }

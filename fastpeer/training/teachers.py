@@ -1,8 +1,8 @@
-"""Frozen teachers: finds their weights, builds them and checks their accuracy."""
+"""Frozen teachers: finds their weights, what their records say of them, and builds them."""
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,9 @@ from torch import nn
 from fastpeer.checkpoint import load_state
 from fastpeer.config import TeacherConfig, teacher_flag, teacher_words
 from fastpeer.data.dataset import file_sha256
-from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import Evaluator
-from fastpeer.evaluation.attacks import no_attack
 from fastpeer.links import student_weights
+from fastpeer.methods import build_table, default_loss, method_names
 from fastpeer.models import build_model
 from fastpeer.models.weights import (
     load_weights,
@@ -28,10 +26,6 @@ from fastpeer.models.weights import (
 from fastpeer.run_folder import RunFolder, enclosing_run, network_name
 
 log = logging.getLogger(__name__)
-CHECKED_IMAGES = 1000
-"""Number of images that a teacher's accuracy is checked on."""
-TOLERANCE = 5.0
-"""Percentage points that a teacher may stay below its recorded accuracy without a warning."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,8 @@ class Teacher:
         classes: number of classes it was trained on, if known.
         size: height and width of the images it was trained on, if known.
         clean_accuracy: accuracy in % on clean images that its run recorded for these weights, if any.
+        method: name of the method that trained it, if recorded.
+        robust: whether that was against an attack; None: not known.
     """
 
     role: str
@@ -60,6 +56,8 @@ class Teacher:
     classes: int | None = None
     size: tuple[int, int] | None = None
     clean_accuracy: float | None = None
+    method: str = ""
+    robust: bool | None = None
 
     @property
     def title(self) -> str:
@@ -81,7 +79,7 @@ def find_teacher(role: str, config: TeacherConfig, student: str, method: str) ->
             file itself.
         student: name of the trained network, which is assumed for a file that neither belongs to a run nor
             records its network.
-        method: name of the method, for the error.
+        method: name of the method that learns from it, for messages.
 
     Raises:
         UserError: no weights are named, or they do not exist.
@@ -103,7 +101,9 @@ def find_teacher(role: str, config: TeacherConfig, student: str, method: str) ->
         source = "file" if run is None else "run"
         report_normalization(f"the {title} {weights}", (facts["mean"], facts["std"]), source)
     sha256 = file_sha256(weights)
-    return Teacher(role=role, weights=weights.absolute(), sha256=sha256, key=config.weights_key, **facts)
+    teacher = Teacher(role=role, weights=weights.absolute(), sha256=sha256, key=config.weights_key, **facts)
+    _warn_of_other_kind(teacher, method)
+    return teacher
 
 
 def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.Module:
@@ -137,38 +137,6 @@ def build_teacher(teacher: Teacher, classes: int, size: tuple[int, int]) -> nn.M
     return network.eval().requires_grad_(False)
 
 
-def check_accuracy(teacher: Teacher, network: nn.Module, stream: EvaluationStream, classes: int) -> float:
-    """Measure and log a teacher's accuracy on clean images; warn if it is far below the recorded one.
-
-    A wrong network or normalisation would otherwise only show as a badly trained student.
-
-    Args:
-        teacher: what `network` was built from.
-        network: in the dtype of the stream's images, on their device.
-        stream: images that it was not trained on, of which up to 1000, evenly spread, are used.
-        classes: number of classes.
-
-    Returns:
-        Accuracy in %.
-
-    Raises:
-        UserError: it is not better than guessing, with 95 % confidence.
-    """
-    sample = replace(stream, indices=spread(stream.indices, CHECKED_IMAGES))
-    correct = Evaluator({teacher.role: network}, no_attack()).correct(sample)[teacher.role]
-    images = len(correct)
-    accuracy, low, high = _accuracy_interval(int(correct.sum()), images)
-    share = f"{accuracy:.1f} % of {images} clean images"
-    finding = f"the {teacher.title} {teacher.weights} classifies {share} correctly"
-    if low <= 100 / classes:
-        raise UserError(
-            f"{finding}, guessing {100 / classes:.1f} %: check its network and normalisation"
-            f" ({teacher.flag}.network, {teacher.flag}.mean, {teacher.flag}.std)"
-        )
-    _log_accuracy(teacher, finding, accuracy, high)
-    return accuracy
-
-
 def _weights_file(path: Path, flag: str) -> Path:
     """Return the student's weights in a run (best, else last) or checkpoint, or the file itself."""
     run = RunFolder(path)
@@ -195,6 +163,8 @@ def _facts_of_run(run: RunFolder, weights: Path, config: TeacherConfig) -> dict[
         "classes": data.get("classes"),
         "size": None if size is None else (size[0], size[1]),
         "clean_accuracy": _recorded_accuracy(weights),
+        "method": settings.method,
+        "robust": settings.table.seeks_robustness and settings.attack.epsilon > 0,
     }
 
 
@@ -205,7 +175,38 @@ def _facts_of_file(weights: Path, config: TeacherConfig, student: str, flag: str
     found = None if config.mean else recorded_normalization(weights, network, config.weights_key)
     mean, std = found or ((), ())
     size = (recorded.size[0], recorded.size[1]) if len(recorded.size) == 2 else None
-    return {"network": network, "mean": mean, "std": std, "classes": recorded.classes or None, "size": size}
+    return {
+        "network": network,
+        "mean": mean,
+        "std": std,
+        "classes": recorded.classes or None,
+        "size": size,
+        "method": recorded.method,
+        "robust": _seeks_robustness(recorded.method),
+    }
+
+
+def _seeks_robustness(method: str) -> bool | None:
+    """Tell whether a recorded method trains against an attack; None for a method of somebody's own.
+
+    Such a method is not imported because a file says so: importing runs code.
+    """
+    if method not in method_names():
+        return None
+    return build_table(method, default_loss(method)).seeks_robustness
+
+
+def _warn_of_other_kind(teacher: Teacher, method: str) -> None:
+    """Warn if the record says that a robust teacher was trained without an attack, or the reverse."""
+    wanted = teacher.role == "teacher"
+    if teacher.robust in (None, wanted):
+        return
+    log.warning(
+        "the %s %s was trained %s an attack (method %s), as its record says: %s learns from one trained %s an"
+        " attack; name another with %s",
+        teacher.title, teacher.weights, "without" if wanted else "against", teacher.method, method,
+        "against" if wanted else "without", teacher.flag,
+    )  # fmt: skip
 
 
 def _recorded_accuracy(weights: Path) -> float | None:
@@ -220,27 +221,6 @@ def _recorded_accuracy(weights: Path) -> float | None:
     entry = entry or state.get("summary", {}).get(summary_names.get(weights.stem))
     accuracy = entry.get("clean") if isinstance(entry, Mapping) else None
     return float(accuracy) if isinstance(accuracy, (int, float)) else None
-
-
-def _accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
-    """Return the accuracy in %, and the ends of its 95 % Wilson interval."""
-    # Imported here: scipy.stats is slow to import, and runs without a teacher do without it.
-    from scipy.stats import binomtest
-
-    bounds = binomtest(correct, images).proportion_ci(method="wilson")
-    return 100 * correct / images, 100 * bounds.low, 100 * bounds.high
-
-
-def _log_accuracy(teacher: Teacher, finding: str, accuracy: float, high: float) -> None:
-    if teacher.clean_accuracy is None:
-        log.info(finding)
-    elif teacher.clean_accuracy <= max(high, accuracy + TOLERANCE):
-        log.info("%s (its run recorded %.1f %%)", finding, teacher.clean_accuracy)
-    else:
-        log.warning(
-            "%s, but its run recorded %.1f %%: check the data set, %s.mean and %s.std",
-            finding, teacher.clean_accuracy, teacher.flag, teacher.flag,
-        )  # fmt: skip
 
 
 def _format_size(size: tuple[int, int] | None) -> str:

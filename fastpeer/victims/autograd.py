@@ -60,8 +60,12 @@ class AutogradVictim:
         leaf = images.detach().requires_grad_()
         with torch.enable_grad(), self.context():
             logits = self.network(leaf)
+        at_logits = logits_gradient(logits.detach())
+        # A network may cut its gradient off, which is warned of (evaluation/hidden_gradients.py).
+        if not logits.requires_grad:
+            return torch.zeros_like(images)
         # torch.autograd.grad, not backward(): the weights' gradients are neither computed nor accumulated.
-        return torch.autograd.grad(logits, leaf, logits_gradient(logits.detach()))[0]
+        return torch.autograd.grad(logits, leaf, at_logits, materialize_grads=True)[0]
 
 
 class FoldedVictim(AutogradVictim):

@@ -72,6 +72,17 @@ def test_the_count_of_non_finite_logits_is_kept_where_there_are_any(tmp_path):
     assert read_results(file) == [RESULT, broken]
 
 
+def test_warnings_are_kept_where_there_are_any(tmp_path):
+    file, doubtful = (
+        tmp_path / "results.json",
+        replace(RESULT, attack="fgsm", warnings=("it rounds", "it draws")),
+    )
+    store_results(file, [RESULT, doubtful])
+    assert [entry.get("warnings") for entry in stored(file)] == [None, ["it rounds", "it draws"]]
+    store_results(file, [replace(RESULT, attack="aa")])
+    assert read_results(file)[:2] == [RESULT, doubtful]
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b"3", b'{"results": [3]}', b'{"results": [{"a": 1}]}', b"\x00\xff"]
 )

@@ -120,6 +120,18 @@ def test_non_finite_logits_stand_with_their_figure():
     assert "non-finite" not in shown(student)
 
 
+def test_doubtful_accuracies_are_marked_and_say_why():
+    student = target("mine", "best", None)
+    rounding = replace(result("fgsm"), warnings=("it rounds",))
+    file = StringIO()
+    row = [result("clean"), rounding, replace(rounding, attack="aa", non_finite=1)]
+    print_results({student: row}, Console(file=file, width=200))
+    ((cells,),) = sections(file.getvalue())
+    assert cells[1:] == ["12.50", "12.50 (!)", "12.50, 1 non-finite (!)"]
+    assert file.getvalue().count("(!) mine best: it rounds") == 1
+    assert "(!)" not in shown(student)
+
+
 @pytest.mark.parametrize(
     ("facts", "named"),
     [

@@ -10,11 +10,14 @@ from fastpeer.checkpoint import save_checkpoint
 from fastpeer.config import Config, ModelConfig
 from fastpeer.data.dataset import open_dataset
 from fastpeer.errors import UserError
+from fastpeer.evaluation.hidden_gradients import ZERO
 from fastpeer.evaluation.protocol import Protocol
 from fastpeer.evaluation.targets import find_targets
 from fastpeer.models import build_model
 from fastpeer.models.normalized import normalization
+from fastpeer.models.weights import save_weights
 from fastpeer.run_folder import RunFolder
+from tests.evaluation.test_hidden_gradients import Rounding
 
 CONFIG = Config(model=ModelConfig(student="resnet8", peer="resnet8"))
 
@@ -109,6 +112,17 @@ def test_weights_outside_a_run_need_data_and_a_network(lone_file, small_dataset)
         evaluate(lone_file, ["clean"], data=small_dataset)
     (result,) = evaluate(lone_file, ["clean"], data=small_dataset, model="resnet8")
     assert result.images == 5
+
+
+def test_results_of_a_network_that_hides_its_gradient_say_so(tmp_path, small_dataset, logged):
+    path = tmp_path / "rounding.safetensors"
+    save_weights(Rounding(5), path)
+    name = "tests.evaluation.test_hidden_gradients:Rounding"
+    clean, pgd = evaluate(path, ["clean", "pgd1"], data=small_dataset, model=name)
+    reason = f"the gradient is zero at 5 of 5 images {ZERO}"
+    assert (clean.warnings, pgd.warnings) == ((), (reason,))
+    evaluate(path, ["clean"], data=small_dataset, model=name)
+    assert [line for line in logged if "engine" not in line] == [f"{path}: {reason}"]
 
 
 def test_normalisation_comes_from_the_settings_the_run_or_the_file(tmp_path, small_dataset):

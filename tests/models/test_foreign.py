@@ -1,13 +1,20 @@
 """timm's networks, and the user's own classes."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
+from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
+from fastpeer.evaluation.attacks import AttackSettings
+from fastpeer.kernels.choice import torch_kernels
 from fastpeer.models import build_model, check_model_name
+from fastpeer.victims.autograd import FoldedVictim
+from fastpeer.victims.factory import VictimFactory
 from tests.models.timms import need_timm
 
 NETS = """
@@ -74,6 +81,45 @@ class Viewing(torch.nn.Module):
         return self.linear(x.view(x.size(0), -1))
 
 
+class Subtracts(ByPosition):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5))
+
+
+class Rectifies(ByPosition):
+    def forward(self, x):
+        return super().forward(torch.relu_(x.view_as(x)))
+
+
+class WritesData(ByPosition):
+    def forward(self, x):
+        x.data.mul_(0.5)
+        return super().forward(x)
+
+
+class AddsNoise(ByPosition):
+    def forward(self, x):
+        if self.training:
+            x += torch.randn_like(x)
+        return super().forward(x)
+
+
+class Halved(ByPosition):
+    def __init__(self, outputs):
+        super().__init__(outputs)
+        self.half()
+
+
+class ComputesHalf(Halved):
+    def forward(self, x):
+        return super().forward(x.half())
+
+
+class Draws(ByPosition):
+    def forward(self, x):
+        return super().forward(x) + torch.rand(7)
+
+
 def not_a_network(classes):
     return {}
 
@@ -120,6 +166,10 @@ def test_own_class_is_built_for_the_classes(nets, name, size):
         ("foreign_nets.small:OtherShape", "must map 2 images of 8×8 to logits (2, 7), got (2, 6)"),
         ("foreign_nets.small:Viewing", "in channels-last memory: .reshape(...) instead of .view(...)"),
         ("foreign_nets.small:OtherChannels", "does not accept images of 8×8 (RuntimeError: "),
+        (
+            "foreign_nets.small:ComputesHalf",
+            "; it builds weights in float16, but must compute in the dtype of the images it is given",
+        ),
     ],
 )
 def test_what_is_wrong_with_an_own_class_is_one_line(nets, name, message):
@@ -127,6 +177,70 @@ def test_what_is_wrong_with_an_own_class_is_one_line(nets, name, message):
         build_model(name, 7, (8, 8))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+IN_PLACE = ["Subtracts", "Rectifies", "WritesData", "AddsNoise"]
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_networks_that_change_their_images_in_place_are_given_copies(nets, name, logged):
+    network = build_model(f"foreign_nets.small:{name}", 7, (8, 8))
+    assert logged == [f"foreign_nets.small:{name} changes its images in place: it is given a copy of them"]
+    images = torch.rand(4, 3, 8, 8)
+    before = images.clone()
+    for mode in (True, False):
+        network.train(mode)(images)
+        assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("name", IN_PLACE[:2])
+def test_networks_that_change_their_images_in_place_are_attacked(nets, name, fold):
+    network = build_model(f"foreign_nets.small:{name}", 7, (8, 8)).eval()
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    before = images.clone()
+    victim = VictimFactory(torch.float32, fold, True, None, torch_kernels(), nullcontext).victim(network, "")
+    victim.refresh()
+    assert isinstance(victim, FoldedVictim) == fold
+    leaf = images.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(network(leaf), labels, reduction="sum").backward()
+    torch.testing.assert_close(victim.input_gradient(images, labels), leaf.grad)
+    torch.testing.assert_close(victim.logits(images), network(images))
+    assert torch.equal(images, before)
+
+
+# So large an epsilon that AutoAttack is done at its first attack.
+@pytest.mark.parametrize(("attack", "epsilon"), [("clean", 1e-6), ("pgd2", 1e-6), ("aa", 1.0)])
+def test_networks_that_change_their_images_in_place_are_evaluated(nets, attack, epsilon):
+    torch.manual_seed(0)
+    network = build_model("foreign_nets.small:Subtracts", 7, (8, 8)).eval()
+    images = torch.rand(2, 3, 8, 8)
+    batch, before = Batch(images, network(images).argmax(1)), images.clone()
+    settings = AttackSettings(epsilon, 1e-6, 7, 0, 2, evaluation_options(torch.device("cpu")))
+    found = classify_under_attack(attack, network, [batch], settings, lambda done: None)
+    assert found.correct.tolist() == [attack != "aa"] * 2
+    assert torch.equal(images, before)
+
+
+def test_networks_that_leave_their_images_alone_are_not_touched(nets, logged):
+    network = build_model("foreign_nets.small:ByPosition", 7, (8, 8))
+    assert not network._forward_pre_hooks
+    assert logged == []
+
+
+def test_half_precision_weights_are_converted_before_a_file_s_are_copied(nets, logged):
+    network = build_model("foreign_nets.small:Halved", 7, (8, 8))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert logged[0].startswith("foreign_nets.small:Halved builds weights in float16: converted to float32")
+
+
+def test_a_network_s_check_draws_no_random_numbers(nets):
+    torch.manual_seed(0)
+    build_model("foreign_nets.small:ByPosition", 7)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build_model("foreign_nets.small:Draws", 7, (8, 8))
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,23 @@
 """Teachers: finding their weights, building them and checking their accuracy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastpeer.checkpoint import save_checkpoint
-from fastpeer.config import Config, ModelConfig, TeacherConfig
+from fastpeer.config import AttackConfig, Config, ModelConfig, TeacherConfig
 from fastpeer.data.dataset import file_sha256
 from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.errors import UserError
+from fastpeer.methods import default_loss
 from fastpeer.models import build_model
 from fastpeer.models.weights import WeightFacts, save_weights
 from fastpeer.run_folder import RunFolder
-from fastpeer.training.teachers import Teacher, build_teacher, check_accuracy, find_teacher
+from fastpeer.training.teacher_accuracy import check_accuracy, permuted_classes
+from fastpeer.training.teachers import Teacher, build_teacher, find_teacher
 
 MEAN, STD = (0.5,), (0.25,)
 WEIGHTS = "runs/trained/best.safetensors"
@@ -61,6 +65,8 @@ def test_a_run_stands_for_its_best_student(best):
         classes=5,
         size=(8, 8),
         clean_accuracy=90.0,
+        method="peeraid",
+        robust=True,
     )
     assert found == expected
 
@@ -170,30 +176,50 @@ class PredictedSource:
         self.order = np.array([], dtype=int)
 
     def batches(self, order, key, dtype):
-        self.order = order
+        # Of the clean images, which are more than those that are attacked.
+        self.order = max(self.order, order, key=len)
         for first in range(0, len(order), self.batch_size):
             part = order[first : first + self.batch_size]
-            images = self.predictions[part].to(dtype).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+            pixels = self.predictions[part].to(dtype) / SHADES
+            images = pixels.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
             yield Batch(images, torch.as_tensor(self.labels[part]))
 
 
 class ReadPixel(nn.Module):
+    """Reads the pixel; has no gradient."""
+
     def forward(self, images):
-        return nn.functional.one_hot(images[:, 0, 0, 0].long(), 10).to(images.dtype)
+        predictions = (SHADES * images[:, 0, 0, 0]).round().long()
+        return nn.functional.one_hot(predictions, SHADES).to(images.dtype)
 
 
-def check(correct, images, clean=None):
+class Fragile(ReadPixel):
+    """Takes every image with the faintest noise for one of the next class."""
+
+    def forward(self, images):
+        shades = SHADES * images
+        noisy = (shades - shades.round()).abs().mean((1, 2, 3)) > 0.01
+        logits = super().forward(images)
+        return torch.where(noisy[:, None], logits.roll(1, 1), logits)
+
+
+SHADES = 10
+"""Grey values, each of which stands for a class; a little noise does not change them."""
+
+
+def check(correct, images, clean=None, network=None, role="teacher"):
     """Check a teacher that classifies the first `correct` of every ten images correctly."""
     labels = np.arange(images) // 10 % 10
     predictions = np.where(np.arange(images) % 10 < correct, labels, (labels + 1) % 10)
     source = PredictedSource(labels, predictions)
-    teacher = Teacher("teacher", "resnet8", (), (), WEIGHTS, "", clean_accuracy=clean)
+    teacher = Teacher(role, "resnet8", (), (), WEIGHTS, "", clean_accuracy=clean)
     stream = EvaluationStream(source, np.arange(images), torch.float32)
-    return check_accuracy(teacher, ReadPixel(), stream, 10), source
+    found = check_accuracy(teacher, network or ReadPixel(), stream, 10, AttackConfig(), 0)
+    return found.clean, source, found
 
 
 def test_accuracy_is_measured_on_spread_images_and_logged_in_one_line(logged):
-    accuracy, source = check(8, 3000, clean=84.0)
+    accuracy, source, _ = check(8, 3000, clean=84.0)
     assert len(source.order) == 1000
     assert source.order[-1] == 2997
     assert accuracy == pytest.approx(80, abs=10)
@@ -203,7 +229,7 @@ def test_accuracy_is_measured_on_spread_images_and_logged_in_one_line(logged):
 
 
 def test_accuracy_far_below_the_recorded_one_is_a_warning_with_both_numbers(logged):
-    accuracy, _ = check(8, 1000, clean=90.0)
+    accuracy, *_ = check(8, 1000, clean=90.0)
     assert accuracy == 80
     assert "80.0 % of 1000 clean images correctly, but its run recorded 90.0 %: check the" in logged[0]
     # The interval of so few images is wide.
@@ -220,3 +246,148 @@ def test_no_better_than_guessing_is_refused_with_both_numbers():
     with pytest.raises(UserError, match="guessing"):
         check(2, 20)
     assert check(2, 1000)[0] == 20
+
+
+def test_robust_accuracy_stands_in_the_same_line_and_is_kept(logged):
+    *_, found = check(8, 1000)
+    assert logged == [
+        f"the teacher {WEIGHTS} classifies {found.robust:.1f} % of 96 images under PGD-5 (epsilon 8/255) and"
+        " 80.0 % of 1000 clean images correctly"
+    ]
+    assert found.robust == pytest.approx(80, abs=4)
+    assert found.facts() == {
+        "clean": 80.0, "images": 1000, "robust": found.robust, "attacked": 96, "attack": "pgd5",
+        "epsilon": 8 / 255, "step_size": 2 / 255,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("role", "images", "warns"),
+    [("teacher", 1000, True), ("teacher", 10, False), ("natural_teacher", 1000, False)],
+)
+def test_a_robust_teacher_that_withstands_no_attack_is_a_warning(logged, role, images, warns):
+    *_, found = check(10, images, network=Fragile(), role=role)
+    assert (found.clean, found.robust) == (100, 0)
+    # Ten images are too few to tell.
+    assert [line.partition(":")[0] for line in logged[1:]] == [
+        f"the teacher {WEIGHTS} withstands no attack, and a student learns to be robust from a robust teacher"
+    ] * warns
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "warns"),
+    [
+        ("teacher", "natural", True),
+        ("natural_teacher", "trades", True),
+        ("teacher", "kdiga", False),
+        ("teacher", "peeraid", False),
+        ("natural_teacher", "natural", False),
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "run"])
+def test_a_record_of_the_wrong_kind_is_a_warning(tmp_path, logged, role, method, warns, place):
+    path = tmp_path / "alone.safetensors"
+    if place == "run":
+        folder = RunFolder(tmp_path / "run")
+        folder.create(replace(CONFIG, method=method, loss=default_loss(method)), {"data": DATA}, force=False)
+        save_checkpoint(folder.checkpoints, "last", 1, {"student": network()}, {})
+        path = folder.checkpoints / "last" / "student.safetensors"
+    else:
+        save_weights(build_model("resnet8", 5), path, WeightFacts(network="resnet8", method=method))
+    find_teacher(role, TeacherConfig(weights=str(path)), "resnet8", "ard")
+    title, flag = role.replace("_", " "), f"--{role.replace('_', '-')}"
+    was, wanted = ("without", "against") if role == "teacher" else ("against", "without")
+    expected = (
+        f"the {title} {path} was trained {was} an attack (method {method}), as its record says: ard learns"
+        f" from one trained {wanted} an attack; name another with {flag}"
+    )
+    assert [line for line in logged if "attack" in line] == [expected] * warns
+
+
+@pytest.mark.parametrize("method", ["", "somebody.method", "nosuch"])
+def test_a_record_that_does_not_tell_the_kind_is_none(tmp_path, logged, method):
+    path = tmp_path / "alone.safetensors"
+    save_weights(build_model("resnet8", 5), path, WeightFacts(network="resnet8", method=method))
+    assert find(path).robust is None
+    assert logged == []
+
+
+def test_a_run_whose_attack_has_no_radius_is_no_robust_teacher(tmp_path, logged):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(replace(CONFIG, attack=AttackConfig(epsilon=0.0)), {"data": DATA}, force=False)
+    save_checkpoint(folder.checkpoints, "last", 1, {"student": network()}, {})
+    assert find(folder.path).robust is False
+    assert "was trained without an attack" in logged[-1]
+
+
+def answers(random, classes, per_class, accuracy, order, likeness=0.0):
+    """Return labels, and the answers of a teacher whose outputs are in an order of their own.
+
+    Of the images that it gets wrong, the share `likeness` is taken for one class that is like theirs.
+    """
+    labels = np.repeat(np.arange(classes), per_class)
+    right = random.random(len(labels)) < accuracy
+    like = np.where(
+        random.random(len(labels)) < likeness, labels ^ 1, random.integers(0, classes, len(labels))
+    )
+    return labels, order[np.where(right, labels, like % classes)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "per_class", "accuracy", "permuted"),
+    [(200, 5, 0.6, 20), (200, 5, 0.4, 60), (100, 10, 0.7, 4), (10, 100, 0.5, 2), (10, 100, 0.9, 10)],
+)
+def test_permuted_classes_are_found(classes, per_class, accuracy, permuted):
+    random = np.random.default_rng(0)
+    order = np.arange(classes)
+    order[:permuted] = np.roll(order[:permuted], 1)
+    found = permuted_classes(*answers(random, classes, per_class, accuracy, order), classes)
+    assert {pair for pair in found if pair[0] >= permuted} == set()
+    assert set(found) <= {(label, order[label]) for label in range(permuted)}
+    assert len(found) >= permuted / 5
+
+
+@pytest.mark.parametrize("likeness", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("classes", "per_class", "accuracy"),
+    [
+        (200, 5, 0.5),
+        (200, 5, 0.1),
+        (200, 5, 0.02),
+        (100, 10, 0.5),
+        (100, 10, 0.2),
+        (10, 100, 0.5),
+        (10, 1, 0.5),
+    ],
+)
+def test_the_order_of_weak_teachers_is_not_doubted(classes, per_class, accuracy, likeness):
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        # Two classes that are alike are as often right as taken for each other, at worst.
+        likely = min(likeness, accuracy / (1 - accuracy))
+        given = answers(random, classes, per_class, accuracy, np.arange(classes), likely)
+        assert permuted_classes(*given, classes) == [], seed
+
+
+def test_teachers_that_see_one_class_or_nothing_are_not_permuted():
+    labels = np.arange(1000) % 10
+    assert permuted_classes(labels, np.zeros(1000, int), 10) == []
+    assert permuted_classes(labels, np.full(1000, -1), 10) == []
+
+
+def test_permuted_classes_are_a_warning_that_names_them(logged):
+    labels = np.arange(1000) // 100
+    order = np.array([1, 2, 3, 4, 5, 6, 0, 7, 8, 9])
+    teacher = Teacher("teacher", "resnet8", (), (), WEIGHTS, "")
+    stream = EvaluationStream(PredictedSource(labels, order[labels]), np.arange(1000), torch.float32)
+    check_accuracy(teacher, ReadPixel(), stream, 10, AttackConfig(), 0)
+    assert len(logged) == 2
+    assert logged[1].startswith(
+        f"the teacher {WEIGHTS} seems to have its classes in another order than the data set: images of"
+        " class 0 are taken for 1, images of class 1 are taken for 2, "
+    )
+    assert " and 2 more; put the rows" in logged[1]
+    with pytest.raises(
+        UserError, match=r"guessing.*; its classes seem to be in another order: images of class 0"
+    ):
+        check(1, 1000)

@@ -1,0 +1,137 @@
+"""Networks whose gradients mislead attacks (Athalye et al. 2018): their measured robustness is none."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastpeer.data.stream import EvaluationStream, spread
+
+CHECKED_IMAGES = 16
+MANY = 0.1
+"""Share of images with a gradient of zero from which on it is no accident."""
+SAME = 1e-4
+"""Difference of two calls' logits, relative to the largest, that may be rounding."""
+SQUARE_GAIN = 0.002
+"""Share of the images that Square may find after AutoAttack's other attacks (pyautoattack's own limit)."""
+
+RANDOM = (
+    "its outputs differ between two calls on the same images, so attacks climb noise: accuracies are too high"
+)
+PROBABILITIES = "its outputs are probabilities: attacks expect logits, what its softmax is applied to"
+ZERO = "(its forward rounds or cuts off gradients, or its softmax is saturated): accuracies are too high"
+ZERO_IN_AUTOATTACK = f"AutoAttack met images whose gradient is zero {ZERO}"
+SQUARE = (
+    "Square, which uses no gradient, found adversarial images that AutoAttack's other attacks missed: its"
+    " gradient misleads them"
+)
+DYNAMIC = "it runs autograd in its forward, which AutoAttack does not see through: accuracies may be too high"
+
+
+def hidden_gradients(network: nn.Module, stream: EvaluationStream) -> list[str]:
+    """Return why attacks that follow a network's gradient may fail, a line for each reason; mostly none.
+
+    Looks at up to 16 images, evenly spread, in eval mode. Draws no number from PyTorch's generators, and
+    leaves the network's statistics and modes as they are.
+
+    Args:
+        network: in the dtype of the stream's images, on their device.
+        stream: images.
+    """
+    sample = replace(stream, indices=spread(stream.indices, CHECKED_IMAGES))
+    batches = list(sample)
+    images, labels = (torch.cat([getattr(batch, part) for batch in batches]) for part in ("images", "labels"))
+    return _reasons(network, images, labels)
+
+
+def _reasons(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
+    leaf = images.detach().clone().requires_grad_()
+    with torch.enable_grad(), _undisturbed(network, images.device):
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        first, second = (torch.func.functional_call(network, buffers, leaf) for _ in range(2))
+        gradient = _gradient(first, leaf, labels)
+    first, second = first.detach(), second.detach()
+    if not (first.isfinite().all() and second.isfinite().all()):
+        return []  # Counted and reported by whoever classifies.
+    zeros = int((gradient.flatten(1) == 0).all(1).sum())
+    # A network that ignores its images, such as one with a classifier of zeros, hides nothing yet.
+    learnt = not torch.equal(first, first[:1].expand_as(first))
+    found = {
+        RANDOM: (first - second).abs().max() > SAME * first.abs().max(),
+        PROBABILITIES: first.min() >= 0 and ((first.sum(1) - 1).abs() < 1e-3).all(),
+        f"the gradient is zero at {zeros} of {len(images)} images {ZERO}": learnt
+        and zeros > MANY * len(images),
+    }
+    return [reason for reason, holds in found.items() if holds]
+
+
+def _gradient(logits: Tensor, leaf: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy's gradient at the images (B, 3, H, W); zeros where it is cut off."""
+    if not logits.requires_grad:
+        return torch.zeros_like(leaf)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    entropy = F.cross_entropy(wide, labels, reduction="sum")
+    return torch.autograd.grad(entropy, leaf, materialize_grads=True)[0]
+
+
+@contextmanager
+def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put a network into eval mode; at the end, restore each module's own mode and the random generators."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            network.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def autoattack_messages() -> Iterator[list[str]]:
+    """Collect what pyautoattack logs as warnings meanwhile, in its own words; nothing of it is printed."""
+    logger, collector = logging.getLogger("auto-attack"), _Collector(logging.WARNING)
+    propagate = logger.propagate
+    logger.addHandler(collector)
+    logger.propagate = False
+    try:
+        yield collector.messages
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagate
+
+
+class _Collector(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def autoattack_reasons(messages: Sequence[str], batches: int) -> list[str]:
+    """Return what pyautoattack's messages on a network mean, each once; its own name flags of its own.
+
+    Args:
+        messages: from `autoattack_messages`.
+        batches: of how many calls of AutoAttack, each of which judges its own images.
+    """
+    known = {
+        "randomized defense": RANDOM, "probability distribution": PROBABILITIES,
+        "zero gradient": ZERO_IN_AUTOATTACK, "dynamic defense": DYNAMIC,
+    }  # fmt: skip
+    reasons: list[str] = []
+    gain = 0.0
+    for message in messages:
+        if square := re.match(r"Square Attack has decreased the robust accuracy of ([\d.]+)%", message):
+            gain += float(square[1]) / 100 / batches
+            continue
+        own = re.sub(r" See \S+ for details\.", "", message)
+        reasons.append(next((reason for words, reason in known.items() if words in message), own))
+    return list(dict.fromkeys([*reasons, *([SQUARE] if gain > SQUARE_GAIN else [])]))
