@@ -58,7 +58,8 @@ def _normalized(gradient: Tensor) -> Tensor:
 
 
 def _norm(images: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(images, dim=_each_image(images), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(images, dim=_each_image(images), keepdim=True)
+    return norm
 
 
 def _each_image(images: Tensor) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ def uniform_l2_start(images: Tensor, epsilon: float, key: Tensor, *, clamp: bool
 def _in_unit_ball(bits: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
     """Make points of the unit ball, (B, C, H, W), of 64 random bits for each value."""
     direction = normal(bits, dtype)
-    norm = torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
     return direction / norm * _length(key, bits.shape, dtype)
 
 

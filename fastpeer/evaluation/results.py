@@ -35,6 +35,7 @@ class Result:
         non_finite: number of images with logits that are NaN or infinite, none of which counts as correct;
             left out of the file where it is 0.
         pixels: whether the data set has the official pixels; empty: unknown, or nobody's official ones.
+        norm: of the ball that the attack stays in: linf, as of older results, or l2.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Result:
     side: int = 0
     non_finite: int = 0
     pixels: str = ""
+    norm: str = "linf"
 
     @property
     def accuracy(self) -> float:
@@ -77,7 +79,7 @@ class Result:
     def key(self) -> tuple[Any, ...]:
         """What was evaluated, and how; a later result with the same key replaces an earlier one."""
         subject = (self.weights_sha256, self.target, self.data_sha256, self.images, self.side)
-        return (*subject, self.attack, self.epsilon, self.step_size, self.seed, self.batch_size)
+        return (*subject, self.attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
 SPARE = 100_000

@@ -12,6 +12,7 @@ from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
 HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
+NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
 
@@ -37,7 +38,8 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
 def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:
     attacks = [result.attack for result in max(results.values(), key=len)]
     sections = [_section(rows, attacks) for rows in _by_run(results)]
-    return FigureTable(("student", *map(_heading, attacks)), sections)
+    norm = next(iter(results.values()))[0].norm
+    return FigureTable(("student", *(_heading(attack, norm) for attack in attacks)), sections)
 
 
 def _section(rows: Mapping[Target, Sequence[Result]], attacks: Sequence[str]) -> list[Row]:
@@ -61,18 +63,19 @@ def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target,
 def _title(result: Result) -> str:
     images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
     radius = format_fraction(result.epsilon)
-    return f"accuracy in % on {images} test images of {result.dataset}, epsilon {radius}, fp32"
+    ball = f"{NORMS.get(result.norm, result.norm)} epsilon {radius}"
+    return f"accuracy in % on {images} test images of {result.dataset}, {ball}, fp32"
 
 
 def _comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
     """Return the paper's row for a run's recipe, if data set and attack are the paper's too."""
     paper = target.config.paper if target.config else None
-    comparable = paper is not None and paper.dataset == row[0].dataset and _has_papers_radius(row[0])
+    comparable = paper is not None and paper.dataset == row[0].dataset and _is_papers_attack(row[0])
     return paper if comparable else None
 
 
-def _has_papers_radius(result: Result) -> bool:
-    return (result.epsilon, result.step_size) == (8 / 255, 2 / 255)
+def _is_papers_attack(result: Result) -> bool:
+    return (result.norm, result.epsilon, result.step_size) == ("linf", 8 / 255, 2 / 255)
 
 
 def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
@@ -85,6 +88,9 @@ def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
             others = [*other_data(rows[path][0].dataset, rows[path][0].pixels, config.paper), *others]
         if config.paper is not None and others:
             yield f"{path}: not the paper's settings ({config.paper.row}): other {', '.join(others)}"
+        if config.attack.norm == "l2" and rows[path][0].norm != "l2":
+            ball = f"--epsilon {format_fraction(config.attack.epsilon)}"
+            yield f"{path}: trained with attack.norm = l2, attacked here in L-infinity (--norm l2 {ball})"
         yield f"{path}: best epochs were chosen on {split} (selection.split = {config.selection.split})"
     counts = {result.targets for row in results.values() for result in row if result.targets is not None}
     for count in counts:
@@ -96,7 +102,9 @@ def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
         yield "non-finite: images whose logits are NaN or infinite; they count as classified wrongly"
 
 
-def _heading(attack: str) -> str:
+def _heading(attack: str, norm: str) -> str:
+    if (attack, norm) == ("fgsm", "l2"):
+        return "FGM"  # The step is along the gradient, not its sign.
     return HEADINGS.get(attack) or attack.upper().replace("PGD", "PGD-")
 
 

@@ -1,5 +1,6 @@
 """Builds the data streams and networks of a training from its settings."""
 
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Config
+from fastpeer.config import Config, check_fits, doubts
 from fastpeer.data.dataset import PreparedDataset, file_sha256
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import ResidentSource, open_source
@@ -23,6 +24,8 @@ from fastpeer.step.precision import NumberFormat, number_format
 from fastpeer.training.networks import build_networks, find_teachers, place_teacher, refuse_unused_weights
 from fastpeer.training.teachers import Teacher, check_accuracy
 from fastpeer.versions import version_of
+
+log = logging.getLogger(__name__)
 
 OpenSplit = Callable[[str, int], Source]
 """Opens a split (train or test) with a batch size."""
@@ -84,6 +87,10 @@ def set_up(
     method = config.table
     refuse_unused_weights(config, method, initial)
     dataset = dataset.seen_at(config.data.size)
+    attack = config.attack
+    check_fits(attack.norm, attack.epsilon, dataset.size, "--attack.epsilon")
+    for doubt in doubts(attack.norm, attack.epsilon, attack.step_size, attack.steps):
+        log.warning(doubt)
     # Before the images are opened, which takes longer: a missing teacher is reported at once.
     teachers = find_teachers(config, method)
     training, selection = _open_streams(config, dataset, device, numbers)

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastpeer.kernels.fused.pgd_update import alike, check_update
 
 _BLOCK = 2048
-"""Values of an image at a time: four for each thread, 16 bytes in float32. All but the first reading is cached."""
+"""Values of an image at a time: four for each thread, 16 bytes in float32."""
 _WARPS = 16
 
 
@@ -108,7 +108,7 @@ def _scale_and_norm(
     COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Return an image's largest gradient, and the norm of its gradient divided by that; 1 where it is zero."""
+    """Return an image's largest gradient, and the norm of the gradient divided by that; 1 for zero."""
     kind: tl.constexpr = tl.float64 if gradient.dtype.element_ty == tl.float64 else exact
     peaks = tl.zeros((BLOCK,), kind)
     nans = tl.zeros((BLOCK,), tl.int32)
