@@ -71,8 +71,9 @@ def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator, no
     direction = torch.randn(images.shape, generator=generator, device=device, dtype=dtype)
     part = torch.rand(len(images), 1, 1, 1, generator=generator, device=device, dtype=dtype)
     # The part u of a ball in d dimensions lies within the radius u^(1/d).
-    length = epsilon * part.pow(1 / images[0].numel())
-    return images + length / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * direction
+    radius = epsilon * part.pow(1 / images[0].numel())
+    lengths: Tensor = torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
+    return images + radius / lengths * direction
 
 
 @contextmanager
