@@ -12,7 +12,9 @@ from fastpeer.kernels import (
     fold,
     gaussian_start,
     moving_attack_gradient,
+    pgd_l2_update,
     pgd_update,
+    uniform_l2_start,
     uniform_start,
 )
 
@@ -25,9 +27,11 @@ class Kernels:
     attack_gradient: Callable[..., Any]
     moving_attack_gradient: Callable[..., Any]
     pgd_update: Callable[..., Any]
+    pgd_l2_update: Callable[..., Any]
     bias_sum_relu: Callable[..., Any]
     gaussian_start: Callable[..., Any]
     uniform_start: Callable[..., Any]
+    uniform_l2_start: Callable[..., Any]
     crop_and_flip: Callable[..., Any]
     fold: type
 
@@ -39,9 +43,11 @@ def torch_kernels() -> Kernels:
         attack_gradient=attack_gradient.attack_gradient,
         moving_attack_gradient=moving_attack_gradient.moving_attack_gradient,
         pgd_update=pgd_update.pgd_update,
+        pgd_l2_update=pgd_l2_update.pgd_l2_update,
         bias_sum_relu=bias_sum_relu.bias_sum_relu,
         gaussian_start=gaussian_start.gaussian_start,
         uniform_start=uniform_start.uniform_start,
+        uniform_l2_start=uniform_l2_start.uniform_l2_start,
         crop_and_flip=crop_and_flip.crop_and_flip,
         fold=fold.Fold,
     )
@@ -60,9 +66,11 @@ def triton_kernels() -> Kernels:
         attack_gradient=fused.attack_gradient.attack_gradient,
         moving_attack_gradient=fused.moving_attack_gradient.moving_attack_gradient,
         pgd_update=fused.pgd_update.pgd_update,
+        pgd_l2_update=fused.pgd_l2_update.pgd_l2_update,
         bias_sum_relu=fused.bias_sum_relu.bias_sum_relu,
         gaussian_start=fused.gaussian_start.gaussian_start,
         uniform_start=fused.uniform_start.uniform_start,
+        uniform_l2_start=fused.uniform_l2_start.uniform_l2_start,
         crop_and_flip=fused.crop_and_flip.crop_and_flip,
         fold=fused.fold.Fold,
     )

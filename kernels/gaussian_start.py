@@ -24,10 +24,10 @@ def gaussian_start(images: Tensor, std: float, key: Tensor, *, clamp: bool = Fal
     Returns:
         (B, C, H, W), of the dtype and in the memory format of `images`.
     """
-    return noisy(images, key, lambda bits, dtype: std * _normal(bits, dtype), clamp)
+    return noisy(images, key, lambda bits, dtype: std * normal(bits, dtype), clamp)
 
 
-def _normal(bits: Tensor, dtype: torch.dtype) -> Tensor:
+def normal(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Make a normal number of 64 random bits, after Box and Muller."""
     # The upper half plus one, so that the logarithm sees (0, 1], never 0.
     radius = (shifted(bits, 32) + 1).to(dtype) * 2.0**-32

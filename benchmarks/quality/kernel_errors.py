@@ -59,6 +59,7 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
             yield gradient(case, logits(2, classes, dtype, device))
             yield moving_gradient(case, logits(2, classes, dtype, device))
         yield update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+        yield l2_update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
         yield random_start(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
     for dtype in DTYPES:
         yield epilogue(f"8 x 64 x 16 x 16, {str(dtype).removeprefix('torch.')}", dtype, device)
@@ -110,6 +111,15 @@ def update(case: str, size: int, device: torch.device) -> Comparison:
         return {"": kernels.pgd_update(*inputs, 2 / 255, 8 / 255)[0]}
 
     return Comparison("pgd_update", case, [tensor.to(device) for tensor in inputs], results)
+
+
+def l2_update(case: str, size: int, device: torch.device) -> Comparison:
+    """Step by 0.1 in an L2 ball of 0.5."""
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"": kernels.pgd_l2_update(*inputs, 0.1, 0.5)[0]}
+
+    return Comparison("pgd_l2_update", case, update(case, size, device).inputs, results)
 
 
 def epilogue(case: str, dtype: torch.dtype, device: torch.device) -> Comparison:

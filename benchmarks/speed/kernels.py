@@ -4,7 +4,7 @@ python -m benchmarks.speed.kernels --batch 128
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def kernel_cases(batch: int, device: torch.device) -> list[KernelCase]:
         *(
             make(dataset, batch, device)
             for dataset in ("cifar10", "tiny")
-            for make in (update_case, start_case, uniform_case, crop_case)
+            for make in (update_case, l2_update_case, start_case, uniform_case, l2_start_case, crop_case)
         ),
         *(fold_case(model, device) for model in ("resnet18", "wideresnet34x10")),
     ]
@@ -128,6 +128,16 @@ def update_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
     return KernelCase("pgd_update", {"batch": batch, "size": size}, inputs, function, moved)
 
 
+def l2_update_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
+    """Return the same step in L2."""
+    linf = update_case(dataset, batch, device)
+
+    def function(kernels: Kernels) -> Callable[..., object]:
+        return lambda moving, gradient, clean: kernels.pgd_l2_update(moving, gradient, clean, 0.1, 0.5)
+
+    return replace(linf, name="pgd_l2_update", function=function)
+
+
 def start_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
     """Gaussian noise on float32 images."""
 
@@ -144,6 +154,15 @@ def uniform_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
         return lambda images, key: kernels.uniform_start(images, 8 / 255, key, clamp=True)
 
     return noise_case("uniform_start", SHAPES[dataset][0], batch, device, function)
+
+
+def l2_start_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
+    """Noise uniform in the L2 ball on float32 images."""
+
+    def function(kernels: Kernels) -> Callable[..., object]:
+        return lambda images, key: kernels.uniform_l2_start(images, 0.5, key)
+
+    return noise_case("uniform_l2_start", SHAPES[dataset][0], batch, device, function)
 
 
 def noise_case(

@@ -21,10 +21,11 @@ from tyro.constructors import (
 
 from fastpeer.config import (
     Config,
+    Norm,
     PixelDistance,
     check_at_least,
+    check_distances,
     check_normalization,
-    check_pixel_distance,
 )
 from fastpeer.config.toml import fit, flat
 from fastpeer.errors import UserError
@@ -80,10 +81,13 @@ class EvalArguments:
     """Comma-separated: clean, fgsm, pgdN (N steps), aa (AutoAttack standard)."""
     examples: int = 0
     """Use only this many test images, evenly spread, and print a 95 % interval; 0: all."""
+    norm: Norm = "linf"
+    """What epsilon bounds: the change of each pixel (linf), or the Euclidean length of an image's whole
+    change (l2)."""
     epsilon: PixelDistance = 8 / 255
-    """Radius of the L-infinity ball."""
+    """Radius of the ball; usual for l2 is 128/255 or 0.5."""
     step_size: PixelDistance = 2 / 255
-    """Step of PGD."""
+    """Step of PGD; usual for l2 is 0.1, with an epsilon of 0.5."""
     checkpoints: str = "all"
     """Comma-separated: last, swa, best, best-swa; all: those that the run holds."""
     data: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -108,8 +112,7 @@ class EvalArguments:
     """Print nothing but the table and errors."""
 
     def __post_init__(self) -> None:
-        check_pixel_distance("epsilon", self.epsilon)
-        check_pixel_distance("step_size", self.step_size)
+        check_distances(self.norm, epsilon=self.epsilon, step_size=self.step_size)
         check_normalization(self.mean, self.std)
         check_pixel_range(self.mean, self.std)
         check_at_least(1, self, "batch_size")

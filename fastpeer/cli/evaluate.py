@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fastpeer.evaluation.results import Result
     from fastpeer.evaluation.targets import Target
 
+log = logging.getLogger(__name__)
+
 LOGGERS = ("fastpeer.models.weights",)
 """Log what was taken from the files: which weights, and which normalisation."""
 
@@ -38,6 +40,8 @@ def eval_command(words: Sequence[str]) -> None:
     console = Console(quiet=arguments.quiet)
     # Of a network that cannot be folded, nothing: the accuracies are the same.
     with log_to(console, logging.WARNING, more=LOGGERS), interruptible():
+        for doubt in protocol.doubts():
+            log.warning(doubt)
         targets = find_targets(arguments.runs or (newest_run().path,), arguments.checkpoints)
         for target in targets:
             # Before hours of attacks, not after them.
@@ -85,6 +89,7 @@ def _protocol(arguments: EvalArguments) -> "Protocol":
         weights_key=arguments.weights_key,
         mean=arguments.mean,
         std=arguments.std,
+        norm=arguments.norm,
     )
 
 

@@ -1,5 +1,14 @@
 """Settings, their files, and the recipes that are shipped."""
 
+from fastpeer.config.distances import (
+    Norm,
+    PixelDistance,
+    check_distances,
+    check_fits,
+    doubts,
+    format_fraction,
+    parse_fraction,
+)
 from fastpeer.config.settings import (
     AttackConfig,
     Config,
@@ -9,7 +18,6 @@ from fastpeer.config.settings import (
     ModelConfig,
     OptimConfig,
     PaperConfig,
-    PixelDistance,
     Precision,
     Reader,
     Residency,
@@ -21,9 +29,6 @@ from fastpeer.config.settings import (
     TrainConfig,
     check_at_least,
     check_normalization,
-    check_pixel_distance,
-    format_fraction,
-    parse_fraction,
     teacher_flag,
     teacher_words,
 )
@@ -35,6 +40,7 @@ __all__ = [
     "EngineConfig",
     "LogConfig",
     "ModelConfig",
+    "Norm",
     "OptimConfig",
     "PaperConfig",
     "PixelDistance",
@@ -48,8 +54,10 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "check_at_least",
+    "check_distances",
+    "check_fits",
     "check_normalization",
-    "check_pixel_distance",
+    "doubts",
     "format_fraction",
     "parse_fraction",
     "teacher_flag",

@@ -6,12 +6,11 @@ Unless a docstring says otherwise, a default is the released PeerAiD value for R
 
 import math
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import tyro.conf
-from tyro.constructors import PrimitiveConstructorSpec
 
+from fastpeer.config.distances import LARGEST_SIZE, Norm, PixelDistance, check_distances
 from fastpeer.errors import UserError
 from fastpeer.methods import LossSettings, Method, build_table, default_loss
 from fastpeer.models import check_model_name
@@ -21,36 +20,6 @@ Split = Literal["val", "test"]
 Switch = Literal["auto", "on", "off"]
 Residency = Literal["auto", "host", "device"]
 Reader = Literal["auto", "numpy", "ffcv"]
-
-
-def parse_fraction(value: object) -> float:
-    """Read a number or a fraction: 0.03, "0.03" or "8/255" (exact to the last bit of a double)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"must be a number or a fraction such as 8/255, got {value!r}")
-    try:
-        return float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f"must be a number or a fraction such as 8/255, got {value!r}") from None
-
-
-def format_fraction(value: float) -> str:
-    """Write a multiple of 1/255 as such, any other number as Python does; `parse_fraction` reads it back."""
-    numerator = round(value * 255) if 0 < value <= 1 else 0
-    return f"{numerator}/255" if numerator and numerator / 255 == value else repr(value)
-
-
-PixelDistance = Annotated[
-    float,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N/255",
-        # Read with all other values, so that an error names the flag.
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, float),
-        str_from_instance=lambda value: [format_fraction(value)],
-    ),
-]
-"""A distance between images whose pixels lie in [0, 1]; may be written as 8/255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,22 +88,23 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "size")
-        if self.size > 4096:
-            raise ValueError(f"size must be 4096 or less, got {self.size}")
+        if self.size > LARGEST_SIZE:
+            raise ValueError(f"size must be {LARGEST_SIZE} or less, got {self.size}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must be two increasing parts up to 1, got {list(self.crop_scale)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
-    """The PGD attack during training, in the L-infinity ball; what the method's table says holds unless it is
-    overruled here.
-    """
+    """The PGD attack during training; what the method's table says holds unless it is overruled here."""
 
+    norm: Norm = "linf"
+    """What epsilon bounds: the change of each pixel (linf), or the Euclidean length of an image's whole
+    change (l2)."""
     epsilon: PixelDistance = 8 / 255
-    """Radius of the ball."""
+    """Radius of the ball; usual for l2 is 128/255 or 0.5."""
     step_size: PixelDistance = 2 / 255
-    """How far one step moves each pixel."""
+    """How far one step moves each pixel, or with l2 the image; usual for l2 is 2.5 epsilon / steps."""
     steps: int = 10
     """Number of steps."""
     start: Literal["method", "gaussian", "uniform", "none"] = "method"
@@ -149,8 +119,7 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "epsilon", "step_size", "steps", "start_std")
-        check_pixel_distance("epsilon", self.epsilon)
-        check_pixel_distance("step_size", self.step_size)
+        check_distances(self.norm, epsilon=self.epsilon, step_size=self.step_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +184,7 @@ class SelectionConfig:
     examples: int = 0
     """Use only this many images of the split, evenly spread; 0: all."""
     steps: int = 10
-    """PGD steps; epsilon and step size are the attack's."""
+    """PGD steps; norm, epsilon and step size are the attack's."""
     every: int = 1
     """Evaluate at the end of every so many epochs, and of the last one."""
     batch_size: int = 0
@@ -360,12 +329,6 @@ def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None
         raise ValueError(f"mean must be finite, got {list(mean)}")
     if not all(0 < value < math.inf for value in std):
         raise ValueError(f"std must be above 0 and finite, got {list(std)}")
-
-
-def check_pixel_distance(name: str, value: float) -> None:
-    """Raise ValueError unless a distance fits into the pixel range."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, such as 8/255, got {value:g}: pixels lie in [0, 1]")
 
 
 def check_at_least(low: float, config: Any, *names: str) -> None:

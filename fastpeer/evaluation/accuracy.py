@@ -175,7 +175,7 @@ def _autoattack(
             found.append(
                 classify_under_autoattack(
                     network, batch.images, batch.labels, epsilon=settings.epsilon, classes=settings.classes,
-                    seed=settings.seed, batch_size=settings.batch_size,
+                    seed=settings.seed, batch_size=settings.batch_size, norm=settings.norm,
                 )
             )  # fmt: skip
             done += len(batch.labels)

@@ -1,11 +1,12 @@
 """The attacks of `fastpeer eval`, by name. A new attack is a `LabelAttack` and a line in `ATTACKS`."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fastpeer.config import Norm
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
@@ -43,39 +44,46 @@ def label_pgd(
     steps: int,
     seed: int,
     purpose: str = "evaluation",
+    norm: Norm = "linf",
 ) -> LabelAttack:
     """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ε-ball.
 
     Args:
         victim: the attacked network; refreshed by the caller.
         kernels: for the update of the iterate.
-        epsilon: radius of the L-infinity ball, for images in [0, 1].
-        step_size: how far a step moves each pixel.
+        epsilon: radius of the ball, for images in [0, 1].
+        step_size: how far a step moves each pixel, or in L2 each image.
         steps: number of steps.
         seed: of the random starts.
         purpose: each purpose has random starts of its own, so that the final evaluation does not use those
             that the epoch was selected on.
+        norm: of the ball.
     """
 
     def start(batch: Batch, number: int) -> Tensor:
         noise = generator(batch.images.device, seed, f"{purpose} start", number)
-        return uniform_start(batch.images, epsilon, noise)
+        return uniform_start(batch.images, epsilon, noise, norm)
 
     def ascend(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
         return pgd(
-            victim, images, labels, first, epsilon=epsilon, step_size=step_size, steps=steps, kernels=kernels
-        )
+            victim, images, labels, first, norm=norm, epsilon=epsilon, step_size=step_size, steps=steps,
+            kernels=kernels,
+        )  # fmt: skip
 
     return LabelAttack(start, ascend)
 
 
-def fgsm(victim: Victim, kernels: Kernels, epsilon: float) -> LabelAttack:
-    """Return the fast gradient sign method (Goodfellow et al. 2015): one step of ε from the clean image."""
+def fgsm(victim: Victim, kernels: Kernels, epsilon: float, norm: Norm = "linf") -> LabelAttack:
+    """Return the fast gradient sign method (Goodfellow et al. 2015): one step of ε from the clean image.
+
+    In L2 it goes along the normalised gradient: the fast gradient method.
+    """
 
     def ascend(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
         return pgd(
-            victim, images, labels, first, epsilon=epsilon, step_size=epsilon, steps=1, kernels=kernels
-        )
+            victim, images, labels, first, norm=norm, epsilon=epsilon, step_size=epsilon, steps=1,
+            kernels=kernels,
+        )  # fmt: skip
 
     return LabelAttack(_clean_start, ascend)
 
@@ -100,6 +108,8 @@ class AttackSettings:
     batch_size: int
     options: Options
     """Engine parts that run the attacks, except AutoAttack."""
+    norm: Norm = "linf"
+    """Of the ball."""
 
 
 Builder = Callable[[Callable[[], Victim], Kernels, AttackSettings, int], LabelAttack]
@@ -109,9 +119,11 @@ AUTOATTACK = "aa"
 """Not in `ATTACKS`: pyautoattack runs its own loop over batches (`fastpeer.evaluation.autoattack`)."""
 ATTACKS: Mapping[str, Builder] = {
     "clean": lambda victim, kernels, settings, number: no_attack(),
-    "fgsm": lambda victim, kernels, settings, number: fgsm(victim(), kernels, settings.epsilon),
+    "fgsm": lambda victim, kernels, settings, number: fgsm(
+        victim(), kernels, settings.epsilon, settings.norm
+    ),
     "pgdN": lambda victim, kernels, settings, number: label_pgd(
-        victim(), kernels, settings.epsilon, settings.step_size, number, settings.seed
+        victim(), kernels, settings.epsilon, settings.step_size, number, settings.seed, norm=settings.norm
     ),
 }
 """The attacks of `fastpeer eval --attacks`, by name; N is a number of at least 1."""
@@ -139,6 +151,11 @@ def parse_attacks(text: str) -> list[str]:
     if not names:
         raise UserError("--attacks must name at least one attack, such as clean,fgsm,pgd20,aa")
     return list(dict.fromkeys(names))
+
+
+def fewest_steps(names: Iterable[str]) -> int:
+    """Return the number of steps of the shortest PGD among attacks' names; 0: there is none."""
+    return min((number for kind, number in map(_split, names) if kind == "pgdN"), default=0)
 
 
 def _split(name: str) -> tuple[str, int]:

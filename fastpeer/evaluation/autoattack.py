@@ -1,11 +1,15 @@
-"""AutoAttack standard, L-infinity (Croce and Hein 2020), with every constant set and checked."""
+"""AutoAttack standard (Croce and Hein 2020) in L-infinity or L2, with every constant set and checked."""
+
+from collections.abc import Mapping
 
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from fastpeer.config import Norm
 from fastpeer.errors import UserError
 
+NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 ITERATIONS = 100
 TARGETS = 9
@@ -15,16 +19,22 @@ MIN_CLASSES = 4
 
 
 def build_autoattack(
-    network: nn.Module, epsilon: float, classes: int, seed: int, device: torch.device
+    network: nn.Module,
+    epsilon: float,
+    classes: int,
+    seed: int,
+    device: torch.device,
+    norm: Norm = "linf",
 ) -> AutoAttack:
     """Return AutoAttack standard for a network.
 
     Args:
         network: maps images (B, 3, H, W) in [0, 1] to logits (B, classes); in eval mode.
-        epsilon: radius of the L-infinity ball.
+        epsilon: radius of the ball.
         classes: number of classes; with fewer than 10, the targeted attacks aim at fewer than 9.
         seed: of all its attacks.
         device: the images' device.
+        norm: of the ball.
 
     Raises:
         UserError: fewer than 4 classes, for which the targeted DLR loss is not defined, or the installed
@@ -32,14 +42,14 @@ def build_autoattack(
     """
     if classes < MIN_CLASSES:
         raise UserError(f"AutoAttack standard needs at least {MIN_CLASSES} classes, got {classes}: use pgd20")
-    attack = AutoAttack(network, norm="Linf", eps=epsilon, version="standard", seed=seed, device=device)
+    attack = AutoAttack(network, norm=NORMS[norm], eps=epsilon, version="standard", seed=seed, device=device)
     attack.attacks_to_run = list(ATTACKS)
     attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = ITERATIONS
     attack.apgd.n_restarts = attack.apgd_targeted.n_restarts = attack.fab.n_restarts = 1
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = target_count(classes)
     attack.square.n_queries = SQUARE_QUERIES
     attack.square.n_restarts = 1
-    check_constants(attack, epsilon, classes)
+    check_constants(attack, epsilon, classes, norm)
     return attack
 
 
@@ -48,7 +58,7 @@ def target_count(classes: int) -> int:
     return min(TARGETS, classes - 1)
 
 
-def check_constants(attack: AutoAttack, epsilon: float, classes: int) -> None:
+def check_constants(attack: AutoAttack, epsilon: float, classes: int, norm: Norm = "linf") -> None:
     """Make sure that an attack is AutoAttack standard, whatever the installed library's defaults are.
 
     Raises:
@@ -57,7 +67,7 @@ def check_constants(attack: AutoAttack, epsilon: float, classes: int) -> None:
     apgd, targeted, fab, square = attack.apgd, attack.apgd_targeted, attack.fab, attack.square
     constants = {
         "attacks": (tuple(attack.attacks_to_run), ATTACKS),
-        "norms": ({attack.norm, apgd.norm, targeted.norm, fab.norm, square.norm}, {"Linf"}),
+        "norms": ({attack.norm, apgd.norm, targeted.norm, fab.norm, square.norm}, {NORMS[norm]}),
         "radii": ({attack.epsilon, apgd.eps, targeted.eps, fab.eps, square.eps}, {epsilon}),
         "iterations": ({apgd.n_iter, targeted.n_iter, fab.n_iter}, {ITERATIONS}),
         "restarts": ({apgd.n_restarts, targeted.n_restarts, fab.n_restarts, square.n_restarts}, {1}),
@@ -91,6 +101,7 @@ def classify_under_autoattack(
     classes: int,
     seed: int,
     batch_size: int,
+    norm: Norm = "linf",
 ) -> tuple[Tensor, Tensor]:
     """Attack images with AutoAttack standard, whose attacks each run on what is still classified correctly.
 
@@ -98,10 +109,11 @@ def classify_under_autoattack(
         network: in eval mode, float32, on the images' device.
         images: float32 (N, 3, H, W) in [0, 1].
         labels: int64 (N,).
-        epsilon: radius of the L-infinity ball.
+        epsilon: radius of the ball.
         classes: number of classes.
         seed: of all its attacks.
         batch_size: images attacked at once.
+        norm: of the ball.
 
     Returns:
         bool (N,) on the CPU: classified correctly under all attacks; and with logits that are finite.
@@ -109,7 +121,7 @@ def classify_under_autoattack(
     Raises:
         UserError: see `build_autoattack`.
     """
-    attack = build_autoattack(_RowMajor(network), epsilon, classes, seed, images.device)
+    attack = build_autoattack(_RowMajor(network), epsilon, classes, seed, images.device, norm)
     perturbed, predicted = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=batch_size)
     with torch.no_grad():
         parts = [network(part).isfinite().all(1) for part in perturbed.to(images.device).split(batch_size)]

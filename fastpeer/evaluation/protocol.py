@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastpeer.config import Norm, check_fits, doubts
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
@@ -20,7 +21,7 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Classified, Progress, classify_under_attack, evaluation_options
-from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings
+from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, fewest_steps
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.hidden_gradients import autoattack_messages, autoattack_reasons, hidden_gradients
 from fastpeer.evaluation.results import Result
@@ -50,6 +51,7 @@ class Protocol:
         attacks: names of the attacks, in order.
         examples: number of test images, evenly spread; 0: all.
         epsilon, step_size: of the attacks, for images in [0, 1].
+        norm: of the ball that the attacks stay in.
         seed: of the random starts.
         batch_size: images attacked at once.
         device: the device that computes.
@@ -69,6 +71,11 @@ class Protocol:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     weights_key: str = ""
+    norm: Norm = "linf"
+
+    def doubts(self) -> Iterator[str]:
+        """Yield a line for each setting that looks like one of another norm."""
+        return doubts(self.norm, self.epsilon, self.step_size, fewest_steps(self.attacks))
 
     def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
         """Attack a student with each attack in turn, and yield the results as they are found.
@@ -87,6 +94,7 @@ class Protocol:
         dataset = open_dataset(_data_folder(target, data))
         side = self._image_size(target, dataset)
         dataset = dataset.seen_at(side, "--size")
+        check_fits(self.norm, self.epsilon, dataset.size, "--epsilon")
         network = placed(self._network(target, model, dataset), self.device, torch.float32)
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
@@ -147,6 +155,7 @@ class Protocol:
             seed=self.seed,
             batch_size=self.batch_size,
             options=evaluation_options(self.device),
+            norm=self.norm,
         )
 
     def _facts(self, target: Target, dataset: PreparedDataset, total: int) -> dict[str, Any]:
@@ -163,6 +172,7 @@ class Protocol:
             "data_sha256": dataset.splits["test"]["sha256"],
             "torch": torch.__version__,
             "pixels": dataset.pixels,
+            "norm": self.norm,
         }
 
     def _image_size(self, target: Target, dataset: PreparedDataset) -> int:

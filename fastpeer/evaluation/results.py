@@ -37,6 +37,7 @@ class Result:
         pixels: whether the data set has the official pixels; empty: unknown, or nobody's official ones.
         warnings: why the network's robustness may be less than it seems; left out of the file where there are
             none.
+        norm: of the ball that the attack stays in: linf, as of older results, or l2.
     """
 
     target: str
@@ -58,6 +59,7 @@ class Result:
     non_finite: int = 0
     pixels: str = ""
     warnings: tuple[str, ...] = ()
+    norm: str = "linf"
 
     @property
     def accuracy(self) -> float:
@@ -83,7 +85,7 @@ class Result:
     def key(self) -> tuple[Any, ...]:
         """What was evaluated, and how; a later result with the same key replaces an earlier one."""
         subject = (self.weights_sha256, self.target, self.data_sha256, self.images, self.side)
-        return (*subject, self.attack, self.epsilon, self.step_size, self.seed, self.batch_size)
+        return (*subject, self.attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
 SPARE = 100_000

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 
-from fastpeer.config import PaperConfig, format_fraction
+from fastpeer.config import Config, PaperConfig, format_fraction
 from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
@@ -14,6 +14,7 @@ from fastpeer.printing import FigureTable, Row, print_line, print_tables
 WARNED = "(!)"
 """Marks an accuracy that is probably too high; a note below the table says why."""
 HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
+NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
 
@@ -39,7 +40,8 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
 def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:
     attacks = [result.attack for result in max(results.values(), key=len)]
     sections = [_section(rows, attacks) for rows in _by_run(results)]
-    return FigureTable(("student", *map(_heading, attacks)), sections)
+    norm = next(iter(results.values()))[0].norm
+    return FigureTable(("student", *(_heading(attack, norm) for attack in attacks)), sections)
 
 
 def _section(rows: Mapping[Target, Sequence[Result]], attacks: Sequence[str]) -> list[Row]:
@@ -63,45 +65,59 @@ def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target,
 def _title(result: Result) -> str:
     images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
     radius = format_fraction(result.epsilon)
-    return f"accuracy in % on {images} test images of {result.dataset}, epsilon {radius}, fp32"
+    ball = f"{NORMS.get(result.norm, result.norm)} epsilon {radius}"
+    return f"accuracy in % on {images} test images of {result.dataset}, {ball}, fp32"
 
 
 def _comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
     """Return the paper's row for a run's recipe, if data set and attack are the paper's too."""
     paper = target.config.paper if target.config else None
-    comparable = paper is not None and paper.dataset == row[0].dataset and _has_papers_radius(row[0])
+    comparable = paper is not None and paper.dataset == row[0].dataset and _is_papers_attack(row[0])
     return paper if comparable else None
 
 
-def _has_papers_radius(result: Result) -> bool:
-    return (result.epsilon, result.step_size) == (8 / 255, 2 / 255)
+def _is_papers_attack(result: Result) -> bool:
+    return (result.norm, result.epsilon, result.step_size) == ("linf", 8 / 255, 2 / 255)
 
 
 def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
     configs = {target.run.path: target.config for target in results if target.run and target.config}
     rows = {target.run.path: row for target, row in results.items() if target.run}
     for path, config in configs.items():
-        split = "test images" if config.selection.split == "test" else "held-out training images"
-        others = other_settings(config)
-        if config.paper is not None and (others or config.paper.dataset == rows[path][0].dataset):
-            others = [*other_data(rows[path][0].dataset, rows[path][0].pixels, config.paper), *others]
-        if config.paper is not None and others:
-            yield f"{path}: not the paper's settings ({config.paper.row}): other {', '.join(others)}"
-        yield f"{path}: best epochs were chosen on {split} (selection.split = {config.selection.split})"
-    counts = {result.targets for row in results.values() for result in row if result.targets is not None}
-    for count in counts:
-        if count < TARGETS:
-            yield f"AutoAttack aimed at {count} wrong classes, not at {TARGETS}: there are no more"
-    if any(result.confidence_interval for row in results.values() for result in row):
-        yield "in brackets: 95 % interval for the accuracy on all test images"
+        yield from (f"{path}: {note}" for note in _notes_on_run(config, rows[path][0]))
     for target, row in results.items():
         for warning in dict.fromkeys(warning for result in row for warning in result.warnings):
             yield f"{WARNED} {target.label}: {warning}"
-    if any(result.non_finite for row in results.values() for result in row):
+    yield from _notes_on_figures([result for row in results.values() for result in row])
+
+
+def _notes_on_run(config: Config, result: Result) -> Iterator[str]:
+    """Yield how a run departs from its paper, given one of its results, and how its epochs were chosen."""
+    paper, others = config.paper, other_settings(config)
+    if paper is not None and (others or paper.dataset == result.dataset):
+        others = [*other_data(result.dataset, result.pixels, paper), *others]
+    if paper is not None and others:
+        yield f"not the paper's settings ({paper.row}): other {', '.join(others)}"
+    if config.attack.norm == "l2" and result.norm != "l2":
+        ball = f"--epsilon {format_fraction(config.attack.epsilon)}"
+        yield f"trained with attack.norm = l2, attacked here in L-infinity (--norm l2 {ball})"
+    split = "test images" if config.selection.split == "test" else "held-out training images"
+    yield f"best epochs were chosen on {split} (selection.split = {config.selection.split})"
+
+
+def _notes_on_figures(results: Sequence[Result]) -> Iterator[str]:
+    for count in {result.targets for result in results if result.targets is not None}:
+        if count < TARGETS:
+            yield f"AutoAttack aimed at {count} wrong classes, not at {TARGETS}: there are no more"
+    if any(result.confidence_interval for result in results):
+        yield "in brackets: 95 % interval for the accuracy on all test images"
+    if any(result.non_finite for result in results):
         yield "non-finite: images whose logits are NaN or infinite; they count as classified wrongly"
 
 
-def _heading(attack: str) -> str:
+def _heading(attack: str, norm: str) -> str:
+    if (attack, norm) == ("fgsm", "l2"):
+        return "FGM"  # The step is along the gradient, not its sign.
     return HEADINGS.get(attack) or attack.upper().replace("PGD", "PGD-")
 
 

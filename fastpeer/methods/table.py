@@ -62,7 +62,7 @@ BatchNormMode = Literal["eval", "train"]
 
 @dataclass(frozen=True)
 class Attack:
-    """PGD within the L-infinity ball; radius, step size and number of steps are settings of the run.
+    """PGD within a ball; its norm and radius, step size and number of steps are settings of the run.
 
     It climbs KL(p ‖ V(x̃)), V being the victim. Attacks of released codes differ in p, the start and the
     mode of the victim's BatchNorm.

@@ -35,7 +35,7 @@ class Adversary:
         attack: the table's, after `overruled`.
         images: name of the examples it makes.
         networks: all of the run, by name.
-        settings: radius, step size, number of steps, and standard deviation of the noise.
+        settings: norm and radius of the ball, size and number of steps, and standard deviation of the noise.
         victim_factory: makes the form in which networks are attacked.
     """
 
@@ -68,8 +68,8 @@ class Adversary:
         with evaluating(*self._in_eval):
             return pgd(
                 self.victim, images, self._target(images, labels, predict), self._start(images, key),
-                epsilon=self.settings.epsilon, step_size=self.settings.step_size, steps=self.settings.steps,
-                kernels=self.kernels, nan_count=nan_count,
+                norm=self.settings.norm, epsilon=self.settings.epsilon, step_size=self.settings.step_size,
+                steps=self.settings.steps, kernels=self.kernels, nan_count=nan_count,
             )  # fmt: skip
 
     def _networks_in_eval(self) -> list[nn.Module]:
@@ -97,7 +97,9 @@ class Adversary:
     def _start(self, images: Tensor, key: Tensor) -> Tensor:
         start, clamp = self.attack.start, self.attack.clamped
         if start == "uniform":
-            uniform: Tensor = self.kernels.uniform_start(images, self.settings.epsilon, key, clamp=clamp)
+            in_l2 = self.settings.norm == "l2"
+            draw = self.kernels.uniform_l2_start if in_l2 else self.kernels.uniform_start
+            uniform: Tensor = draw(images, self.settings.epsilon, key, clamp=clamp)
             return uniform
         if start == "gaussian" and self.settings.start_std > 0:
             gaussian: Tensor = self.kernels.gaussian_start(images, self.settings.start_std, key, clamp=clamp)

@@ -61,7 +61,8 @@ class Selection:
         """Describe in one line which accuracies are measured, and on which images."""
         images = "held-out training images" if self.split == "val" else "test images"
         where = f"{self.images} {images} (selection.split = {self.split})"
-        return f"clean / {self.robust} accuracy in % on {where}, in {self.precision}"
+        norm = "" if self._attack.norm == "linf" else f" (norm {self._attack.norm})"
+        return f"clean / {self.robust} accuracy{norm} in % on {where}, in {self.precision}"
 
     def evaluate(self, networks: Mapping[str, nn.Module], attacked: str) -> dict[str, Accuracies]:
         """Return the accuracies of all networks, clean and on PGD examples made against one of them.
@@ -97,8 +98,9 @@ class Selection:
     def _pgd(self, victim: Victim) -> LabelAttack:
         attack, kernels = self._attack, self._victim_factory.kernels
         return label_pgd(
-            victim, kernels, attack.epsilon, attack.step_size, self._steps, self._seed, "selection"
-        )
+            victim, kernels, attack.epsilon, attack.step_size, self._steps, self._seed, "selection",
+            attack.norm,
+        )  # fmt: skip
 
     def _accuracies(self, evaluator: Evaluator) -> Accuracies:
         return {name: _percent(correct) for name, correct in evaluator.correct(self._batches()).items()}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Config, teacher_words
+from fastpeer.config import Config, check_fits, doubts, teacher_words
 from fastpeer.data.dataset import PreparedDataset, file_sha256
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import ResidentSource, open_source
@@ -101,6 +101,10 @@ def set_up(
     method = config.table
     refuse_unused_weights(config, method, initial)
     dataset = dataset.seen_at(config.data.size)
+    attack = config.attack
+    check_fits(attack.norm, attack.epsilon, dataset.size, "--attack.epsilon")
+    for doubt in doubts(attack.norm, attack.epsilon, attack.step_size, attack.steps):
+        log.warning(doubt)
     # Before the images are opened, which takes longer: a missing teacher is reported at once.
     teachers = find_teachers(config, method)
     training, selection = _open_streams(config, dataset, device, numbers)

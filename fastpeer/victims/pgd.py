@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fastpeer.config import Norm
 from fastpeer.kernels.choice import Kernels
 from fastpeer.victims.interface import Victim
 
@@ -17,21 +18,26 @@ def pgd(
     target: Tensor,
     start: Tensor,
     *,
+    norm: Norm = "linf",
     epsilon: float,
     step_size: float,
     steps: int,
     kernels: Kernels,
     nan_count: Tensor | None = None,
 ) -> Tensor:
-    """Run `steps` signed gradient steps from `start` and return the last iterate.
+    """Run `steps` gradient steps from `start` and return the last iterate.
+
+    In L-infinity a step is the gradient's sign (Madry et al., ICLR 2018), in L2 each image's gradient divided
+    by its L2 norm. Each step is followed by the projection onto the ball, then onto [0, 1].
 
     Args:
         victim: the network; `refresh` it first if its weights have changed.
         images: clean images in [0, 1] (B, 3, H, W), float32 or float64; the iterate keeps their dtype.
         target: (B, C) probabilities that the prediction is led away from, or int64 labels (B,).
         start: first iterate, like `images`; it may leave [0, 1], as in the released codes.
-        epsilon: radius of the L-infinity ball around `images`.
-        step_size: how far a step moves each pixel.
+        norm: of the ball.
+        epsilon: radius of the ball around `images`.
+        step_size: how far a step moves each pixel, or in L2 each image.
         steps: number of steps; 0 returns `start`.
         kernels: for the update of the iterate.
         nan_count: int64, one element, to which the number of NaN gradient values is added; they move nothing.
@@ -44,21 +50,30 @@ def pgd(
     copy = victim.input_dtype if victim.input_dtype != images.dtype else None
     adversarial = start.detach()
     victim_images = adversarial if copy is None else adversarial.to(copy)
+    update = kernels.pgd_l2_update if norm == "l2" else kernels.pgd_update
     for _ in range(steps):
         gradient = victim.input_gradient(victim_images, target)
-        adversarial, victim_images = kernels.pgd_update(
+        adversarial, victim_images = update(
             adversarial, gradient, images, step_size, epsilon, copy=copy, nan_count=nan_count
         )
     return adversarial
 
 
-def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
-    """Return x + U(−ε, ε) in the shape and dtype of `images`, not clamped to [0, 1].
+def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator, norm: Norm = "linf") -> Tensor:
+    """Return x + noise that is uniform in the ball of radius `epsilon`, the start of PGD in evaluations.
 
-    The start of PGD in evaluations.
+    The result has the shape and dtype of `images` and is not clamped to [0, 1].
     """
-    noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    return images + epsilon * (2 * noise - 1)
+    device, dtype = images.device, images.dtype
+    if norm == "linf":
+        noise = torch.rand(images.shape, generator=generator, device=device, dtype=dtype)
+        return images + epsilon * (2 * noise - 1)
+    direction = torch.randn(images.shape, generator=generator, device=device, dtype=dtype)
+    part = torch.rand(len(images), 1, 1, 1, generator=generator, device=device, dtype=dtype)
+    # The part u of a ball in d dimensions lies within the radius u^(1/d).
+    radius = epsilon * part.pow(1 / images[0].numel())
+    lengths: Tensor = torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
+    return images + radius / lengths * direction
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from fastpeer.kernels.fused import (
     fold,
     gaussian_start,
     moving_attack_gradient,
+    pgd_l2_update,
     pgd_update,
+    uniform_l2_start,
     uniform_start,
 )
 
@@ -25,6 +27,8 @@ __all__ = [
     "fold",
     "gaussian_start",
     "moving_attack_gradient",
+    "pgd_l2_update",
     "pgd_update",
+    "uniform_l2_start",
     "uniform_start",
 ]

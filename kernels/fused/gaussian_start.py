@@ -45,10 +45,15 @@ def _gaussian_start(
     BLOCK: tl.constexpr,
 ):
     places, bits = element_bits(key, CHANNELS, PLANE, CHANNELS_LAST, BLOCK)
+    store_noisy(images, result, places, count, normal(bits, DTYPE) * tl.full((), std, DTYPE), CLAMP)
+
+
+@triton.jit
+def normal(bits, DTYPE: tl.constexpr):
+    """Make normal numbers of 64 random bits each: `fastpeer.kernels.gaussian_start.normal`."""
     radius = ((bits >> 32) + 1).to(DTYPE) * _UNIT
     turns = (bits & 0xFFFFFFFF).to(DTYPE) * _UNIT
-    noise = tl.sqrt(-2 * tl.log(radius)) * _cosine(turns, TERMS=12 if turns.dtype == tl.float64 else 7)
-    store_noisy(images, result, places, count, noise * tl.full((), std, DTYPE), CLAMP)
+    return tl.sqrt(-2 * tl.log(radius)) * _cosine(turns, TERMS=12 if turns.dtype == tl.float64 else 7)
 
 
 @triton.jit

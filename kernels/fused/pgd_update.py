@@ -33,8 +33,8 @@ def pgd_update(
     Raises:
         KernelRefusal: a shape, dtype or device does not fit.
     """
-    _check(adversarial, gradient, images, nan_count)
-    adversarial, gradient, images = _alike(adversarial.detach(), gradient.detach(), images.detach())
+    check_update(adversarial, gradient, images, nan_count)
+    adversarial, gradient, images = alike(adversarial.detach(), gradient.detach(), images.detach())
     updated = torch.empty_like(adversarial)
     low = updated if copy in (None, updated.dtype) else torch.empty_like(updated, dtype=copy)
     with torch.cuda.device_of(updated):
@@ -58,7 +58,7 @@ def pgd_update(
     return updated, low
 
 
-def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Give all tensors the order in memory of the first, without gaps."""
     first = tensors[0]
     channels_last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
@@ -66,7 +66,12 @@ def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.contiguous(memory_format=layout) for tensor in tensors)
 
 
-def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Tensor | None) -> None:
+def check_update(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Tensor | None) -> None:
+    """Check that the attack's step, in either norm, can take its arguments.
+
+    Raises:
+        KernelRefusal: a shape, dtype or device does not fit.
+    """
     _require(
         adversarial.dtype in _ITERATES and images.dtype == adversarial.dtype and gradient.is_floating_point(),
         "adversarial and images must be both float32 or both float64, and gradient floating, "

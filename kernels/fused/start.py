@@ -1,4 +1,4 @@
-"""What the Gaussian and the uniform start share in Triton: the launch, counters, and storing the result."""
+"""What the starts of an attack share in Triton: the launch, counters, and storing the result."""
 
 from typing import Any
 
@@ -15,7 +15,9 @@ BLOCK = 1024
 _LIMIT = 2**31
 
 
-def noisy(kernel: Any, images: Tensor, amplitude: float, key: Tensor, clamp: bool) -> Tensor:
+def noisy(
+    kernel: Any, images: Tensor, amplitude: float, key: Tensor, clamp: bool, *, by_image: bool = False
+) -> Tensor:
     """Launch a start's kernel on images.
 
     Args:
@@ -24,6 +26,7 @@ def noisy(kernel: Any, images: Tensor, amplitude: float, key: Tensor, clamp: boo
         amplitude: what the kernel multiplies its noise with.
         key: int64 (), on the device of `images`.
         clamp: whether to clamp the result to [0, 1].
+        by_image: whether a program has a whole image, not BLOCK elements.
 
     Returns:
         (B, C, H, W), of the dtype and in the memory format of `images`.
@@ -37,8 +40,9 @@ def noisy(kernel: Any, images: Tensor, amplitude: float, key: Tensor, clamp: boo
     if images.numel() == 0:
         return result
     channels, height, width = images.shape[1:]
+    programs = len(images) if by_image else triton.cdiv(images.numel(), BLOCK)
     with torch.cuda.device_of(images):  # type: ignore[no-untyped-call]
-        kernel[(triton.cdiv(images.numel(), BLOCK),)](
+        kernel[(programs,)](
             images, key, result, images.numel(), amplitude,
             CHANNELS=channels, PLANE=height * width, CHANNELS_LAST=channels_last, CLAMP=clamp,
             DTYPE=tl.float64 if images.dtype == torch.float64 else tl.float32, BLOCK=BLOCK,
@@ -76,11 +80,17 @@ def element_bits(
 ):
     """Return offsets of a program's elements in memory, int64, and 64 random bits for each."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return places, bits_at(key, places, CHANNELS, PLANE, CHANNELS_LAST)
+
+
+@triton.jit
+def bits_at(key, places, CHANNELS: tl.constexpr, PLANE: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Return 64 random bits for each offset in memory, int64."""
     counters = places
     if CHANNELS_LAST:
         pixels = places // CHANNELS
         counters = (pixels // PLANE * CHANNELS + places % CHANNELS) * PLANE + pixels % PLANE
-    return places, random_bits(tl.load(key), counters)
+    return random_bits(tl.load(key), counters)
 
 
 @triton.jit

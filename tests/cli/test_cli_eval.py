@@ -61,11 +61,24 @@ def test_results_are_replaced_and_added_to(fastpeer, finished: Path) -> None:
     assert [(entry["attack"], entry["correct"]) for entry in results(file)] == [
         (entry["attack"], entry["correct"]) for entry in first
     ]
-    for more in ("--step-size 1/255", "--epsilon 4/255", "--examples 5", "--seed 1"):
+    for more in ("--step-size 1/255", "--norm l2", "--epsilon 4/255", "--examples 5", "--seed 1"):
         before = results(file)
         fastpeer(f"eval --checkpoints last --attacks pgd1 {more}", finished).succeeded()
         assert results(file)[: len(before)] == before
         assert len(results(file)) == len(before) + 1, more
+
+
+def test_l2_is_named_and_a_radius_that_is_none_of_its_own_is_doubted(fastpeer, finished: Path) -> None:
+    words = "eval --checkpoints last --attacks fgsm,pgd2 --norm l2"
+    outcome = fastpeer(f"{words} --epsilon 0.5 --step-size 0.3", finished).succeeded()
+    assert "L2 epsilon 0.5" in outcome.out
+    assert "FGM" in outcome.out
+    assert "norm l2 with" not in outcome.out
+    for entry in results(finished / "results.json"):
+        assert (entry["norm"], entry["epsilon"], entry["step_size"]) == ("l2", 0.5, 0.3)
+    outcome = fastpeer(words, finished).succeeded()
+    assert "norm l2 with epsilon 8/255 is nearly no attack" in outcome.out
+    assert "step size 2/255: 2 steps" in fastpeer(f"{words} --epsilon 0.5", finished).succeeded().out
 
 
 def test_examples_come_with_an_interval(fastpeer, finished: Path) -> None:
@@ -193,6 +206,9 @@ def test_a_pipe_gets_whole_lines(fastpeer, finished: Path, monkeypatch: pytest.M
         ("--epsilon -1", ["epsilon"]),
         ("--epsilon 8", ["epsilon"]),
         ("--epsilon inf", ["epsilon"]),
+        ("--norm l1", ["--norm", "linf, l2", "l1"]),
+        ("--norm l2 --epsilon 1e4", ["--epsilon", "128/255"]),
+        ("--norm l2 --epsilon 128", ["--epsilon", "at most", "pixels", "128/255"]),
         ("--step-size -2/255", ["step"]),
         ("--seed -1", ["seed", "-1"]),
         ("--device nosuch", ["--device", "nosuch", "cpu"]),

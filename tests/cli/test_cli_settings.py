@@ -30,6 +30,7 @@ def config_of(*words: str):
         ("--attack.step-size 1/255", {"attack.step_size": 1 / 255}),
         ("--attack.epsilon 8/255", {"attack.epsilon": 8 / 255}),
         ("--attack.epsilon=0.03", {"attack.epsilon": 0.03}),
+        ("--attack.norm l2 --attack.epsilon 3", {"attack.norm": "l2", "attack.epsilon": 3.0}),
         ("--data.augment false", {"data.augment": False}),
         ("--data.augment=false", {"data.augment": False}),
         ("--data.augment False", {"data.augment": False}),

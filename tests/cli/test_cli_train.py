@@ -300,5 +300,15 @@ def test_devices_that_are_not_there(fastpeer, tmp_path: Path, device: str) -> No
     fastpeer("train tiny.toml --out", tmp_path / "run", "--device", device).refused("--device", "cpu")
 
 
+def test_an_l2_ball_is_trained_in_and_one_of_the_other_norm_is_doubted(fastpeer, tmp_path: Path) -> None:
+    words = "train tiny.toml --train.max-steps 1 --attack.norm l2"
+    fastpeer(f"{words} --attack.epsilon 128 --out", tmp_path / "run").refused("--attack.epsilon", "128/255")
+    outcome = fastpeer(f"{words} --out", tmp_path / "run").succeeded()
+    assert "norm l2 with epsilon 8/255 is nearly no attack" in outcome.out
+    assert "(norm l2)" in outcome.out
+    outcome = fastpeer("eval --checkpoints last --attacks clean", tmp_path / "run").succeeded()
+    assert "trained with attack.norm = l2, attacked here in L-infinity" in " ".join(outcome.out.split())
+
+
 def test_step_count(original: Path) -> None:
     assert metrics(original)[-1]["step"] == STEPS

@@ -3,7 +3,7 @@
 import pytest
 
 from fastpeer.errors import UserError
-from fastpeer.evaluation.attacks import parse_attacks
+from fastpeer.evaluation.attacks import fewest_steps, parse_attacks
 
 
 def test_names_are_split_and_each_kept_once_in_order():
@@ -14,6 +14,11 @@ def test_names_are_split_and_each_kept_once_in_order():
 def test_unknown_name_is_refused_with_the_nearest(name):
     with pytest.raises(UserError, match=f"unknown attack {name}; did you mean .*(pgd|clean|aa)"):
         parse_attacks(f"clean,{name}")
+
+
+@pytest.mark.parametrize(("names", "steps"), [(["clean", "pgd20", "aa", "pgd7"], 7), (["fgsm", "aa"], 0)])
+def test_the_shortest_pgd_is_found(names, steps):
+    assert fewest_steps(names) == steps
 
 
 @pytest.mark.parametrize("text", ["", " , "])

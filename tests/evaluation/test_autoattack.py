@@ -6,6 +6,7 @@ from torch import nn
 
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
+from fastpeer.evaluation import autoattack
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
@@ -50,6 +51,15 @@ def test_any_other_constant_than_the_standards_is_refused(part, constant, value)
     assert "\n" not in str(refusal.value)
 
 
+def test_l2_is_the_standard_version_too_and_no_other_norm():
+    attack = build_autoattack(network(10), 0.5, 10, 0, CPU, "l2")
+    parts = (attack, attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
+    assert {part.norm for part in parts} == {"L2"}
+    check_constants(attack, 0.5, 10, "l2")
+    with pytest.raises(UserError, match=r"its norms must be \{'Linf'\}"):
+        check_constants(attack, 0.5, 10)
+
+
 @pytest.mark.parametrize("attacks", [["apgd-ce"], ["apgd-ce", "apgd-dlr", "fab-t", "square"]])
 def test_another_choice_of_attacks_is_refused(attacks):
     attack = build_autoattack(network(10), EPSILON, 10, 0, CPU)
@@ -64,13 +74,17 @@ def test_too_few_classes_are_refused(classes):
         build_autoattack(network(classes), EPSILON, classes, 0, CPU)
 
 
-def test_images_misclassified_clean_or_under_pgd_are_misclassified_under_autoattack():
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.003), ("l2", 0.03)])
+def test_images_misclassified_clean_or_under_pgd_are_so_under_autoattack(norm, epsilon, monkeypatch):
+    if norm == "l2":
+        # Of the four attacks square takes the longest, by far.
+        monkeypatch.setattr(autoattack, "SQUARE_QUERIES", 200)
     classifier = network(5)
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = classifier(images).argmax(1)
     labels[0] = (labels[0] + 1) % 5
     settings = AttackSettings(
-        0.003, 0.001, classes=5, seed=0, batch_size=2, options=evaluation_options(torch.device("cpu"))
+        epsilon, epsilon / 3, classes=5, seed=0, batch_size=2, options=evaluation_options(CPU), norm=norm
     )
     batches = [Batch(images[:3], labels[:3]), Batch(images[3:], labels[3:])]
     correct, done = {}, []
@@ -83,14 +97,17 @@ def test_images_misclassified_clean_or_under_pgd_are_misclassified_under_autoatt
     assert not (correct["aa"] & ~correct["pgd20"]).any()
 
 
-@pytest.mark.parametrize("model", ["resnet8", "wideresnet10x1"])
-def test_convolutional_network_is_attacked_on_channels_last_images(model):
+@pytest.mark.parametrize(
+    ("model", "norm", "epsilon"),
+    [("resnet8", "linf", 0.3), ("wideresnet10x1", "linf", 0.3), ("resnet8", "l2", 2.0)],
+)
+def test_convolutional_network_is_attacked_on_channels_last_images(model, norm, epsilon):
     torch.manual_seed(0)
     convolutional = build_model(model, 10).eval().to(memory_format=torch.channels_last)
     images = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
     labels = convolutional(images).argmax(1)
     settings = AttackSettings(
-        epsilon=0.3, step_size=2 / 255, classes=10, seed=0, batch_size=2, options=Options()
+        epsilon=epsilon, step_size=2 / 255, classes=10, seed=0, batch_size=2, options=Options(), norm=norm
     )
     found = classify_under_attack("aa", convolutional, [Batch(images, labels)], settings, lambda done: None)
     assert found.correct.shape == found.finite.shape == (3,)

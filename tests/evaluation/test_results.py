@@ -52,6 +52,7 @@ def test_later_result_replaces_the_earlier_one_with_the_same_key(tmp_path):
         ("weights_sha256", "x"),
         ("target", "run last"),
         ("images", 5),
+        ("norm", "l2"),
         ("epsilon", 0.1),
         ("step_size", 0.1),
         ("seed", 1),
@@ -81,6 +82,17 @@ def test_warnings_are_kept_where_there_are_any(tmp_path):
     assert [entry.get("warnings") for entry in stored(file)] == [None, ["it rounds", "it draws"]]
     store_results(file, [replace(RESULT, attack="aa")])
     assert read_results(file)[:2] == [RESULT, doubtful]
+
+
+def test_older_results_without_a_norm_are_of_linf(tmp_path):
+    file = tmp_path / "results.json"
+    store_results(file, [RESULT])
+    old = json.loads(file.read_text())
+    assert old["results"][0].pop("norm") == "linf"
+    file.write_text(json.dumps(old))
+    assert read_results(file) == [RESULT]
+    store_results(file, [replace(RESULT, norm="l2"), RESULT])
+    assert [entry["norm"] for entry in stored(file)] == ["linf", "l2"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fastpeer.config import Config, OptimConfig
+from fastpeer.config import AttackConfig, Config, OptimConfig
 from fastpeer.config.recipes import load_recipe
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.table import print_results
@@ -23,12 +23,16 @@ def target(run: str, kind: str, config: Config | None) -> Target:
 
 
 def result(
-    attack: str, dataset: str = "cifar10", epsilon: float = 8 / 255, pixels: str = "official pixels"
+    attack: str,
+    dataset: str = "cifar10",
+    epsilon: float = 8 / 255,
+    pixels: str = "official pixels",
+    norm: str = "linf",
 ) -> Result:
     return Result(
         target="", weights_sha256="", attack=attack, correct=1, images=8, total=8, epsilon=epsilon,
         step_size=2 / 255, seed=0, batch_size=8, targets=9 if attack == "aa" else None, dataset=dataset,
-        data_sha256="", seconds=1.0, torch="", pixels=pixels,
+        data_sha256="", seconds=1.0, torch="", pixels=pixels, norm=norm,
     )  # fmt: skip
 
 
@@ -88,7 +92,7 @@ def test_weights_of_no_run_stand_alone():
     assert [[row[0] for row in rows] for rows in found] == [["one last"], ["two last"]]
 
 
-@pytest.mark.parametrize("facts", [{"dataset": "photos"}, {"epsilon": 4 / 255}])
+@pytest.mark.parametrize("facts", [{"dataset": "photos"}, {"epsilon": 4 / 255}, {"norm": "l2"}])
 def test_what_the_paper_did_not_measure_is_not_compared(facts):
     text = shown(target("mine", "best", load_recipe("cifar10-resnet18")), **facts)
     assert "Table 1" not in text
@@ -103,6 +107,34 @@ def test_other_settings_are_noted_for_the_run_that_has_them():
     assert notes == [
         "runs/other: not the paper's settings (Table 1, CIFAR-10, ResNet-18, TRADES): other optim.lr"
     ]
+
+
+def test_the_norm_stands_in_the_title_and_names_the_single_step():
+    student = target("mine", "best", None)
+    text = shown(student, norm="l2", epsilon=0.5)
+    assert "test images of cifar10, L2 epsilon 0.5, fp32" in text
+    assert "FGM " in text
+    assert "FGSM" not in text
+    text = shown(student)
+    assert "test images of cifar10, L-infinity epsilon 8/255, fp32" in text
+    assert "FGSM" in text
+
+
+def test_norms_are_never_in_one_table():
+    file = StringIO()
+    rows = {target(norm, "best", None): [result("pgd20", norm=norm)] for norm in ("linf", "l2")}
+    print_results(rows, Console(file=file, width=200))
+    assert file.getvalue().count("accuracy in % on") == 2
+
+
+def test_a_training_in_another_norm_is_named_first_and_how_to_attack_in_its_ball():
+    config = load_recipe("cifar10-resnet18-trades")
+    other = replace(config, attack=AttackConfig(norm="l2", epsilon=128 / 255, step_size=0.1))
+    text = shown(target("mine", "best", other))
+    assert "): other attack.norm, attack.epsilon, attack.step_size\n" in text
+    assert "trained with attack.norm = l2, attacked here in L-infinity (--norm l2 --epsilon 128/255)" in text
+    assert "attacked here" not in shown(target("mine", "best", other), norm="l2")
+    assert "attacked here" not in shown(target("mine", "best", config))
 
 
 def test_non_finite_logits_stand_with_their_figure():

@@ -7,6 +7,7 @@ temperature, B the batch size, C the number of classes.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +24,18 @@ class AttackSettings:
     """The numbers of the inner maximisation, CIFAR-10."""
 
     epsilon: float = 8 / 255
-    """Radius of the L-infinity ball."""
+    """Radius of the ball."""
     step_size: float = 2 / 255
-    """Size of one signed-gradient step."""
+    """Size of one step."""
     steps: int = 10
     """Number of steps, each of which is one forward and one backward of the student."""
     attack_batch_norm: BatchNormMode = "eval"
     """Mode of the student inside the attack; in "train" each forward updates its statistics."""
     clamp_start: bool = False
     """The start x + noise is clamped to [0, 1] before the first gradient."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Of the ball.  The released codes have L-infinity alone; L2 is that of the robustness library
+    and of torchattacks' PGDL2."""
 
 
 def set_mode(network: nn.Module, mode: BatchNormMode) -> None:
@@ -51,11 +55,12 @@ def pgd(
     batch_norm: BatchNormMode,
     clamp_start: bool,
 ) -> Tensor:
-    """Projected signed-gradient ascent of ``loss_at``, common to all released codes.
+    """Projected gradient ascent of ``loss_at``, common to all released codes.
 
     Start x + noise (clamped to [0, 1] if asked); every step is sign step, projection to the
-    epsilon box around x, clamp to [0, 1]; the last iterate is used, detached.  The network is
-    in the given mode inside and in train mode afterwards.
+    epsilon box around x, clamp to [0, 1].  In L2 it is a step along the gradient over its norm,
+    projection to the epsilon ball around x, clamp to [0, 1].  The last iterate is used, detached.
+    The network is in the given mode inside and in train mode afterwards.
     """
     x = x.detach()
     set_mode(network, batch_norm)
@@ -70,12 +75,28 @@ def pgd(
             loss = loss_at(x_adv)
         (gradient,) = torch.autograd.grad(loss, [x_adv])
 
-        x_adv = x_adv.detach() + s.step_size * torch.sign(gradient)
-        x_adv = torch.min(torch.max(x_adv, x - s.epsilon), x + s.epsilon)
+        x_adv = x_adv.detach()
+        if s.norm == "l2":
+            x_adv = torch.stack([l2_step(*image, s) for image in zip(x_adv, gradient, x, strict=True)])
+        else:
+            x_adv = x_adv + s.step_size * torch.sign(gradient)
+            x_adv = torch.min(torch.max(x_adv, x - s.epsilon), x + s.epsilon)
         x_adv = torch.clamp(x_adv, 0.0, 1.0)
 
     network.train()
     return x_adv.detach()
+
+
+def l2_step(x_adv: Tensor, gradient: Tensor, x: Tensor, s: AttackSettings) -> Tensor:
+    """One L2 step of one image (3, H, W) and the projection to the ball, before the clamp."""
+    length = math.sqrt((gradient * gradient).sum().item())
+    if length > 0:
+        x_adv = x_adv + s.step_size * (gradient / length)
+    delta = x_adv - x
+    distance = math.sqrt((delta * delta).sum().item())
+    if distance > s.epsilon:
+        delta = delta / distance * s.epsilon
+    return x + delta
 
 
 def cross_entropy_attack(

@@ -20,6 +20,7 @@ from fastpeer.data.counter import counter_key
 from fastpeer.data.stream import Batch
 from fastpeer.kernels.counter_bits import mixed, signed
 from fastpeer.kernels.gaussian_start import gaussian_start
+from fastpeer.kernels.uniform_l2_start import uniform_l2_start
 from fastpeer.kernels.uniform_start import uniform_start
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.models import build_model
@@ -127,6 +128,18 @@ CASES = {
         {"variant": "kdiga_ard", "gamma": 20.0, "temperature": 3.0, "reduction": "batchmean"},
     ),
 }  # fmt: skip
+BALL = {"norm": "l2", "epsilon": 0.3, "step_size": 0.2}
+L2 = {
+    f"{name}, L2": replace(
+        CASES[name], attack={**CASES[name].attack, **BALL}, literal={**CASES[name].literal, **BALL}
+    )
+    for name in (
+        "pgd-at", "pgd-at, train", "trades", "ard", "akd2, VITA", "rslad", "iad, late", "iad-ii, late", "cat",
+        "adaad", "mtard", "kdiga, adversarial",
+    )
+}  # fmt: skip
+"""Every method that attacks, in the L2 ball, which the released codes do not have."""
+ALL = {**CASES, **L2}
 SMALL, WIDE, PREACT = ("resnet8", 10), ("wideresnet10x2", 100), ("preactresnet18", 200)
 
 
@@ -170,9 +183,10 @@ def noise_of(config, epoch, images, number):
         purpose = "attack" if name == "adversarial" else f"attack {name}"
         key = torch.tensor(signed(mixed(counter_key(config.seed, purpose), number)))
         zero = torch.zeros_like(images)
+        uniform = uniform_l2_start if config.attack.norm == "l2" else uniform_start
         gaussian = attack.start == "gaussian"
         noise[name] = (
-            gaussian_start(zero, 0.001, key) if gaussian else uniform_start(zero, config.attack.epsilon, key)
+            gaussian_start(zero, 0.001, key) if gaussian else uniform(zero, config.attack.epsilon, key)
         )
     return noise
 
@@ -201,8 +215,8 @@ def literal_run(case, networks, classes, rates=(0.1,) * STEPS, **changes):
 @functools.cache
 def literal(name, model, classes):
     """Run the transcription once for all engines it is compared with."""
-    networks = start_networks(CASES[name], model, classes)
-    results = literal_run(CASES[name], networks, classes)
+    networks = start_networks(ALL[name], model, classes)
+    results = literal_run(ALL[name], networks, classes)
     return {role: network.state_dict() for role, network in networks.items()}, results
 
 
@@ -231,7 +245,7 @@ def distance(networks, expected):
 
 
 def assert_equal_to_literal(name, model, classes, engine):
-    case = CASES[name]
+    case = ALL[name]
     networks = start_networks(case, model, classes)
     before = copy.deepcopy({role: network.state_dict() for role, network in networks.items()})
     step, results = engine_run(case, networks, classes, engine)
@@ -254,6 +268,12 @@ def assert_equal_to_literal(name, model, classes, engine):
 @pytest.mark.parametrize("name", CASES)
 def test_three_steps_change_every_weight_and_buffer_as_the_released_code_does(name, model, classes, engine):
     assert_equal_to_literal(name, model, classes, engine)
+
+
+@pytest.mark.parametrize("engine", [ON, OFF], ids=["on", "off"])
+@pytest.mark.parametrize("name", L2)
+def test_steps_agree_in_the_l2_ball_too(name, engine):
+    assert_equal_to_literal(name, *SMALL, engine)
 
 
 @pytest.mark.parametrize("name", ["trades", pytest.param("mtard", marks=pytest.mark.soak)])
@@ -314,10 +334,13 @@ def test_compiling_changes_no_step(name, engine, monkeypatch):
         ("adaad", {"step_size": 0.0078}),
         ("mtard", {"eta": 0.03}),
         ("kdiga", {"gamma": 0.51}),
+        ("trades, L2", {"epsilon": 0.301}),
+        ("trades, L2", {"step_size": 0.201}),
+        ("trades, L2", {"norm": "linf"}),
     ],
 )
 def test_the_comparison_sees_a_single_number(name, change):
-    case = CASES[name]
+    case = ALL[name]
     networks = start_networks(case, *SMALL)
     literal_run(case, networks, SMALL[1], **change)
     assert distance(networks, literal(name, *SMALL)[0]) > 1e-7

@@ -42,10 +42,10 @@ def _fake(library):
         yield
 
 
-def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss=None):
+def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss=None, **attack):
     own = loss_settings(method)(**(loss or {}))
     config = Config(
-        method=method, attack=AttackConfig(steps=2), engine=engine, precision=precision, loss=own,
+        method=method, attack=AttackConfig(steps=2, **attack), engine=engine, precision=precision, loss=own,
         train=TrainConfig(batch_size=BATCH),
     )  # fmt: skip
     table = config.table.at(epoch)
@@ -121,6 +121,14 @@ def test_every_kind_of_method_can_be_traced_in_fp16_and_without_the_fast_parts(c
     method, epoch, loss = METHODS[case]
     for engine, precision in (("all", "fp16"), ("none", "fp32")):
         step_on("resnet8", ENGINES[engine], precision, method=method, epoch=epoch, loss=loss)
+
+
+@pytest.mark.usefixtures("_fake")
+@pytest.mark.parametrize("method", ["peeraid", "pgd-at", "adaad"])
+@pytest.mark.parametrize(("engine", "precision"), [("all", "bf16"), ("none", "fp32"), ("all", "fp16")])
+def test_attacks_in_the_l2_ball_can_be_traced(method, engine, precision):
+    result = step_on("resnet8", ENGINES[engine], precision, method=method, norm="l2", epsilon=0.5)
+    assert {one.device.type for one in result} == {"cuda"}
 
 
 SPOILS = {

@@ -80,8 +80,8 @@ def literal_run(pair, literal, data, std=0.0):
         training_step(pair, optimizers, images, labels, literal, {"adversarial": noise})
 
 
-def engine_run(pair, config, data, std=0.0):
-    config = replace(config, attack=AttackConfig(start_std=std))
+def engine_run(pair, config, data, std=0.0, **ball):
+    config = replace(config, attack=AttackConfig(start_std=std, **ball))
     step = TrainingStep(config, config.table, pair)
     for number, (images, labels) in enumerate(data):
         step.train_on(Batch(images.to(memory_format=torch.channels_last), labels), number)
@@ -181,6 +181,22 @@ def test_no_part_of_the_engine_changes_the_step(engine):
     assert set(step.compiler.seconds if step.compiler else ()) == compiled
     # Each once: not again in the second step, and not for the last batch.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(compiled)
+
+
+L2 = {"norm": "l2", "epsilon": 0.5, "step_size": 0.1}
+
+
+@pytest.mark.parametrize("engine", ["nothing", "fold, chain and merge"])
+@pytest.mark.parametrize("ball", [L2, {**L2, "epsilon": 0.05}], ids=["0.5", "0.05"])
+def test_steps_agree_in_the_l2_ball_too(engine, ball):
+    """The noise of the start is 0.03 long on these images, and once the ball is hardly larger."""
+    literal = replace(Settings(), **ball)
+    ours = networks("resnet8", 10)
+    theirs = copy.deepcopy(ours)
+    data = batches(10, 16, tail=3)
+    engine_run(ours, config_for(literal, engine=ENGINES[engine]), data, literal.start_std, **ball)
+    literal_run(theirs, literal, data, literal.start_std)
+    assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])
