@@ -21,10 +21,10 @@ SQUARE_GAIN = 0.002
 """Share of the images that Square may find after AutoAttack's other attacks (pyautoattack's own limit)."""
 
 RANDOM = (
-    "its outputs differ between two calls on the same images, so attacks climb noise: accuracies are too high"
+    "its outputs differ between two calls on the same images: attacks climb noise, accuracies may be too high"
 )
 PROBABILITIES = "its outputs are probabilities: attacks expect logits, what its softmax is applied to"
-ZERO = "(its forward rounds or cuts off gradients, or its softmax is saturated): accuracies are too high"
+ZERO = "(its forward rounds or cuts off gradients, or its softmax is saturated): accuracies may be too high"
 ZERO_IN_AUTOATTACK = f"AutoAttack met images whose gradient is zero {ZERO}"
 SQUARE = (
     "Square, which uses no gradient, found adversarial images that AutoAttack's other attacks missed: its"
