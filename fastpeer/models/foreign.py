@@ -1,8 +1,10 @@
 """Networks from outside fastpeer: timm's, and the user's own classes."""
 
 import importlib
+import importlib.util
 import inspect
 import logging
+import re
 from typing import Any
 
 import torch
@@ -74,8 +76,33 @@ def _timm() -> Any:
         return importlib.import_module("timm")
     except ImportError as error:
         # timm may be installed, but a package that it imports is missing.
-        reason = "" if error.name == "timm" else f" ({brief(error)})"
-        raise UserError(f"a timm network needs timm{reason}; pip install timm") from None
+        missing = (error.name or "").partition(".")[0]
+        if missing == "torchvision":
+            raise UserError(
+                f"a timm network needs torchvision ({brief(error)}); {torchvision_advice()}"
+            ) from None
+        reason = "" if missing == "timm" else f" ({brief(error)})"
+        # By itself, pip may choose a torchvision that is for another PyTorch, and replace PyTorch too.
+        bare = importlib.util.find_spec("torchvision") is None
+        also = f" (and with it torchvision: {torchvision_advice()})" if bare else ""
+        raise UserError(f"a timm network needs timm{reason}; pip install timm{also}") from None
+    except Exception as error:  # Loading a torchvision for another PyTorch raises what its operators do.
+        raise UserError(f"timm cannot be imported ({brief(error)}); {torchvision_advice()}") from None
+
+
+def torchvision_advice(version: str = torch.__version__) -> str:
+    """Return how to get the torchvision for a version of PyTorch: torch 2.y.z is paired with 0.(y + 15).z."""
+    release = re.fullmatch(r"2\.([0-9]+)\.([0-9]+)(\+[a-z0-9.]+)?", version)
+    if release is None:
+        return (
+            f"torch {version} is no release, for which there may be no torchvision: take one, such as"
+            " pip install torch==2.8.0 torchvision==0.23.0"
+        )
+    minor, micro, build = int(release[1]), release[2], release[3] or ""
+    fitting = f"pip install --no-deps torchvision==0.{minor + 15}.{micro}{build}"
+    source = f" from the index that torch {version} came from" if build else ""
+    earlier = f"torch==2.{minor - 1}.0 torchvision==0.{minor + 14}.0"
+    return f"for torch {version} that is {fitting}{source}; if there is none yet, {earlier}"
 
 
 def _import_callable(module: str, attribute: str, name: str) -> Any:

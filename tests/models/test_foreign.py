@@ -13,6 +13,7 @@ from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_optio
 from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.models import build_model, check_model_name
+from fastpeer.models.foreign import torchvision_advice
 from fastpeer.victims.autograd import FoldedVictim
 from fastpeer.victims.factory import VictimFactory
 from tests.models.timms import need_timm
@@ -294,6 +295,48 @@ def test_what_timm_cannot_build_is_one_line(name, size, message):
     with pytest.raises(UserError) as refusal:
         build_model(f"timm:{name}", 7, size)
     assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        ("2.6.0", "pip install --no-deps torchvision==0.21.0; if there is none yet, torch==2.5.0"),
+        ("2.7.1", "pip install --no-deps torchvision==0.22.1;"),
+        ("2.13.0+cpu", "torchvision==0.28.0+cpu from the index that torch 2.13.0+cpu came from;"),
+        ("2.14.0.dev20261101+cu130", "is no release, for which there may be no torchvision: take one"),
+        ("2.12.0a0+gitab12cd", "is no release"),
+    ],
+)  # fmt: skip
+def test_the_torchvision_for_a_pytorch_is_named(version, advice):
+    assert advice in torchvision_advice(version)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "needs torchvision"),
+        (
+            ImportError("undefined symbol: x", name="torchvision.ops"),
+            "needs torchvision (undefined symbol: x)",
+        ),
+        (
+            RuntimeError("operator torchvision::nms does not exist"),
+            "cannot be imported (operator torchvision",
+        ),
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml"), "needs timm (No module named 'yaml')"),
+    ],
+)
+def test_what_timm_lacks_is_one_line_with_a_command(monkeypatch, error, said):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(UserError) as refusal:
+        build_model("timm:resnet18", 7)
+    assert said in str(refusal.value)
+    assert torchvision_advice() in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
