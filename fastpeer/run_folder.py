@@ -18,7 +18,10 @@ from fastpeer.errors import UserError
 from fastpeer.links import checkpoint_folder
 
 log = logging.getLogger(__name__)
-PARTS = ("config.toml", "run.json", "metrics.jsonl", "results.json", "checkpoints", "tensorboard")
+PARTS = (
+    "config.toml", "run.json", "metrics.jsonl", "metrics.csv", "loggers.json", "results.json", "checkpoints",
+    "tensorboard", "wandb",
+)  # fmt: skip
 """Names in a run's folder. --force deletes a folder only if it contains nothing else."""
 
 
@@ -42,6 +45,16 @@ class RunFolder:
     def metrics_file(self) -> Path:
         """A line of JSON for each logging interval and each evaluated epoch."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def csv_file(self) -> Path:
+        """The same numbers as a table, if log.to holds csv."""
+        return self.path / "metrics.csv"
+
+    @property
+    def loggers_file(self) -> Path:
+        """The run's identity in Weights & Biases and MLflow, by which a resumed run continues there."""
+        return self.path / "loggers.json"
 
     @property
     def results_file(self) -> Path:

@@ -237,6 +237,36 @@ def _known(words: Sequence[str], flags: dict[str, str]) -> list[str]:
     return spelt
 
 
+def with_log_to(words: Sequence[str]) -> list[str]:
+    """Return the words with --log.to in place of --log.tensorboard, which older commands have."""
+    kept, tensorboard = without_switch(words, "log.tensorboard")
+    if tensorboard is None or "--log.to" in kept:
+        return kept
+    return [*kept, "--log.to", *(["tensorboard"] if tensorboard else [])]
+
+
+def without_switch(words: Sequence[str], name: str) -> tuple[list[str], bool | None]:
+    """Return the words without a switch, and what its last mention sets it to; None: it is not mentioned.
+
+    Args:
+        words: of the command line.
+        name: the switch's dotted name, with hyphens.
+    """
+    section, dot, own = name.rpartition(".")
+    values = {f"--{name}": True, f"--{section}{dot}no-{own}": False}
+    kept: list[str] = []
+    last: bool | None = None
+    spelt = [word.replace("_", "-") if word.startswith("--") else word for word in at_equals(words)]
+    for flag, word, original in zip(["", *spelt], spelt, at_equals(words), strict=False):
+        if word in values:
+            last = values[word]
+        elif flag in values and word.lower() in BOOLEANS:
+            last = values[flag] == (word.lower() == "true")
+        else:
+            kept.append(original)
+    return kept, last
+
+
 def at_equals(words: Sequence[str]) -> list[str]:
     """Return the words, those like --FLAG=VALUE as two."""
     return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fastpeer.cli.arguments import BOOLEANS, TrainArguments, at_equals, parse
+from fastpeer.cli.arguments import BOOLEANS, TrainArguments, parse, with_log_to
 from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.summary import print_summary
 from fastpeer.config import Config, TeacherConfig, teacher_words
@@ -41,7 +41,7 @@ def train_command(words: Sequence[str]) -> None:
     Raises:
         UserError: whatever the user can fix.
     """
-    method, words = _take_method(at_equals(words))
+    method, words = _take_method(with_log_to(words))
     given = _without_settings(words, method)
     recipe = given.recipe or DEFAULT_RECIPE
     name = _run_name(recipe, method)
@@ -169,6 +169,9 @@ def _prepare(
 
 def _refuse_conflicts(arguments: TrainArguments, config: Config, run: RunFolder) -> None:
     """Refuse what needs no data to be seen as wrong."""
+    from fastpeer.training.loggers import check_loggers
+
+    check_loggers(config.log.to)
     if arguments.resume:
         _refuse_other_settings(config, run.read_config())
     else:

@@ -88,8 +88,7 @@ class Trainer:
             Stopped: a stop was requested; the run is saved.
             UserError: a loss is not finite, or a file cannot be written.
         """
-        tensorboard = self.run.path / "tensorboard" if self.config.log.tensorboard else None
-        self.log = MetricsLog(self.run.metrics_file, self._log_length, tensorboard, self.position.step)
+        self.log = MetricsLog(self.run, self.config, self._log_length, self.position.step)
         with closing(self.log):
             if not self.run.checkpoint("last").exists():
                 # A run that is stopped or killed in its first epoch can be resumed too.

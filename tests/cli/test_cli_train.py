@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cli_files import STEPS, metrics, snapshot, weights
 
+from fastpeer.cli.arguments import with_log_to
 from fastpeer.models import build_model
 from fastpeer.models.weights import save_weights
 
@@ -51,6 +53,36 @@ def test_tensorboard_is_written_on_demand(fastpeer, tmp_path: Path) -> None:
         "train tiny.toml --log.tensorboard --train.max-steps 1 --quiet --out", tmp_path / "run"
     ).succeeded()
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_loggers_are_chosen_and_checked_before_the_run(
+    fastpeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    fastpeer("train tiny.toml --log.to csv wandb --out", run).refused("log.to wandb", "fastpeer[wandb]")
+    assert not run.exists()
+    words = "train tiny.toml --log.to csv --train.max-steps 2 --quiet --out"
+    fastpeer(words, run).succeeded()
+    assert [row.split(",")[1] for row in (run / "metrics.csv").read_text().splitlines()] == ["step", "2"]
+    assert not (run / "tensorboard").exists()
+    fastpeer(words, run, "--force", "--log.no-tensorboard").succeeded()
+    assert 'to = [\n    "csv",\n]' in (run / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a --log.tensorboard b", ["a", "b", "--log.to", "tensorboard"]),
+        ("a --log.no-tensorboard b", ["a", "b", "--log.to"]),
+        ("--log.tensorboard=false a", ["a", "--log.to"]),
+        ("--log.no_tensorboard false", ["--log.to", "tensorboard"]),
+        ("--log.no-tensorboard --log.to csv", ["--log.to", "csv"]),
+        ("a --log.every=3", ["a", "--log.every", "3"]),
+    ],
+)
+def test_the_former_flag_of_tensorboard_is_read(words: str, expected: list[str]) -> None:
+    assert with_log_to(words.split()) == expected
 
 
 def test_output_to_a_file_is_plain_lines(fastpeer, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ CONFIG = Config(
     swa=SwaConfig(start=0),
     train=TrainConfig(batch_size=8, epochs=2),
     selection=SelectionConfig(fraction=0.2, steps=1, batch_size=8),
-    log=LogConfig(every=2, tensorboard=False),
+    log=LogConfig(every=2, to=()),
 )
 CPU = torch.device("cpu")
 MOVING = replace(CONFIG, method="mtard", loss=MtardLoss(rate=0.5))
@@ -166,7 +166,7 @@ def assert_same_run(ours, theirs):
 )  # fmt: skip
 def test_run_resumed_after_max_steps_is_bit_exact(trainer_for, uninterrupted, tmp_path, precision, steps):
     # max_steps adds a log line at the last step; with a line at every step, it adds none.
-    config = replace(CONFIG, precision=precision, log=LogConfig(every=1, tensorboard=False))
+    config = replace(CONFIG, precision=precision, log=LogConfig(every=1, to=()))
     trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
     assert load_state(tmp_path / "run/checkpoints/last")["position"]["step"] == steps
     trainer_for(tmp_path / "run", config).train()
@@ -192,7 +192,7 @@ def test_run_resumed_after_a_stop_request_is_bit_exact(trainer_for, uninterrupte
     [(MOVING, 1), (MOVING, 5), (MOVING, 7), (CHANGING, 3), (CHANGING, 5), (CHANGING, 6), (SWAPPING, 7)],
 )
 def test_run_of_a_method_with_state_resumes_bit_exactly(trainer_for, uninterrupted, tmp_path, config, steps):
-    config = replace(config, log=LogConfig(every=1, tensorboard=False))
+    config = replace(config, log=LogConfig(every=1, to=()))
     trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
     trainer_for(tmp_path / "run", config).train()
     assert_same_run(tmp_path / "run", uninterrupted(config))
@@ -228,7 +228,7 @@ def test_number_of_stop_checks_is_as_assumed_above(trainer_for, tmp_path):
 
 
 def test_run_in_double_precision_saves_it(uninterrupted):
-    config = replace(CONFIG, precision="fp64", log=LogConfig(every=1, tensorboard=False))
+    config = replace(CONFIG, precision="fp64", log=LogConfig(every=1, to=()))
     folder = uninterrupted(config) / "checkpoints"
     for name in ("last/student", "last/peer", "last/swa", "best/student", "best-swa/student"):
         tensors = load_file(folder / f"{name}.safetensors")
