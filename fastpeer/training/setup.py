@@ -62,6 +62,7 @@ def set_up(
     device: torch.device,
     initial: Mapping[str, Path | None],
     weights_key: str = "",
+    announce: Callable[[str], None] = lambda what: None,
 ) -> TrainingSetup:
     """Open the data and build the networks.
 
@@ -73,6 +74,7 @@ def set_up(
         device: the device that computes.
         initial: files with initial weights, by network; the others are initialised from the seed.
         weights_key: which set of weights in those files; empty: the usual one.
+        announce: is told what is done from now on.
 
     Raises:
         UserError: data or weights do not fit.
@@ -86,14 +88,17 @@ def set_up(
     dataset = dataset.seen_at(config.data.size)
     # Before the images are opened, which takes longer: a missing teacher is reported at once.
     teachers = find_teachers(config, method)
+    announce("checking the images, and compiling what reads them")
     training, selection = _open_streams(config, dataset, device, numbers)
     classes = len(dataset.classes)
+    announce("building the networks")
     networks = build_networks(config, method, classes, device, initial, dataset.size, weights_key)
     placed = {
         teacher.role: (teacher, place_teacher(teacher, config, classes, dataset.size, device))
         for teacher in teachers
     }
     for teacher, network in placed.values():
+        announce(f"checking the {teacher.title}")
         check_accuracy(teacher, network, selection, classes)
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
     return TrainingSetup(method, networks, placed, training, selection, numbers, device, dataset, files)

@@ -211,6 +211,31 @@ def test_run_of_a_method_with_state_resumes_bit_exactly_after_a_stop_request(
     assert_same_run(tmp_path / "run", uninterrupted(config))
 
 
+class Shown(Reporter):
+    """Notes the steps whose losses were shown."""
+
+    def __init__(self):
+        self.steps = []
+
+    def interval(self, record):
+        self.steps.append(record["step"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(1e-9, list(range(1, 11))), (1e9, [1, 2, 4, 5, 6, 8, 10]), (0, [2, 4, 5, 6, 8, 10])],
+)
+def test_losses_shown_by_the_clock_are_not_in_the_record(
+    trainer_for, uninterrupted, tmp_path, seconds, shown
+):
+    config = replace(CONFIG, log=replace(CONFIG.log, seconds=seconds))
+    trainer = trainer_for(tmp_path / "run", config)
+    trainer.reporter = Shown()
+    trainer.train()
+    assert trainer.reporter.steps == shown
+    assert_same_run(tmp_path / "run", uninterrupted(CONFIG))
+
+
 def test_states_of_these_methods_change_during_the_run(uninterrupted):
     """Otherwise the tests above would pass without saving them."""
     state = load_state(uninterrupted(MOVING) / "checkpoints/last")["balance"]
@@ -245,6 +270,14 @@ def test_non_finite_loss_is_named_and_the_previous_checkpoint_kept(trainer_for, 
     assert str(folder) in str(refusal.value)
     assert load_state(folder)["position"]["step"] == 2
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "student.safetensors").values())
+
+
+def test_non_finite_loss_shown_by_the_clock_ends_the_run(trainer_for, tmp_path):
+    exploding = replace(
+        CONFIG, optim=replace(CONFIG.optim, lr=1e30), log=LogConfig(every=50, seconds=1e-9, to=())
+    )
+    with pytest.raises(UserError, match="is not finite at step [234];"):
+        trainer_for(tmp_path / "run", exploding).train()
 
 
 def test_stop_before_a_non_finite_loss_is_logged_keeps_the_good_checkpoint(trainer_for, tmp_path):
