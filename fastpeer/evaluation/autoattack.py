@@ -1,5 +1,8 @@
 """AutoAttack standard, L-infinity (Croce and Hein 2020), with every constant set and checked."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
@@ -87,6 +90,7 @@ def classify_under_autoattack(
     images: Tensor,
     labels: Tensor,
     *,
+    announce: Callable[[str], None] = lambda attack: None,
     epsilon: float,
     classes: int,
     seed: int,
@@ -100,6 +104,7 @@ def classify_under_autoattack(
         labels: int64 (N,).
         epsilon: radius of the L-infinity ball.
         classes: number of classes.
+        announce: is told which attack begins, by its name in `ATTACKS`, once for each batch of it.
         seed: of all its attacks.
         batch_size: images attacked at once.
 
@@ -110,11 +115,25 @@ def classify_under_autoattack(
         UserError: see `build_autoattack`.
     """
     attack = build_autoattack(_RowMajor(network), epsilon, classes, seed, images.device)
+    _announce_attacks(attack, announce)
     perturbed, predicted = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=batch_size)
     with torch.no_grad():
         parts = [network(part).isfinite().all(1) for part in perturbed.to(images.device).split(batch_size)]
     finite = torch.cat(parts).cpu()
     return (predicted == labels).cpu() & finite, finite
+
+
+def _announce_attacks(attack: AutoAttack, announce: Callable[[str], None]) -> None:
+    parts = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
+    for name, part in zip(ATTACKS, parts, strict=True):
+        part.perturb = partial(_announced, part.perturb, announce, name)
+
+
+def _announced(
+    perturb: Callable[..., Tensor], announce: Callable[[str], None], name: str, *batch: Tensor
+) -> Tensor:
+    announce(name)
+    return perturb(*batch)
 
 
 class _RowMajor(nn.Module):

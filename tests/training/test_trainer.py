@@ -276,7 +276,7 @@ def test_non_finite_loss_shown_by_the_clock_ends_the_run(trainer_for, tmp_path):
     exploding = replace(
         CONFIG, optim=replace(CONFIG.optim, lr=1e30), log=LogConfig(every=50, seconds=1e-9, to=())
     )
-    with pytest.raises(UserError, match="is not finite at step [234];"):
+    with pytest.raises(UserError, match=r"is not finite at step [234];"):
         trainer_for(tmp_path / "run", exploding).train()
 
 
