@@ -1,6 +1,6 @@
 """A dry run: a few steps and the evaluation of a batch, from which the time of a training is estimated."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def rehearse(trainer: Trainer) -> list[Part]:
     return _parts_left(trainer)
 
 
-def _batches_without_end(trainer: Trainer) -> Iterator[Batch]:
+def _batches_without_end(trainer: Trainer) -> Generator[Batch, None, None]:
     while True:
         yield from trainer.setup.training.epoch(trainer.position.epoch)
 
