@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from fastpeer.errors import UserError
 from fastpeer.links import checkpoint_folder
 
 log = logging.getLogger(__name__)
-PARTS = ("config.toml", "run.json", "metrics.jsonl", "results.json", "checkpoints", "tensorboard")
+PARTS = (
+    "config.toml", "run.json", "metrics.jsonl", "metrics.csv", "loggers.json", "results.json", "checkpoints",
+    "tensorboard", "wandb",
+)  # fmt: skip
 """Names in a run's folder. --force deletes a folder only if it contains nothing else."""
 
 
@@ -42,6 +46,16 @@ class RunFolder:
     def metrics_file(self) -> Path:
         """A line of JSON for each logging interval and each evaluated epoch."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def csv_file(self) -> Path:
+        """The same numbers as a table, if log.to holds csv."""
+        return self.path / "metrics.csv"
+
+    @property
+    def loggers_file(self) -> Path:
+        """The run's identity in Weights & Biases and MLflow, by which a resumed run continues there."""
+        return self.path / "loggers.json"
 
     @property
     def results_file(self) -> Path:
@@ -139,9 +153,27 @@ class RunFolder:
         finally:
             os.close(folder)
 
+    def is_locked(self) -> bool:
+        """Whether another process trains in the folder; False where that cannot be told."""
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(folder)
+        return False
+
     def _lock(self, folder: int) -> None:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Another process may only have looked whether it is locked, which takes microseconds.
+                time.sleep(0.1)
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{self.path} is being trained by another process: wait, or stop that one"

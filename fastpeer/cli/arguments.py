@@ -54,6 +54,8 @@ class TrainArguments:
     """Go on with the run in --out, from its last checkpoint, with the settings it was started with."""
     force: bool = False
     """Delete the run that --out already holds."""
+    dry_run: bool = False
+    """Print what would be done; take a few steps to estimate time and memory; write nothing and stop."""
     init_student: Annotated[Path | None, arg(metavar="FILE")] = None
     """Initial student: .safetensors, or a PyTorch checkpoint such as a released .pth.tar."""
     init_peer: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -1,20 +1,19 @@
 """`fastpeer eval`: attack finished networks, and hold the accuracies against the paper's."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastpeer.cli.arguments import EvalArguments, parse
 from fastpeer.cli.log_lines import log_to
+from fastpeer.cli.watching import watch_on
 from fastpeer.run_folder import newest_run
 
 if TYPE_CHECKING:
-    from fastpeer.evaluation.protocol import Protocol, Watch
+    from fastpeer.evaluation.protocol import Protocol
     from fastpeer.evaluation.results import Result
     from fastpeer.evaluation.targets import Target
 
@@ -102,7 +101,7 @@ def _results(
 ) -> "Iterator[Result]":
     """Yield a target's results as they are found."""
     known_results = _same_weights(target, known)
-    yield from known_results or protocol.run(target, arguments.data, arguments.model, _watch(console))
+    yield from known_results or protocol.run(target, arguments.data, arguments.model, watch_on(console))
 
 
 def _same_weights(target: "Target", known: "dict[Target, list[Result]]") -> "list[Result]":
@@ -111,20 +110,3 @@ def _same_weights(target: "Target", known: "dict[Target, list[Result]]") -> "lis
         if other.run == target.run and other.sha256 == target.sha256:
             return [replace(result, target=target.label) for result in results]
     return []
-
-
-def _watch(console: Console) -> "Watch":
-    """Return what shows a bar for each attack; bars are for a terminal: a file gets the table alone."""
-
-    @contextmanager
-    def watch(what: str, images: int) -> Iterator[Callable[[int], None]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-            task = bars.add_task(what, total=images)
-
-            def show(done: int) -> None:
-                bars.update(task, completed=done)
-
-            yield show
-
-    return watch

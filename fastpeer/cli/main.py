@@ -16,6 +16,7 @@ commands:
   prep     turn a data set into .beton files        fastpeer prep --dataset cifar10
   train    train a robust student                   fastpeer train cifar10-resnet18 --amp
   eval     attack what was trained                  fastpeer eval runs/cifar10-resnet18
+  runs     list runs and how far they are           fastpeer runs
   info     tell what is known of weights or a run   fastpeer info net.pth
   recipes  list the shipped recipes                 fastpeer recipes
 
@@ -86,6 +87,8 @@ def _command(name: str) -> Callable[[list[str]], None]:
         from fastpeer.cli.train import train_command as command
     elif name == "eval":
         from fastpeer.cli.evaluate import eval_command as command
+    elif name == "runs":
+        from fastpeer.cli.runs import runs_command as command
     elif name == "info":
         from fastpeer.cli.info import info_command as command
     elif name == "recipes":
@@ -93,6 +96,6 @@ def _command(name: str) -> Callable[[list[str]], None]:
     else:
         from fastpeer.suggestions import did_you_mean
 
-        known = ("prep", "train", "eval", "info", "recipes")
+        known = ("prep", "train", "eval", "runs", "info", "recipes")
         raise UserError(f"no command {name}; {did_you_mean(name, known)}")
     return command

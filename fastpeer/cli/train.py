@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from fastpeer.errors import Interrupted, UserError
 from fastpeer.links import through_links
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.models.pixel_range import check_pixel_range
+from fastpeer.printing import print_line
 from fastpeer.run_folder import RunFolder, newest_run_of
 
 if TYPE_CHECKING:
@@ -42,16 +43,38 @@ def train_command(words: Sequence[str]) -> None:
         UserError: whatever the user can fix.
     """
     switch_flags = switches(flags_of(TrainArguments())) | _loss_switches(method_names())
-    method, words = _take_method(at_equals(words, switch_flags))
-    given = _without_settings(words, method)
+    words = at_equals(words, switch_flags)
+    method, left = _take_method(words)
+    given = _without_settings(left, method)
     recipe = given.recipe or DEFAULT_RECIPE
     name = _run_name(recipe, method)
     console = Console(quiet=given.quiet)
     with log_to(console):
         run = _run_folder(given, name)
         base = _resumed_base(run, given) if given.resume else _base(recipe, method)
-        arguments = _all_settings(words, given, base, method)
-        _train(_with_teachers(arguments), run, name, console)
+        arguments = _with_teachers(_all_settings(left, given, base, method))
+        if arguments.dry_run:
+            _dry_run(arguments, run, console)
+            words = ["train", *_without_dry_run(words)]
+        else:
+            words = _next_words(_train(arguments, run, name, console))
+    print_line(console, f"next: fastpeer {shlex.join(words)}")
+
+
+def _without_dry_run(words: Sequence[str]) -> list[str]:
+    spelt = [word.replace("_", "-") for word in words]
+    dry = [flag == "--dry-run" and word.lower() in BOOLEANS for flag, word in pairwise(["", *spelt])]
+    return [
+        word for word, flag, value in zip(words, spelt, dry, strict=True) if flag != "--dry-run" and not value
+    ]
+
+
+def _next_words(trainer: "Trainer") -> list[str]:
+    """Return the command that follows a training, for as many classes as it may have."""
+    from fastpeer.evaluation.autoattack import MIN_CLASSES
+
+    attacks = "clean,fgsm,pgd20,aa" if trainer.setup.classes >= MIN_CLASSES else "clean,fgsm,pgd20"
+    return ["eval", str(trainer.run.path), "--attacks", attacks]
 
 
 def _run_folder(given: TrainArguments, name: str) -> RunFolder:
@@ -122,65 +145,106 @@ def _found(settings: TeacherConfig, given: Path | None) -> TeacherConfig:
     return replace(settings, weights=str(Path(path).expanduser().absolute()) if path else "")
 
 
-def _train(arguments: TrainArguments, run: RunFolder, name: str, console: Console) -> None:
+def _train(arguments: TrainArguments, run: RunFolder, name: str, console: Console) -> "Trainer":
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
+    from fastpeer.cli.plan import plan
     from fastpeer.training.progress import choose_reporter
     from fastpeer.training.signals import stopping_on_signals
     from fastpeer.training.trainer import Trainer
 
-    config, setup = _prepare(arguments, run, name, console)
+    config, setup = _prepare(arguments, run, console)
+    if not arguments.resume:
+        run.create(config, _facts(setup, name), arguments.force)
     reporter = choose_reporter(arguments.quiet, console)
     with run.locked(), stopping_on_signals() as stop:
         trainer = Trainer(run, config, setup, reporter, stop)
         if arguments.resume:
             trainer.resume()
             run.write_config(config)
-        for line in _opening(trainer):
+        for line in plan(trainer):
             log.info(line)
         _carry_out(trainer)
     print_summary(trainer.summary, trainer.selection, console)
+    return trainer
 
 
-def _prepare(
-    arguments: TrainArguments, run: RunFolder, name: str, console: Console
-) -> "tuple[Config, TrainingSetup]":
-    """Check what was asked for, cheap checks first, and make the run folder ready."""
+def _dry_run(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
+    """Print what the training would do and take; nothing is written, and no folder is looked down upon."""
+    from fastpeer.cli.plan import dry_run, plan
+    from fastpeer.training.progress import Reporter, announcing
+    from fastpeer.training.signals import StopRequest, interruptible
+    from fastpeer.training.trainer import Trainer
+
+    config, setup = _prepare(arguments, run, console)
+    trainer = Trainer(run, config, setup, Reporter(), StopRequest())
+    if arguments.resume:
+        trainer.resume()
+    for line in plan(trainer):
+        log.info(line)
+    with announcing(console) as announce, interruptible():
+        announce("compiling, and measuring a few steps" if trainer.step.compiler else "measuring a few steps")
+        lines = list(dry_run(trainer))
+    for line in lines:
+        log.info(line)
+
+
+def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tuple[Config, TrainingSetup]":
+    """Check what was asked for, cheap checks first, and open data and networks; nothing is written."""
     from fastpeer.data.dataset import open_dataset
     from fastpeer.device import choose_device
     from fastpeer.step.precision import amp_precision
+    from fastpeer.training.progress import announcing
     from fastpeer.training.setup import describe, set_up
     from fastpeer.training.signals import interruptible
 
-    _refuse_stray_key(arguments)
+    _refuse_stray_flags(arguments)
     device = choose_device(arguments.device)
     config = arguments.config
     if arguments.amp:
         config = replace(config, precision=amp_precision(device))
     _refuse_conflicts(arguments, config, run)
-    # FFCV compiles for seconds before anything moves.
-    with console.status("reading and checking the data"), interruptible():
+    with announcing(console) as announce, interruptible():
+        announce("reading the data set's description")
         dataset = open_dataset(_data_folder(arguments, run, config))
         given = {"student": arguments.init_student, "peer": arguments.init_peer}
         initial = {network: file and through_links(file) for network, file in given.items()}
-        setup = set_up(config, dataset, device, initial, arguments.weights_key, arguments.init_reset_head)
+        setup = set_up(
+            config, dataset, device, initial, arguments.weights_key, arguments.init_reset_head, announce
+        )
     if arguments.resume:
         _refuse_other_files(run, describe(setup))
-    else:
-        run.create(config, {"recipe": name, **describe(setup)}, arguments.force)
     return config, setup
+
+
+def _facts(setup: "TrainingSetup", name: str) -> dict[str, Any]:
+    from fastpeer.training.setup import describe
+
+    return {"recipe": name, "steps_per_epoch": setup.training.steps_per_epoch, **describe(setup)}
 
 
 def _refuse_conflicts(arguments: TrainArguments, config: Config, run: RunFolder) -> None:
     """Refuse what needs no data to be seen as wrong."""
+    from fastpeer.training.loggers import check_loggers
+
+    check_loggers(config.log.to)
     if arguments.resume:
         _refuse_other_settings(config, run.read_config())
     else:
         _refuse_other_pixel_range(config)
-        run.refuse_unless_free(arguments.force)
         _refuse_own_files(arguments, run)
+        _refuse_taken_folder(arguments, run)
 
 
-def _refuse_stray_key(arguments: TrainArguments) -> None:
+def _refuse_taken_folder(arguments: TrainArguments, run: RunFolder) -> None:
+    try:
+        run.refuse_unless_free(arguments.force)
+    except UserError as error:
+        if not arguments.dry_run:
+            raise
+        log.info("note: without --dry-run this would be refused: %s", error)
+
+
+def _refuse_stray_flags(arguments: TrainArguments) -> None:
     if arguments.init_reset_head and not (arguments.init_student or arguments.init_peer):
         raise UserError("--init-reset-head is for the files of --init-student and --init-peer: name one")
     if arguments.weights_key and not (arguments.init_student or arguments.init_peer):
@@ -280,18 +344,3 @@ def _data_folder(arguments: TrainArguments, run: RunFolder, config: Config) -> P
     if not config.data.dataset:
         raise UserError("which data? name a prepared data set with --data DIR (the recipe names none)")
     return Path("data") / config.data.dataset
-
-
-def _opening(trainer: "Trainer") -> Iterator[str]:
-    """Yield lines on what is trained on what, and what will be measured."""
-    config, setup = trainer.config, trainer.setup
-    trained = sorted(setup.method.trained, key=lambda name: name != "student")
-    networks = ", ".join(f"{name} {getattr(config.model, name)}" for name in trained)
-    height, width = setup.dataset.size
-    yield (
-        f"{trainer.run.path}: {config.method}, {networks}, {setup.dataset.name} ({setup.classes} classes,"
-        f" {height}x{width}), {config.precision} on {setup.device}, seed {config.seed}"
-    )
-    peer = "; the peer's on the student's examples" if "peer" in setup.networks else ""
-    yield from trainer.step.describe()
-    yield f"at each epoch's end: {trainer.selection.describe()}{peer}"

@@ -20,6 +20,7 @@ Split = Literal["val", "test"]
 Switch = Literal["auto", "on", "off"]
 Residency = Literal["auto", "host", "device"]
 Reader = Literal["auto", "numpy", "ffcv"]
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,15 +226,22 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is written while training."""
+    """What is written and shown while training."""
 
     every: int = 50
     """Steps between two lines of metrics.jsonl."""
-    tensorboard: bool = True
-    """Write TensorBoard events into the run folder too."""
+    seconds: float = 30.0
+    """Losses and speed are also shown, but not written, after the first step and then at least every so many
+    seconds; 0: only with the lines of metrics.jsonl."""
+    to: tuple[LoggerName, ...] = ("tensorboard",)
+    """Where the numbers of metrics.jsonl go too: tensorboard, csv, wandb, mlflow, or nowhere else. The last
+    two are extras: pip install fastpeer[wandb], fastpeer[mlflow]."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "every")
+        check_at_least(0, self, "seconds")
+        if len(set(self.to)) < len(self.to):
+            raise ValueError(f"to must hold each name once, got {', '.join(self.to)}")
 
 
 @dataclass(frozen=True, kw_only=True)

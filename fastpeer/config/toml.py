@@ -46,9 +46,21 @@ def structure(table: dict[str, Any], name: str) -> Config:
     if not isinstance(method, str):
         raise UserError(f"{name}: method must be a text in quotes, got {method!r}")
     try:
-        return fit(table, Config, method)
+        return fit(_with_log_to(table), Config, method)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+
+
+def _with_log_to(table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table with log.to in place of log.tensorboard, which older runs and recipes have."""
+    log = table.get("log")
+    if not isinstance(log, dict) or "tensorboard" not in log:
+        return table
+    kept = {name: value for name, value in log.items() if name != "tensorboard"}
+    if type(log["tensorboard"]) is not bool:
+        raise UserError(f"log.tensorboard must be true or false, got {log['tensorboard']!r}")
+    others = [name for name in kept.get("to", ()) if name != "tensorboard"]
+    return {**table, "log": {**kept, "to": ["tensorboard", *others] if log["tensorboard"] else others}}
 
 
 def fit(table: dict[str, Any], kind: type[T], method: str, spell: Callable[[str], str] = str) -> T:
@@ -108,6 +120,9 @@ def _converter(method: str) -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: t == tuple[str, ...], _texts)
     converter.register_structure_hook_func(lambda t: _made_of(t, Literal), _one_of)
     converter.register_structure_hook_func(
+        lambda t: _made_of(t, tuple) and _made_of(get_args(t)[0], Literal), _some_of
+    )
+    converter.register_structure_hook_func(
         lambda t: t == PixelDistance, lambda value, _: parse_fraction(value)
     )
     converter.register_unstructure_hook_func(lambda t: t == PixelDistance, format_fraction)
@@ -164,6 +179,16 @@ def _one_of(value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
         raise ValueError(f"must be one of {', '.join(get_args(choices))}, got {value!r}")
     return value
+
+
+def _some_of(values: Any, setting_type: Any) -> tuple[Any, ...]:
+    choices = get_args(get_args(setting_type)[0])
+    wrong = (
+        [value for value in values if value not in choices] if isinstance(values, (list, tuple)) else [values]
+    )
+    if wrong:
+        raise ValueError(f"must be a list of {', '.join(choices)}, got {wrong[0]!r}")
+    return tuple(values)
 
 
 def _cause(error: BaseException, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], BaseException]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,11 @@ def _attack_and_classify(
     return torch.stack([correct, finite])
 
 
-Progress = Callable[[int], None]
-"""Called with the number of images evaluated so far."""
+class Progress(Protocol):
+    """Is told how far an evaluation is."""
+
+    def __call__(self, done: int, stage: str = "") -> None:
+        """Take the number of images evaluated so far, and which part of the attack runs, if it has parts."""
 
 
 def evaluation_options(device: torch.device) -> Options:
@@ -174,8 +178,9 @@ def _autoattack(
         for batch in batches:
             found.append(
                 classify_under_autoattack(
-                    network, batch.images, batch.labels, epsilon=settings.epsilon, classes=settings.classes,
-                    seed=settings.seed, batch_size=settings.batch_size, norm=settings.norm,
+                    network, batch.images, batch.labels, announce=partial(progress, done),
+                    epsilon=settings.epsilon, classes=settings.classes, seed=settings.seed,
+                    batch_size=settings.batch_size, norm=settings.norm,
                 )
             )  # fmt: skip
             done += len(batch.labels)

@@ -1,6 +1,7 @@
 """AutoAttack standard (Croce and Hein 2020) in L-infinity or L2, with every constant set and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from pyautoattack import AutoAttack
@@ -97,6 +98,7 @@ def classify_under_autoattack(
     images: Tensor,
     labels: Tensor,
     *,
+    announce: Callable[[str], None] = lambda attack: None,
     epsilon: float,
     classes: int,
     seed: int,
@@ -111,6 +113,7 @@ def classify_under_autoattack(
         labels: int64 (N,).
         epsilon: radius of the ball.
         classes: number of classes.
+        announce: is told which attack begins, by its name in `ATTACKS`, once for each batch of it.
         seed: of all its attacks.
         batch_size: images attacked at once.
         norm: of the ball.
@@ -122,11 +125,25 @@ def classify_under_autoattack(
         UserError: see `build_autoattack`.
     """
     attack = build_autoattack(_RowMajor(network), epsilon, classes, seed, images.device, norm)
+    _announce_attacks(attack, announce)
     perturbed, predicted = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=batch_size)
     with torch.no_grad():
         parts = [network(part).isfinite().all(1) for part in perturbed.to(images.device).split(batch_size)]
     finite = torch.cat(parts).cpu()
     return (predicted == labels).cpu() & finite, finite
+
+
+def _announce_attacks(attack: AutoAttack, announce: Callable[[str], None]) -> None:
+    parts = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
+    for name, part in zip(ATTACKS, parts, strict=True):
+        part.perturb = partial(_announced, part.perturb, announce, name)
+
+
+def _announced(
+    perturb: Callable[..., Tensor], announce: Callable[[str], None], name: str, *batch: Tensor
+) -> Tensor:
+    announce(name)
+    return perturb(*batch)
 
 
 class _RowMajor(nn.Module):

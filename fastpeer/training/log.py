@@ -1,18 +1,20 @@
-"""A run's metrics: means over steps, metrics.jsonl, TensorBoard events."""
+"""A run's metrics: means over steps, and metrics.jsonl."""
 
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastpeer.config import Config
 from fastpeer.errors import UserError
+from fastpeer.run_folder import RunFolder
 from fastpeer.step.loss import active_terms
 from fastpeer.step.step import StepResult, TrainingStep
+from fastpeer.training.loggers import Beginning, Mark, mark_of, open_loggers
 
 
 class Interval:
@@ -51,22 +53,26 @@ class Interval:
         self._timed_images += images
 
     def record(self) -> dict[str, Any]:
-        """Return the means since the last call and reset the sums.
+        """Return the means since the last call and reset the sums; see `means`."""
+        record = self.means()
+        self._clear()
+        return record
+
+    def means(self) -> dict[str, Any]:
+        """Return the means since the sums were reset, and keep the sums; it waits for the device.
 
         Returns:
             losses by term, accuracy in % by forward, images_per_second, and the counts of NaN gradients and
             skipped steps where there were any.
         """
         accuracies = (100 * self._correct / self._images).tolist()
-        record = {
+        return {
             "losses": self.losses(),
             "accuracy": dict(zip(self.forwards, accuracies, strict=True)),
             # Evaluated last: the reads above have waited for the device to finish all launched steps.
             "images_per_second": self._timed_images / (time.perf_counter() - self._timed_since),
+            **self._fault_counts(),
         }
-        record |= self._fault_counts()
-        self._clear()
-        return record
 
     def _fault_counts(self) -> dict[str, int]:
         """Return how often something went wrong without stopping the run; empty if nothing did."""
@@ -111,30 +117,27 @@ class Interval:
 
 
 class MetricsLog:
-    """Appends records to metrics.jsonl, and to TensorBoard's events if they are wanted.
+    """Appends records to metrics.jsonl, and hands them to the loggers of log.to.
 
     Args:
-        file: metrics.jsonl; created if it is missing.
+        run: the run's folder; metrics.jsonl is created if it is missing.
+        config: the run's settings.
         length: bytes to keep of the existing file; later lines were written after the checkpoint that the run
             resumes from, and will be written again.
-        tensorboard: folder for TensorBoard's events, or None.
-        step: the run's step; TensorBoard's events from there on are dropped.
+        step: the run's step.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, file: Path, length: int, tensorboard: Path | None, step: int) -> None:
-        self._path = file
+    def __init__(self, run: RunFolder, config: Config, length: int, step: int) -> None:
+        self._path = run.metrics_file
         with self._refused_write():
-            self._file = file.open("ab")
+            self._file = self._path.open("a+b")
+            self._file.seek(min(length, self.length))
+            lost = frozenset(_marks(self._file.read()))
             self._file.truncate(min(length, self.length))
-        self._writer: Any = None
-        if tensorboard is not None:
-            # Imported here: a run may do without it (log.tensorboard).
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(tensorboard), purge_step=step)
+        self._loggers = open_loggers(Beginning(run, config, step, lost))
 
     @property
     def length(self) -> int:
@@ -142,7 +145,7 @@ class MetricsLog:
         return os.fstat(self._file.fileno()).st_size
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a line; numbers, nested ones too, also go to TensorBoard at the record's `step`.
+        """Append a line; numbers, nested ones too, also go to the loggers at the record's `step`.
 
         Raises:
             UserError: the file cannot be written.
@@ -151,17 +154,16 @@ class MetricsLog:
             self._file.write(json.dumps(record).encode() + b"\n")
             # At once: a kill loses no line, and `length` sees only what has left the buffer.
             self._file.flush()
-        if self._writer is not None:
-            for name, value in _numbers(record, ""):
-                self._writer.add_scalar(name, value, record["step"])
+        for logger in self._loggers:
+            logger.write(record)
 
     def close(self) -> None:
-        """Close metrics.jsonl and TensorBoard's writer."""
+        """Close metrics.jsonl and the loggers."""
         # `write` has flushed each line and reported its error: a second one on closing would hide it.
         with suppress(OSError):
             self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for logger in self._loggers:
+            logger.close()
 
     @contextmanager
     def _refused_write(self) -> Iterator[None]:
@@ -171,9 +173,8 @@ class MetricsLog:
             raise UserError(f"{self._path}: cannot be written ({error.strerror})") from None
 
 
-def _numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and name not in ("step", "epoch"):
-            yield prefix + name, value
+def _marks(lines: bytes) -> Iterator[Mark]:
+    """Yield what the loggers were told already by lines that are cut; the last may be incomplete."""
+    for line in lines.splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            yield mark_of(json.loads(line))

@@ -1,6 +1,8 @@
-"""Which batch size would fit, after the device has run out of memory."""
+"""How much memory a training takes, and which batch size would fit after the device has run out of it."""
 
 import gc
+import resource
+import sys
 from collections.abc import Callable
 
 import torch
@@ -10,6 +12,18 @@ from fastpeer.step.step import TrainingStep
 
 USABLE_SHARE = 0.95
 """Share of the memory that a step may plan with; fragmentation takes the rest."""
+
+
+def peak_memory(device: torch.device) -> str:
+    """Describe the most memory taken so far: the device's, and that of the process."""
+    # In KiB, but on macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB of the process (RSS)"
+    if device.type != "cuda":
+        return host
+    total = torch.cuda.get_device_properties(device).total_memory
+    reserved = torch.cuda.max_memory_reserved(device)
+    return f"{reserved / 2**30:.1f} of {total / 2**30:.1f} GiB of the device, {host}"
 
 
 def out_of_memory(step: TrainingStep, batch: Batch) -> str:

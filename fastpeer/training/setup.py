@@ -78,6 +78,7 @@ def set_up(
     initial: Mapping[str, Path | None],
     weights_key: str = "",
     reset_head: bool = False,
+    announce: Callable[[str], None] = lambda what: None,
 ) -> TrainingSetup:
     """Open the data and build the networks.
 
@@ -90,6 +91,7 @@ def set_up(
         initial: files with initial weights, by network; the others are initialised from the seed.
         weights_key: which set of weights in those files; empty: the usual one.
         reset_head: whether the classification layer begins at random in spite of those files.
+        announce: is told what is done from now on.
 
     Raises:
         UserError: data or weights do not fit.
@@ -107,8 +109,10 @@ def set_up(
         log.warning(doubt)
     # Before the images are opened, which takes longer: a missing teacher is reported at once.
     teachers = find_teachers(config, method)
+    announce("opening the images")
     training, selection = _open_streams(config, dataset, device, numbers)
     classes = len(dataset.classes)
+    announce("building the networks")
     networks, left_out = build_initial_networks(
         config, method, classes, device, initial, dataset.size, weights_key, reset_head
     )
@@ -116,10 +120,10 @@ def set_up(
         teacher.role: (teacher, place_teacher(teacher, config, classes, dataset.size, device))
         for teacher in teachers
     }
-    accuracies = {
-        role: check_accuracy(teacher, network, selection, classes, config.attack, config.seed)
-        for role, (teacher, network) in placed.items()
-    }
+    accuracies = {}
+    for role, (teacher, network) in placed.items():
+        announce(f"checking the {teacher.title}")
+        accuracies[role] = check_accuracy(teacher, network, selection, classes, attack, config.seed)
     files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
     frozen = {role: network for role, (_, network) in placed.items()}
     warnings = _hidden_gradients({**networks, **frozen}, selection)

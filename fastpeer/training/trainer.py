@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -13,13 +14,14 @@ from torch import nn
 
 from fastpeer.checkpoint import load_networks, load_state, save_checkpoint
 from fastpeer.config import Config
-from fastpeer.data.stream import Batch
+from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.errors import UserError, brief, one_line
 from fastpeer.kernels.refusal import KernelRefusal
 from fastpeer.models.weights import WeightFacts
 from fastpeer.run_folder import RunFolder, network_name
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.averaging import AveragedStudent
+from fastpeer.training.forecast import Pace
 from fastpeer.training.log import Interval, MetricsLog
 from fastpeer.training.memory import out_of_memory
 from fastpeer.training.progress import Reporter
@@ -54,6 +56,7 @@ class Trainer:
     Attributes:
         position: the next step.
         step: the training step, with optimizer and loss scale.
+        pace: how long a step takes, once it was measured.
         average: the averaged student; None if the settings do without.
         interval: sums since the last log line.
         summary: accuracies of the checkpoints last, swa, best and best-swa, as far as they were evaluated.
@@ -69,10 +72,7 @@ class Trainer:
         self.stop = stop
         self.position = Position()
         self.step = TrainingStep(config, setup.method.at(0), setup.all_networks, max(setup.dataset.size))
-        self.selection = Selection(
-            config, setup.selection, self.step.victim_factory, setup.method.seeks_robustness, stop.check,
-            self.step.recorded,
-        )  # fmt: skip
+        self.selection = self.selection_on(setup.selection)
         self.average: AveragedStudent | None = None
         if config.swa_start is not None:
             student = setup.networks["student"]
@@ -80,6 +80,8 @@ class Trainer:
         self.interval = Interval.of(self.step)
         self.summary: dict[str, dict[str, Any]] = {}
         self._log_length = 0
+        self._shown: float | None = None
+        self.pace = Pace(setup.device, self.step.compiler)
 
     def train(self) -> None:
         """Run the remaining epochs.
@@ -88,8 +90,7 @@ class Trainer:
             Stopped: a stop was requested; the run is saved.
             UserError: a loss is not finite, or a file cannot be written.
         """
-        tensorboard = self.run.path / "tensorboard" if self.config.log.tensorboard else None
-        self.log = MetricsLog(self.run.metrics_file, self._log_length, tensorboard, self.position.step)
+        self.log = MetricsLog(self.run, self.config, self._log_length, self.position.step)
         with closing(self.log):
             if not self.run.checkpoint("last").exists():
                 # A run that is stopped or killed in its first epoch can be resumed too.
@@ -105,9 +106,16 @@ class Trainer:
                 raise
 
     def _run_epochs(self) -> None:
-        with self.reporter.running(self.position.step, self._total_steps(), self._steps_per_epoch):
+        with self.reporter.running(self.position.step, self.total_steps, self.steps_per_epoch):
             while not self._finished():
                 self._run_epoch()
+
+    def selection_on(self, stream: EvaluationStream) -> Selection:
+        """Return what evaluates the run's networks on the images of a stream."""
+        return Selection(
+            self.config, stream, self.step.victim_factory, self.setup.method.seeks_robustness,
+            self.stop.check, self.step.recorded,
+        )  # fmt: skip
 
     def resume(self) -> None:
         """Restore weights and state from the run's last checkpoint.
@@ -139,12 +147,15 @@ class Trainer:
         self._log_length = state["log_length"]
 
     @property
-    def _steps_per_epoch(self) -> int:
-        return self.setup.training.steps_per_epoch
-
-    def _total_steps(self) -> int:
-        total = self.config.train.epochs * self._steps_per_epoch
+    def total_steps(self) -> int:
+        """Number of steps of the whole run."""
+        total = self.config.train.epochs * self.steps_per_epoch
         return min(total, self.config.train.max_steps or total)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of an epoch."""
+        return self.setup.training.steps_per_epoch
 
     def _finished(self) -> bool:
         return self.position.epoch >= self.config.train.epochs or self._at_max_steps()
@@ -160,11 +171,17 @@ class Trainer:
             self.step.use(method)
             self.interval = Interval.of(self.step)
 
-    def _run_epoch(self) -> None:
+    def begin_epoch(self) -> None:
+        """Prepare for the steps of the current epoch: the method's table, the learning rate, the clocks."""
         self._use_table_of(self.position.epoch)
         self.step.set_learning_rate(learning_rate(self.config, self.position.epoch))
+        self.pace.pause()
+        self.interval.restart_clock()
+
+    def _run_epoch(self) -> None:
+        self.begin_epoch()
         self._run_steps()
-        if self.position.in_epoch == self._steps_per_epoch:
+        if self.position.in_epoch == self.steps_per_epoch:
             self._finish_epoch()
         else:
             log.info("stopped at step %d, within an epoch: train.max_steps is reached", self.position.step)
@@ -172,24 +189,34 @@ class Trainer:
 
     def _run_steps(self) -> None:
         position = self.position
-        self.interval.restart_clock()
+        if self._shown is None:
+            self.reporter.busy("compiling, and the first step" if self.step.compiler else "the first step")
         # Closed at once if the epoch is left early: the loader's thread would otherwise keep decoding.
         with closing(self.setup.training.epoch(position.epoch, position.in_epoch)) as batches:
             for batch in batches:
-                result = self._train_on(batch)
-                self._report_compiling()
+                result = self.train_on(batch)
+                self.report_compiling()
                 position.in_epoch += 1
                 position.step += 1
                 self.interval.add(result, len(batch.labels))
                 self.reporter.step(position.step)
                 if self._at_log_line():
                     self._log_interval()
+                elif self._line_is_due():
+                    self._show_interval()
+                if self.pace.step_done():
+                    log.info(self.pace.describe(self.total_steps - position.step))
                 if self._at_max_steps():
                     return
                 # After the step is counted, so that a checkpoint saved here continues with the next one.
                 self.stop.check()
 
-    def _train_on(self, batch: Batch) -> StepResult:
+    def train_on(self, batch: Batch) -> StepResult:
+        """Take a step on a batch.
+
+        Raises:
+            UserError: the device has too little memory, or the step failed in a way that the user can fix.
+        """
         try:
             return self.step.train_on(batch, self.position.step)
         except torch.OutOfMemoryError:
@@ -200,7 +227,8 @@ class Trainer:
             raise
         raise UserError(out_of_memory(self.step, batch))
 
-    def _report_compiling(self) -> None:
+    def report_compiling(self) -> None:
+        """Log what was compiled since the last call."""
         if self.step.compiler is not None and (line := self.step.compiler.news()):
             log.info(line)
 
@@ -217,18 +245,38 @@ class Trainer:
         return ""
 
     def _at_log_line(self) -> bool:
-        at_end = self.position.in_epoch == self._steps_per_epoch
+        at_end = self.position.in_epoch == self.steps_per_epoch
         return at_end or self._at_max_steps() or self.position.step % self.config.log.every == 0
 
     def _log_interval(self) -> None:
-        record = {"epoch": self.position.epoch, "step": self.position.step, **self.interval.record()}
+        record = self._interval_record(self.interval.record())
+        self._report_faults(record)
+        self.log.write(record)
+        self._show(record)
+
+    def _interval_record(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        record = {"epoch": self.position.epoch, "step": self.position.step, **means}
         record["lr"] = learning_rate(self.config, self.position.epoch)
         if self.step.scaler.is_enabled():
             # Halved by GradScaler whenever a step was skipped because its gradients overflowed.
             record["loss_scale"] = self.step.scaler.get_scale()
         self._refuse_non_finite(record["losses"])
-        self._report_faults(record)
-        self.log.write(record)
+        return record
+
+    def _line_is_due(self) -> bool:
+        longest = self.config.log.seconds
+        return longest > 0 and (self._shown is None or time.monotonic() - self._shown >= longest)
+
+    def _show_interval(self) -> None:
+        """Show the means so far. They are not written: a run's record must not depend on the time it took."""
+        first = self._shown is None
+        self._show(self._interval_record(self.interval.means()))
+        if first:
+            # What the first step compiled would spoil the speed of the interval.
+            self.interval.restart_clock()
+
+    def _show(self, record: Mapping[str, Any]) -> None:
+        self._shown = time.monotonic()
         self.reporter.interval(record)
 
     def _report_faults(self, record: Mapping[str, Any]) -> None:
@@ -251,12 +299,15 @@ class Trainer:
         """Average, evaluate and select; a run stopped meanwhile repeats all of it when it is resumed."""
         epoch = self.position.epoch
         self._update_average(epoch)
-        last = epoch + 1 == self.config.train.epochs
-        if last or (epoch + 1) % self.config.selection.every == 0 or self._at_max_steps():
+        if self.evaluates(epoch, self.config.train.epochs) or self._at_max_steps():
             self._select(epoch)
         # Only now: a run that is stopped before this has its averaging and selection still to do.
         self.position.epoch += 1
         self.position.in_epoch = 0
+
+    def evaluates(self, epoch: int, epochs: int) -> bool:
+        """Whether an epoch, counted from 0, of so many ends with an evaluation."""
+        return epoch + 1 == epochs or (epoch + 1) % self.config.selection.every == 0
 
     def _update_average(self, epoch: int) -> None:
         start = self.config.swa_start
@@ -265,6 +316,7 @@ class Trainer:
         # A run that was stopped in the BatchNorm pass has collected this epoch's student already.
         if self.average.count <= epoch - start:
             self.average.collect(self.setup.networks["student"])
+        self.reporter.busy("BatchNorm statistics of the averaged student")
         self.average.reestimate(self._averaging_batches(epoch))
 
     def _averaging_batches(self, epoch: int) -> Iterator[Batch]:
@@ -273,6 +325,7 @@ class Trainer:
             yield batch
 
     def _select(self, epoch: int) -> None:
+        self.reporter.busy(f"evaluating the epoch on {self.selection.images} images")
         accuracies = self.selection.evaluate(self.setup.networks, "student")
         if self.average is not None and self.average.count:
             accuracies |= self.selection.evaluate({"swa": self.average.network}, "swa")

@@ -34,7 +34,7 @@ epochs = 3
 steps = 1
 [log]
 every = 2
-tensorboard = false
+to = []
 """
 STEPS = 15
 """40 images, 4 of them held out, in batches of 8, three times."""

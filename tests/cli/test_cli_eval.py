@@ -232,7 +232,7 @@ def test_what_is_no_run(fastpeer, tmp_path: Path, workshop: Path) -> None:
 
 def test_the_paper_is_named_where_the_data_are_the_paper_s(fastpeer, tmp_path: Path) -> None:
     words = "--model.student resnet8 --model.peer resnet8 --train.max-steps 1 --attack.steps 1"
-    recipe = "cifar10-resnet18 --selection.steps 1 --log.no-tensorboard --quiet"
+    recipe = "cifar10-resnet18 --selection.steps 1 --log.to --quiet"
     fastpeer(f"train {recipe} {words} --out", tmp_path / "cifar10").succeeded()
     outcome = fastpeer("eval --attacks clean,pgd1,fgsm --checkpoints last", tmp_path / "cifar10").succeeded()
     table = rows(outcome.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,23 @@ def test_metrics_have_a_line_for_each_interval_and_epoch(original: Path) -> None
 
 def test_tensorboard_is_written_on_demand(fastpeer, tmp_path: Path) -> None:
     fastpeer(
-        "train tiny.toml --log.tensorboard --train.max-steps 1 --quiet --out", tmp_path / "run"
+        "train tiny.toml --log.to tensorboard --train.max-steps 1 --quiet --out", tmp_path / "run"
     ).succeeded()
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_loggers_are_chosen_and_checked_before_the_run(
+    fastpeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    fastpeer("train tiny.toml --log.to csv wandb --out", run).refused("log.to wandb", "fastpeer[wandb]")
+    assert not run.exists()
+    words = "train tiny.toml --log.to csv --train.max-steps 2 --quiet --out"
+    fastpeer(words, run).succeeded()
+    assert [row.split(",")[1] for row in (run / "metrics.csv").read_text().splitlines()] == ["step", "2"]
+    assert not (run / "tensorboard").exists()
+    assert 'to = [\n    "csv",\n]' in (run / "config.toml").read_text()
 
 
 def test_output_to_a_file_is_plain_lines(fastpeer, tmp_path: Path) -> None:
@@ -63,6 +78,51 @@ def test_output_to_a_file_is_plain_lines(fastpeer, tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("epoch 0 step 2/5 left ")]
     assert [line for line in lines if line.startswith("epoch 0")]
     assert any("best" in line and "0" in line for line in lines)
+
+
+def test_what_a_training_will_do_is_printed_first(fastpeer, tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    lines = fastpeer("train tiny.toml --train.max-steps 7 --out", run).succeeded().out.splitlines()
+    assert lines[1] == "networks: student with 77,652 parameters, peer with 77,652 parameters"
+    assert lines[2] == (
+        "36 training images in batches of 8: 3 epochs of 5 steps, 7 in all, by train.max_steps"
+    )
+    assert lines[3].startswith("attack on the student: PGD, epsilon 8/255, step size 2/255, 1 steps, start ")
+    assert lines[-1] == f"next: fastpeer eval '{run}' --attacks clean,fgsm,pgd20,aa"
+    again = fastpeer("train --resume --train.max-steps 8 --out", run).succeeded().out
+    assert "5 steps, 8 in all, by train.max_steps, 7 of them done" in again
+    natural = fastpeer("train tiny.toml --method natural --dry-run --out", tmp_path / "natural").out
+    assert "attack: none, the images stay clean" in natural
+
+
+def test_a_dry_run_estimates_and_leaves_nothing(fastpeer, tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    shown = fastpeer("train tiny.toml --dry-run --swa.start 1 --train.epochs 300 --out", run).succeeded().out
+    assert list(tmp_path.iterdir()) == []
+    lines = shown.splitlines()
+    estimate = next(number for number, line in enumerate(lines) if line.startswith("estimated time: "))
+    names = ["1500 steps of ", "599 evaluations of ", "299 BatchNorm passes of the average of "]
+    for line, name in zip(lines[estimate + 1 :], names, strict=False):
+        assert line.startswith(f"  {name}")
+    assert lines[-2].startswith("memory: ")
+    assert lines[-2].endswith("GiB of the process (RSS)")
+    assert lines[-1] == f"next: fastpeer train tiny.toml --swa.start 1 --train.epochs 300 --out '{run}'"
+
+
+def test_a_dry_run_leaves_an_existing_run_alone(fastpeer, finished: Path) -> None:
+    before = snapshot(finished)
+    shown = fastpeer("train tiny.toml --dry-run --out", finished).succeeded().out
+    assert f"note: without --dry-run this would be refused: {finished} already holds a run" in shown
+    fastpeer("train tiny.toml --dry-run --force --out", finished).succeeded()
+    shown = fastpeer("train --dry-run --resume --train.epochs 4 --out", finished).succeeded().out
+    assert "20 in all, 15 of them done" in shown
+    assert "  5 steps of " in shown
+    assert snapshot(finished) == before
+
+
+def test_a_dry_run_refuses_what_a_training_would(fastpeer, tmp_path: Path) -> None:
+    fastpeer("train tiny.toml --dry-run --data nosuch --out", tmp_path / "run").refused("nosuch")
+    fastpeer("train tiny.toml --dry-run --device nosuch --out", tmp_path / "run").refused("--device")
 
 
 def test_quiet_prints_nothing(fastpeer, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ positive = st.floats(1e-6, 1e6)
 any_float = st.floats(0, 1e300)
 counts = st.integers(0, 10**6)
 some = st.integers(1, 10**6)
+loggers = st.sampled_from(["tensorboard", "csv", "wandb", "mlflow"])
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 teachers = st.builds(TeacherConfig, weights=texts, network=st.sampled_from(["", "resnet8", "wideresnet16x2"]))
 
@@ -96,7 +97,7 @@ settings = {
         every=some,
         batch_size=some,
     ),
-    "log": st.builds(LogConfig, every=some, tensorboard=st.booleans()),
+    "log": st.builds(LogConfig, every=some, seconds=any_float, to=st.sets(loggers).map(tuple)),
     "paper": st.none()
     | st.builds(
         PaperConfig, row=texts, dataset=texts, clean=positive, fgsm=positive, pgd20=positive, aa=positive
@@ -121,6 +122,19 @@ def test_every_method_s_default_settings_come_back_from_toml(method):
 @given(st.floats(-1e300, 1e300) | st.integers(-300, 300).map(lambda n: n / 255))
 def test_numbers_and_fractions_are_exact(value):
     assert parse_fraction(format_fraction(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "to"),
+    [
+        ("tensorboard = true", ("tensorboard",)),
+        ("tensorboard = false", ()),
+        ("tensorboard = false\nto = ['csv', 'tensorboard']", ("csv",)),
+        ("tensorboard = true\nto = ['csv']", ("tensorboard", "csv")),
+    ],
+)
+def test_log_tensorboard_of_older_recipes_is_read(text, to):
+    assert parse_recipe(f"[log]\nevery = 7\n{text}", "older.toml").log == LogConfig(every=7, to=to)
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), (8, 8.0), ("0", 0.0)])
@@ -157,6 +171,11 @@ def test_what_is_no_fraction_is_refused(text):
         ("[optim]\nmilestones = 3", ["optim.milestones", "list of whole numbers"]),
         ('[optim]\nfreeze = "student.*"', ["optim.freeze", "list of texts", "'student.*'"]),
         ("[optim]\nfreeze = [1]", ["optim.freeze", "list of texts"]),
+        ("[log]\nto = ['csv', 'wandbb']", ["log.to", "tensorboard, csv, wandb, mlflow", "'wandbb'"]),
+        ("[log]\nto = 'csv'", ["log.to", "must be a list", "'csv'"]),
+        ("[log]\nto = ['csv', 'csv']", ["log.to must hold each name once", "csv, csv"]),
+        ("[log]\nseconds = -1", ["log.seconds must be 0 or more", "-1"]),
+        ("[log]\ntensorboard = 1", ["log.tensorboard must be true or false", "1"]),
         ("[selection]\nfraction = 1.0", ["fraction", "between 0 and 1"]),
         ("[model]\nstudent = 'resnet19'", ["resnet19", "resnet18"]),
         ("[paper]\nrow = 'x'", ["paper", "missing"]),

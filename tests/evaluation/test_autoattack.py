@@ -9,7 +9,7 @@ from fastpeer.errors import UserError
 from fastpeer.evaluation import autoattack
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
-from fastpeer.evaluation.autoattack import build_autoattack, check_constants, target_count
+from fastpeer.evaluation.autoattack import ATTACKS, build_autoattack, check_constants, target_count
 from fastpeer.models import build_model
 from fastpeer.step.options import Options
 
@@ -87,10 +87,16 @@ def test_images_misclassified_clean_or_under_pgd_are_so_under_autoattack(norm, e
         epsilon, epsilon / 3, classes=5, seed=0, batch_size=2, options=evaluation_options(CPU), norm=norm
     )
     batches = [Batch(images[:3], labels[:3]), Batch(images[3:], labels[3:])]
-    correct, done = {}, []
+    correct, done, stages = {}, [], []
+
+    def progress(images, stage=""):
+        (stages if stage else done).append((images, stage) if stage else images)
+
     for name in ("clean", "pgd20", "aa"):
-        correct[name] = classify_under_attack(name, classifier, batches, settings, done.append).correct
+        correct[name] = classify_under_attack(name, classifier, batches, settings, progress).correct
     assert done == [3, 4] * 3
+    assert [stage for stage in dict.fromkeys(stages) if stage[0] == 0] == [(0, name) for name in ATTACKS]
+    assert {images for images, _ in stages} == {0, 3}
     assert correct["clean"].tolist() == [False, True, True, True]
     assert 0 < correct["aa"].sum() < 3
     assert not (correct["aa"] & ~correct["clean"]).any()
@@ -109,6 +115,7 @@ def test_convolutional_network_is_attacked_on_channels_last_images(model, norm, 
     settings = AttackSettings(
         epsilon=epsilon, step_size=2 / 255, classes=10, seed=0, batch_size=2, options=Options(), norm=norm
     )
-    found = classify_under_attack("aa", convolutional, [Batch(images, labels)], settings, lambda done: None)
+    batch = Batch(images, labels)
+    found = classify_under_attack("aa", convolutional, [batch], settings, lambda done, stage="": None)
     assert found.correct.shape == found.finite.shape == (3,)
     assert found.finite.all()

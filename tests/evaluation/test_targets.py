@@ -90,7 +90,7 @@ def test_nothing_to_evaluate_is_refused(run, tmp_path):
 def evaluate(path, attacks, data=None, model="", examples=0, **numbers):
     @contextmanager
     def unwatched(what, images):
-        yield lambda done: None
+        yield lambda done, stage="": None
 
     protocol = Protocol(attacks, examples, 8 / 255, 2 / 255, 0, 3, torch.device("cpu"), **numbers)
     return list(protocol.run(find_targets([path], "best")[0], data, model, unwatched))

@@ -46,7 +46,7 @@ CONFIG = Config(
     swa=SwaConfig(start=0),
     train=TrainConfig(batch_size=8, epochs=2),
     selection=SelectionConfig(fraction=0.2, steps=1, batch_size=8),
-    log=LogConfig(every=2, tensorboard=False),
+    log=LogConfig(every=2, to=()),
 )
 CPU = torch.device("cpu")
 MOVING = replace(CONFIG, method="mtard", loss=MtardLoss(rate=0.5))
@@ -167,7 +167,7 @@ def assert_same_run(ours, theirs):
 )  # fmt: skip
 def test_run_resumed_after_max_steps_is_bit_exact(trainer_for, uninterrupted, tmp_path, precision, steps):
     # max_steps adds a log line at the last step; with a line at every step, it adds none.
-    config = replace(CONFIG, precision=precision, log=LogConfig(every=1, tensorboard=False))
+    config = replace(CONFIG, precision=precision, log=LogConfig(every=1, to=()))
     trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
     assert load_state(tmp_path / "run/checkpoints/last")["position"]["step"] == steps
     trainer_for(tmp_path / "run", config).train()
@@ -202,7 +202,7 @@ def test_run_resumed_after_a_stop_request_is_bit_exact(trainer_for, uninterrupte
     ],
 )
 def test_run_of_a_method_with_state_resumes_bit_exactly(trainer_for, uninterrupted, tmp_path, config, steps):
-    config = replace(config, log=LogConfig(every=1, tensorboard=False))
+    config = replace(config, log=LogConfig(every=1, to=()))
     trainer_for(tmp_path / "run", replace(config, train=replace(config.train, max_steps=steps))).train()
     trainer_for(tmp_path / "run", config).train()
     assert_same_run(tmp_path / "run", uninterrupted(config))
@@ -219,6 +219,31 @@ def test_run_of_a_method_with_state_resumes_bit_exactly_after_a_stop_request(
         trainer_for(tmp_path / "run", config, StopAt(check)).train()
     trainer_for(tmp_path / "run", config).train()
     assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+class Shown(Reporter):
+    """Notes the steps whose losses were shown."""
+
+    def __init__(self):
+        self.steps = []
+
+    def interval(self, record):
+        self.steps.append(record["step"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(1e-9, list(range(1, 11))), (1e9, [1, 2, 4, 5, 6, 8, 10]), (0, [2, 4, 5, 6, 8, 10])],
+)
+def test_losses_shown_by_the_clock_are_not_in_the_record(
+    trainer_for, uninterrupted, tmp_path, seconds, shown
+):
+    config = replace(CONFIG, log=replace(CONFIG.log, seconds=seconds))
+    trainer = trainer_for(tmp_path / "run", config)
+    trainer.reporter = Shown()
+    trainer.train()
+    assert trainer.reporter.steps == shown
+    assert_same_run(tmp_path / "run", uninterrupted(CONFIG))
 
 
 def test_states_of_these_methods_change_during_the_run(uninterrupted):
@@ -238,7 +263,7 @@ def test_number_of_stop_checks_is_as_assumed_above(trainer_for, tmp_path):
 
 
 def test_run_in_double_precision_saves_it(uninterrupted):
-    config = replace(CONFIG, precision="fp64", log=LogConfig(every=1, tensorboard=False))
+    config = replace(CONFIG, precision="fp64", log=LogConfig(every=1, to=()))
     folder = uninterrupted(config) / "checkpoints"
     for name in ("last/student", "last/peer", "last/swa", "best/student", "best-swa/student"):
         tensors = load_file(folder / f"{name}.safetensors")
@@ -255,6 +280,14 @@ def test_non_finite_loss_is_named_and_the_previous_checkpoint_kept(trainer_for, 
     assert str(folder) in str(refusal.value)
     assert load_state(folder)["position"]["step"] == 2
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "student.safetensors").values())
+
+
+def test_non_finite_loss_shown_by_the_clock_ends_the_run(trainer_for, tmp_path):
+    exploding = replace(
+        CONFIG, optim=replace(CONFIG.optim, lr=1e30), log=LogConfig(every=50, seconds=1e-9, to=())
+    )
+    with pytest.raises(UserError, match=r"is not finite at step [234];"):
+        trainer_for(tmp_path / "run", exploding).train()
 
 
 def test_stop_before_a_non_finite_loss_is_logged_keeps_the_good_checkpoint(trainer_for, tmp_path):

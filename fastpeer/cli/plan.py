@@ -1,0 +1,77 @@
+"""What a training will do, printed before it begins; and what a dry run says instead of training."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fastpeer.config import format_fraction
+from fastpeer.step.attacks import overruled
+from fastpeer.training.forecast import describe_parts
+from fastpeer.training.memory import peak_memory
+from fastpeer.training.rehearsal import rehearse
+
+if TYPE_CHECKING:
+    from fastpeer.training.trainer import Trainer
+
+
+def plan(trainer: "Trainer") -> Iterator[str]:
+    """Yield lines on what is trained on what, for how long, with which attack, and what will be measured."""
+    config, setup = trainer.config, trainer.setup
+    trained = sorted(setup.method.trained, key=lambda name: name != "student")
+    networks = [f"{name} {getattr(config.model, name)}" for name in trained]
+    height, width = setup.dataset.size
+    yield (
+        f"{trainer.run.path}: {config.method}, {', '.join(networks)}, {setup.dataset.name} ({setup.classes}"
+        f" classes, {height}x{width}), {config.precision} on {setup.device}, seed {config.seed}"
+    )
+    yield f"networks: {', '.join(_sizes(trainer))}"
+    yield _length(trainer)
+    yield _attack(trainer)
+    yield from trainer.step.describe()
+    peer = "; the peer's on the student's examples" if "peer" in setup.networks else ""
+    often = f"each {config.selection.every} epochs'" if config.selection.every > 1 else "each epoch's"
+    yield f"at {often} end: {trainer.selection.describe()}{peer}"
+
+
+def dry_run(trainer: "Trainer") -> Iterator[str]:
+    """Take a few steps, and yield lines on the time and memory that the training will take."""
+    yield from describe_parts(rehearse(trainer))
+    yield f"memory: {peak_memory(trainer.setup.device)}"
+
+
+def _sizes(trainer: "Trainer") -> Iterator[str]:
+    for name, network in sorted(trainer.setup.networks.items(), key=lambda entry: entry[0] != "student"):
+        yield f"{name} with {_parameters(network)}"
+    for role, (teacher, network) in trainer.setup.teachers.items():
+        yield f"{role.replace('_', ' ')} {teacher.network} with {_parameters(network)}, frozen"
+
+
+def _parameters(network: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
+
+
+def _length(trainer: "Trainer") -> str:
+    config, done = trainer.config, trainer.position.step
+    images = len(trainer.setup.training.indices)
+    limit = ", by train.max_steps" if config.train.max_steps else ""
+    begun = f", {done} of them done" if done else ""
+    return (
+        f"{images} training images in batches of {config.train.batch_size}: {config.train.epochs} epochs of"
+        f" {trainer.steps_per_epoch} steps, {trainer.total_steps} in all{limit}{begun}"
+    )
+
+
+def _attack(trainer: "Trainer") -> str:
+    attacks = trainer.setup.method.attacks.values()
+    if not attacks:
+        return "attack: none, the images stay clean"
+    settings = trainer.config.attack
+    victims = dict.fromkeys(attack.victim for attack in attacks)
+    starts = dict.fromkeys(overruled(attack, settings).start for attack in attacks)
+    return (
+        f"attack on the {' and the '.join(victims)}: PGD, norm {settings.norm}, epsilon"
+        f" {format_fraction(settings.epsilon)}, step size {format_fraction(settings.step_size)},"
+        f" {settings.steps} steps,"
+        f" start {' and '.join(starts)}"
+    )
