@@ -75,11 +75,7 @@ class Result:
         """
         if self.images == self.total:
             return None
-        # By hand, for importing scipy.stats takes longer than everything else before a short evaluation.
-        share, weight = self.correct / self.images, NormalDist().inv_cdf(0.975) ** 2 / self.images
-        half = math.sqrt(weight * (share * (1 - share) + weight / 4))
-        low, high = ((share + weight / 2 + side) / (1 + weight) for side in (-half, half))
-        return 100 * max(low, 0.0), 100 * min(high, 1.0)
+        return wilson_interval(self.correct, self.images)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -145,6 +141,15 @@ def store_results(file: Path, results: Iterable[Result]) -> None:
     stored = {result.key: result for result in [*read_results(file), *results]}
     entries = [_entry(result) for result in stored.values()]
     write_atomically(file, json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n")
+
+
+def wilson_interval(correct: int, images: int) -> tuple[float, float]:
+    """Return the ends of Wilson's 95 % interval for an accuracy in %."""
+    # By hand: importing scipy.stats takes longer than everything else before a short evaluation.
+    share, weight = correct / images, NormalDist().inv_cdf(0.975) ** 2 / images
+    half = math.sqrt(weight * (share * (1 - share) + weight / 4))
+    low, high = ((share + weight / 2 + side) / (1 + weight) for side in (-half, half))
+    return 100 * max(low, 0.0), 100 * min(high, 1.0)
 
 
 def _entry(result: Result) -> dict[str, Any]:

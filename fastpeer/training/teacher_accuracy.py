@@ -13,6 +13,7 @@ from fastpeer.config import AttackConfig, format_fraction
 from fastpeer.data.stream import Batch, EvaluationStream, spread
 from fastpeer.errors import UserError
 from fastpeer.evaluation.attacks import LabelAttack, label_pgd, no_attack
+from fastpeer.evaluation.results import wilson_interval
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.training.teachers import Teacher
 from fastpeer.victims.autograd import AutogradVictim
@@ -50,7 +51,7 @@ class TeacherAccuracy:
         robust: accuracy in % under the attack.
         attacked: number of attacked images.
         attack: name of the attack.
-        epsilon, step_size: of the attack, for images in [0, 1].
+        norm, epsilon, step_size: of the attack, for images in [0, 1].
     """
 
     clean: float
@@ -58,6 +59,7 @@ class TeacherAccuracy:
     robust: float
     attacked: int
     attack: str
+    norm: str
     epsilon: float
     step_size: float
 
@@ -85,7 +87,7 @@ def check_accuracy(
         stream: images that it was not trained on, of which up to 1000, evenly spread, are used; up to 96 are
             attacked by 5 steps of PGD.
         classes: number of classes.
-        attack: its epsilon and step size are used.
+        attack: its norm, epsilon and step size are used.
         seed: of the attack's random start.
 
     Raises:
@@ -101,8 +103,8 @@ def check_accuracy(
     _warn_of_order(teacher, order)
     _warn_of_no_robustness(teacher, clean, robust)
     return TeacherAccuracy(
-        clean.percent, clean.images, robust.percent, robust.images, f"pgd{STEPS}", attack.epsilon,
-        attack.step_size,
+        clean.percent, clean.images, robust.percent, robust.images, f"pgd{STEPS}", attack.norm,
+        attack.epsilon, attack.step_size,
     )  # fmt: skip
 
 
@@ -117,12 +119,8 @@ class _Share:
 
     @classmethod
     def of(cls, labels: Tensor, predicted: Tensor) -> "_Share":
-        # Imported here: scipy.stats is slow to import, and runs without a teacher do without it.
-        from scipy.stats import binomtest
-
         correct, images = int((labels == predicted).sum()), len(labels)
-        bounds = binomtest(correct, images).proportion_ci(method="wilson")
-        return cls(100 * correct / images, 100 * bounds.low, 100 * bounds.high, images)
+        return cls(100 * correct / images, *wilson_interval(correct, images), images)
 
     @property
     def on_clean_images(self) -> str:
@@ -143,7 +141,8 @@ def _refuse_guessing(teacher: Teacher, clean: _Share, classes: int, order: str) 
 def _log_accuracy(teacher: Teacher, clean: _Share, robust: _Share, attack: AttackConfig) -> None:
     finding = (
         f"the {teacher.title} {teacher.weights} classifies {robust.percent:.1f} % of {robust.images} images"
-        f" under PGD-{STEPS} (epsilon {format_fraction(attack.epsilon)}) and {clean.on_clean_images}"
+        f" under PGD-{STEPS} ({attack.norm}, epsilon {format_fraction(attack.epsilon)}) and"
+        f" {clean.on_clean_images}"
     )
     recorded = teacher.clean_accuracy
     if recorded is None:
@@ -180,7 +179,9 @@ def _sample(stream: EvaluationStream, images: int) -> EvaluationStream:
 def _pgd(network: nn.Module, attack: AttackConfig, seed: int) -> LabelAttack:
     # Through plain autograd: folding the teacher for five steps would log once more how it is run.
     victim, kernels = AutogradVictim(network, torch_kernels()), torch_kernels()
-    return label_pgd(victim, kernels, attack.epsilon, attack.step_size, STEPS, seed, "teacher's accuracy")
+    return label_pgd(
+        victim, kernels, attack.epsilon, attack.step_size, STEPS, seed, "teacher's accuracy", attack.norm
+    )
 
 
 @torch.no_grad()
@@ -215,8 +216,6 @@ def permuted_classes(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
         predicted: int64 (N,); negative: no class.
         classes: number of classes.
     """
-    from scipy.stats import binomtest
-
     half = np.empty(len(labels), int)
     # Alternating within each class, of which there may be only a few images.
     half[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % 2
@@ -227,7 +226,7 @@ def permuted_classes(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
         moved = ~fitted & (order[labels] != labels)
         gained += int((predicted == order[labels])[moved].sum())
         lost += int((predicted == labels)[moved].sum())
-    if not gained or binomtest(gained, gained + lost, alternative="greater").pvalue > CHANCE:
+    if not gained or _is_chance(gained, gained + lost):
         return []
     order = _clear_order(_confusion(labels, predicted, classes))
     moved = {label: int(other) for label, other in enumerate(order) if other != label}
@@ -235,6 +234,14 @@ def permuted_classes(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     # untrained network takes classes for others that it does not know at all.
     linked = sum(other in moved for other in moved.values())
     return list(moved.items()) if linked >= LINKED * len(moved) else []
+
+
+def _is_chance(gained: int, moved: int) -> bool:
+    """Tell whether a fair coin might have gained as much (a sign test)."""
+    # Imported here: scipy.stats takes seconds to import, and a teacher's classes are seldom in another order.
+    from scipy.stats import binomtest
+
+    return bool(binomtest(gained, moved, alternative="greater").pvalue > CHANCE)
 
 
 def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
