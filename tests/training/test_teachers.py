@@ -251,8 +251,8 @@ def test_no_better_than_guessing_is_refused_with_both_numbers():
 def test_robust_accuracy_stands_in_the_same_line_and_is_kept(logged):
     *_, found = check(8, 1000)
     assert logged == [
-        f"the teacher {WEIGHTS} classifies {found.robust:.1f} % of 96 images under PGD-5 (linf, epsilon 8/255)"
-        " and 80.0 % of 1000 clean images correctly"
+        f"the teacher {WEIGHTS} classifies {found.robust:.1f} % of 96 images under PGD-5 (linf, epsilon"
+        " 8/255) and 80.0 % of 1000 clean images correctly"
     ]
     assert found.robust == pytest.approx(80, abs=4)
     assert found.facts() == {
