@@ -111,20 +111,24 @@ class TensorBoard:
     """Events in the run's folder tensorboard/."""
 
     def __init__(self, beginning: Beginning) -> None:
-        # Imported here: a run may do without it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        # Drops the events from that step on.
-        self._writer: Any = SummaryWriter(beginning.run.path / "tensorboard", purge_step=beginning.step + 1)
+        self._folder, self._step = beginning.run.path / "tensorboard", beginning.step
+        self._writer: Any = None
 
     def write(self, record: Record) -> None:
         """Add an event for each number."""
+        if self._writer is None:
+            # Imported with the first record: a second that the first step need not wait for.
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Drops the events from that step on.
+            self._writer = SummaryWriter(self._folder, purge_step=self._step + 1)
         for name, value in numbers(record):
             self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Csv:

@@ -157,7 +157,7 @@ def test_tensorboard_keeps_the_events_of_the_step_it_resumes_from(run, monkeypat
     begun = []
     fake = SimpleNamespace(SummaryWriter=lambda folder, purge_step: begun.append((folder, purge_step)))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    TensorBoard(Beginning(run, Config(), 3))
+    TensorBoard(Beginning(run, Config(), 3)).write({"epoch": 0, "step": 4})
     assert begun == [(run.path / "tensorboard", 4)]
 
 
