@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error).split(". ")[0]
-        raise UserError(f"--device {name}: cannot be used here ({reason})") from None
+        raise UserError(f"--device {name}: cannot be used here ({reason}); try auto or cpu") from None
     if device.type == "cuda":
         # FFCV synchronises with streams of the current device, which must be the one that computes.
         torch.cuda.set_device(device)

@@ -87,7 +87,9 @@ def test_what_a_training_will_do_is_printed_first(fastpeer, tmp_path: Path) -> N
     assert lines[2] == (
         "36 training images in batches of 8: 3 epochs of 5 steps, 7 in all, by train.max_steps"
     )
-    assert lines[3].startswith("attack on the student: PGD, epsilon 8/255, step size 2/255, 1 steps, start ")
+    assert lines[3].startswith(
+        "attack on the student: PGD, norm linf, epsilon 8/255, step size 2/255, 1 steps, start "
+    )
     assert lines[-1] == f"next: fastpeer eval '{run}' --attacks clean,fgsm,pgd20,aa"
     again = fastpeer("train --resume --train.max-steps 8 --out", run).succeeded().out
     assert "5 steps, 8 in all, by train.max_steps, 7 of them done" in again

@@ -218,7 +218,7 @@ def test_networks_that_change_their_images_in_place_are_evaluated(nets, attack, 
     images = torch.rand(2, 3, 8, 8)
     batch, before = Batch(images, network(images).argmax(1)), images.clone()
     settings = AttackSettings(epsilon, 1e-6, 7, 0, 2, evaluation_options(torch.device("cpu")))
-    found = classify_under_attack(attack, network, [batch], settings, lambda done: None)
+    found = classify_under_attack(attack, network, [batch], settings, lambda done, stage="": None)
     assert found.correct.tolist() == [attack != "aa"] * 2
     assert torch.equal(images, before)
 
