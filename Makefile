@@ -1,6 +1,6 @@
 # make demo: set up, then train and attack a small network on real digits, in a few minutes on a CPU.
 # make test: set up, then run all tests.
-# make soak: the long tests, and more cases of others.
+# make soak: the long tests, and ten times the cases of property tests.
 
 export PYTHON ?= python3
 # For the processes that tests start, too: next to one another, threads wait for each other.
@@ -21,6 +21,7 @@ test: .venv/ready
 
 soak: .venv/ready
 	$(TESTS) -m soak
+	$(TESTS) -m hypothesis --hypothesis-profile soak
 
 lint: .venv/ready
 	$(PY) -m ruff check .

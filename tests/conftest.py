@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from benchmarks.harness.engine_log import EngineLog
 from fastpeer.data_prep import PrepOptions, prepare
 from tests.data_prep.prep_files import image_files, write_files
+
+settings.register_profile("daily", max_examples=20, deadline=None)
+# make soak tries more cases: pytest -m hypothesis --hypothesis-profile soak.
+settings.register_profile("soak", max_examples=200, deadline=None)
+settings.load_profile("daily")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from prep_files import (
@@ -229,7 +229,6 @@ def test_tar_cut_between_members(tmp_path: Path) -> None:
         read("folder", path)
 
 
-@settings(deadline=None)
 @given(flip=st.integers(0, 10**6))
 def test_damaged_byte_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, flip: int) -> None:
     folder = tmp_path_factory.mktemp("flip")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -72,7 +72,6 @@ def literal_value(term, leaves, labels, sample_weights):
     return term.weight * term.temperature**2 * kl
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     terms=st.lists(terms, min_size=1, max_size=5),
     seed=st.integers(0, 2**32),

@@ -20,7 +20,7 @@ def test_kernels_pass_their_tests_interpreted():
 
 @pytest.mark.soak
 def test_kernels_pass_their_long_tests_interpreted():
-    assert_passes("-m", "soak", str(FOLDER))
+    assert_passes("-m", "soak or hypothesis", "--hypothesis-profile", "soak", str(FOLDER))
 
 
 def assert_passes(*words):

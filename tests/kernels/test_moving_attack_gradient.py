@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -26,7 +26,6 @@ some_logits = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(logits=some_logits, scale=st.floats(0.1, 100))
 def test_they_are_autograds_of_the_summed_divergence(logits, scale):
     student, teacher = (one.clone().requires_grad_() for one in logits)
@@ -38,7 +37,6 @@ def test_they_are_autograds_of_the_summed_divergence(logits, scale):
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12 * scale)
 
 
-@settings(deadline=None)
 @given(logits=some_logits, shifts=st.tuples(st.floats(-50, 50), st.floats(-50, 50)))
 def test_rows_add_up_to_nothing_and_shifted_logits_change_nothing(logits, shifts):
     ours = moving_attack_gradient(*logits)

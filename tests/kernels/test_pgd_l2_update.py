@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.pgd_l2_update import pgd_l2_update
@@ -24,7 +24,6 @@ def norms(images):
     return images.flatten(1).norm(dim=1)
 
 
-@settings(deadline=None, max_examples=40)
 @given(**ATTACKS)
 def test_step_ends_inside_the_ball_and_the_pixel_range(seed, step_size, epsilon):
     adversarial, gradient, images = tensors(seed)
@@ -34,7 +33,6 @@ def test_step_ends_inside_the_ball_and_the_pixel_range(seed, step_size, epsilon)
     assert moved.max() <= 1
 
 
-@settings(deadline=None, max_examples=40)
 @given(**ATTACKS)
 def test_image_without_gradient_is_only_projected(seed, step_size, epsilon):
     adversarial, gradient, images = tensors(seed)
@@ -46,7 +44,6 @@ def test_image_without_gradient_is_only_projected(seed, step_size, epsilon):
     assert torch.equal(inside, images)
 
 
-@settings(deadline=None, max_examples=40)
 @given(**ATTACKS, power=st.integers(-120, 120), factor=st.floats(1, 2))
 def test_each_images_gradient_may_have_any_scale(seed, step_size, epsilon, power, factor):
     """2^-120 squared is zero in float32, and 2^120 squared is infinite."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.pgd_update import pgd_update
@@ -20,7 +20,6 @@ def tensors(seed, dtype):
     return images + 0.1 * torch.randn(images.shape, generator=random, dtype=dtype), gradient, images
 
 
-@settings(deadline=None)
 @given(**ATTACKS)
 def test_step_ends_inside_the_ball_and_the_pixel_range(seed, step_size, epsilon):
     adversarial, gradient, images = tensors(seed, torch.float64)
@@ -30,7 +29,6 @@ def test_step_ends_inside_the_ball_and_the_pixel_range(seed, step_size, epsilon)
     assert moved.max() <= 1
 
 
-@settings(deadline=None)
 @given(**ATTACKS)
 def test_pixel_without_gradient_is_only_projected(seed, step_size, epsilon):
     adversarial, gradient, images = tensors(seed, torch.float64)
@@ -41,7 +39,6 @@ def test_pixel_without_gradient_is_only_projected(seed, step_size, epsilon):
     assert torch.equal(inside, images)
 
 
-@settings(deadline=None)
 @given(**ATTACKS)
 def test_float32_step_equals_numpy_bit_for_bit(seed, step_size, epsilon):
     arguments = tensors(seed, torch.float32)

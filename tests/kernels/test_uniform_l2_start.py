@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch._subclasses import FakeTensorMode
@@ -46,7 +46,6 @@ def test_noise_is_the_direction_of_gaussian_noise_times_a_length_of_its_own_coun
     torch.testing.assert_close(some, expected, rtol=0, atol=1e-14)
 
 
-@settings(deadline=None)
 @given(
     epsilon=st.floats(0, 8, width=32),
     key=st.integers(0, MASK),

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch._subclasses import FakeTensorMode
@@ -58,7 +58,6 @@ def test_neighbouring_places_and_keys_are_uncorrelated():
         assert abs((some * other).mean()) < 4 / 3 * len(some) ** -0.5
 
 
-@settings(deadline=None)
 @given(epsilon=st.floats(0, 1, width=32), key=st.integers(0, MASK), dtype=st.sampled_from(list(DIGITS)))
 def test_noise_stays_in_its_interval(epsilon, key, dtype):
     moved = uniform_start(torch.zeros(2, 3, 8, 8, dtype=dtype), epsilon, torch.tensor(signed(key)))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -144,7 +144,6 @@ def tables(draw):
     )
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     method=tables(),
     merge=st.sampled_from(["on", "off"]),

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -90,7 +90,6 @@ def update_sequences(draw):
     return tuple(draw(st.permutations([*range(count), *more])))
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     passes=st.lists(update_sequences(), min_size=1, max_size=3),
     momentum=st.sampled_from([0.1, 0.01, 0.9, 1.0, 0.0]),

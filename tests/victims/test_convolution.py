@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -39,7 +39,6 @@ def draw(random, *shape, dtype):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("convolutions", [PlainConvolutions, OnednnConvolutions])
-@settings(max_examples=60, deadline=None)
 @given(
     shape=shapes, groups=channels, height=st.integers(3, 9), width=st.integers(3, 9), summed=st.booleans(),
     relu=st.booleans(), seed=st.integers(0, 99),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.bias_sum_relu import bias_sum_relu as oracle
@@ -26,7 +26,6 @@ def expected(out, bias, residual, relu):
     return stored(oracle(out.to(exact), bias, residual, relu), out.dtype)
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 2**32), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(FORMATS),
     summed=st.booleans(), relu=st.booleans(),

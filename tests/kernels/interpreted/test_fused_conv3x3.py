@@ -3,7 +3,7 @@
 import pytest
 import torch
 import triton
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.conv3x3 import convolution as oracle
@@ -42,7 +42,6 @@ def plain(x, weight, bias, residual, relu):
     return out.relu() if relu else out
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 99), shape=st.sampled_from(SHAPES), tile=st.sampled_from(TILES), summed=st.booleans(),
     relu=st.booleans(),
@@ -60,7 +59,6 @@ def test_forward(device, seed, shape, tile, summed, relu):
     assert_at_most_twice(errors([found], [theirs], [truth]))
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 99), shape=st.sampled_from(SHAPES), tile=st.sampled_from(TILES), summed=st.booleans(),
     masked=st.booleans(),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.crop_and_flip import crop_and_flip as oracle
@@ -15,7 +15,6 @@ def random_dataset(device, count=50, height=8, width=8, seed=0):
     return images.to(device)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.distill_loss import distill_loss as oracle
@@ -105,7 +105,6 @@ terms = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     table=st.lists(terms, min_size=1, max_size=5),
     seed=st.integers(0, 2**32),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.fold import Fold as Oracle
@@ -46,7 +46,6 @@ def on(layer, device):
     return replace(layer, **tensors)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.lists(layers.filter(usable), max_size=4))
 def test_any_layers_are_folded_as_the_oracle_does(device, some):
     some = [on(layer, device) for layer in some]

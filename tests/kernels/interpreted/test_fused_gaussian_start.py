@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.counter_bits import signed
@@ -13,7 +13,6 @@ from fastpeer.kernels.gaussian_start import gaussian_start as oracle
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 4e-6, torch.bfloat16: 2**-5, torch.float16: 2**-8}
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     shape=st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 24), st.integers(1, 24)),
     dtype=st.sampled_from(list(TOLERANCES)),

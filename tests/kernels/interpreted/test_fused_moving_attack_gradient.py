@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.fused.moving_attack_gradient import moving_attack_gradient
@@ -36,7 +36,6 @@ def test_every_pair_of_dtypes(device, classes, size, dtype, target_dtype):
     assert_as_exact_as_pytorch(student.to(dtype), teacher.to(target_dtype))
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     size=st.integers(1, 40),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.fused.pgd_l2_update import pgd_l2_update
@@ -27,7 +27,6 @@ def norms(images):
     return images.double().flatten(1).norm(dim=1)
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 2**32),
     step_size=st.floats(0, 2) | st.just(0.1),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.fused.pgd_update import pgd_update
@@ -22,7 +22,6 @@ def tensors(seed, device, shape=(3, 3, 17, 9), dtype=torch.float32):
     return [one.to(device) for one in (adversarial, gradient, images)]
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 2**32),
     step_size=st.floats(0, 0.5) | st.just(2 / 255),

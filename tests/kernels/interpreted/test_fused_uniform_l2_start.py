@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.counter_bits import signed
@@ -13,7 +13,6 @@ KEY = 1234567
 TOLERANCE = {torch.float64: 1e-15, torch.float32: 5e-7, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     shape=st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 24), st.integers(2, 24)),
     dtype=st.sampled_from(list(TOLERANCE)),

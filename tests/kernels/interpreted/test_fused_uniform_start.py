@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpeer.kernels.counter_bits import signed
@@ -19,7 +19,6 @@ def expected(images, epsilon, key, clamp):
     return stored(oracle(images.to(wide), epsilon, key, clamp=clamp), images.dtype)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     shape=st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 24), st.integers(1, 24)),
     dtype=st.sampled_from(DTYPES),
