@@ -237,6 +237,9 @@ def _known(words: Sequence[str], flags: dict[str, str], prog: str) -> list[str]:
     """Refuse unknown flags, and turn `--data.augment false`, unknown to tyro, into `--data.no-augment`."""
     spelt: list[str] = []
     for word in at_equals(words, switches(flags)):
+        # An empty text may be the value of a flag alone.
+        if not word and (not spelt or flags.get(spelt[-1], "switch")):
+            raise UserError(f"an argument is empty, perhaps by an unset variable: see {prog} --help")
         flag = word.replace("_", "-") if word.startswith("--") else ""
         if flag and flag not in flags:
             near = did_you_mean(flag, flags, f"{prog} --help lists all")

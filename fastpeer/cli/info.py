@@ -1,4 +1,4 @@
-"""`fastpeer info`: what is known of a weights file or a run."""
+"""`fastpeer info`: what is known of a weights file, a run or a data set."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +30,11 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class InfoArguments:
-    """Tell what is known of a file with weights, a checkpoint or a run."""
+    """Tell what is known of a file with weights, a checkpoint, a run or a prepared data set."""
 
     path: Annotated[Positional[Path | None], arg(metavar="[PATH]")] = None
-    """A file with weights, a checkpoint's folder or a run's; default: the newest run in runs/."""
+    """A file with weights, or the folder of a checkpoint, a run or a data set; default: the newest run in
+    runs/."""
     weights_key: Annotated[str, arg(metavar="KEY")] = ""
     """Which weights of a file that holds several sets of them."""
 
@@ -50,8 +51,10 @@ def info_command(words: Sequence[str]) -> None:
     file = student_weights(path)
     if run.exists:
         rows = _rows_of_run(run)
+    elif (path / "dataset.json").is_file():
+        rows = _rows_of_data(path)
     elif file is None and path.is_dir():
-        raise UserError(f"{path}: neither a run, nor a checkpoint, nor a file with weights")
+        raise UserError(f"{path}: neither a run, a checkpoint, a prepared data set nor a file with weights")
     else:
         # A file that is missing is named by what reads it.
         rows = _rows_of_file(file or path, arguments.weights_key)
@@ -147,14 +150,29 @@ def _rows_of_run(run: RunFolder) -> Iterator[Row]:
         yield "trained for", f"{position['step']} steps, {position['epoch']} of {config.train.epochs} epochs"
     else:
         yield "trained for", "no checkpoint yet"
-    for name, entry in _mapping(state.get("summary")).items():
+    summary = _mapping(state.get("summary"))
+    for name, entry in summary.items():
         yield NAMES.get(name, name), _accuracies(entry)
     images = "test images" if config.selection.split == "test" else "held-out training images"
-    yield "accuracies", f"in %, on {images} (selection.split = {config.selection.split})"
+    measured = "in %" if summary else "none yet; they will be measured"
+    yield "accuracies", f"{measured}, on {images} (selection.split = {config.selection.split})"
     yield "precision", f"{config.precision} on {facts.get('device', UNKNOWN)}, seed {config.seed}"
     versions = _mapping(facts.get("versions"))
     known = [f"{name} {version}" for name, version in versions.items() if version]
     yield "versions", ", ".join(known) or UNKNOWN
+
+
+def _rows_of_data(folder: Path) -> Iterator[Row]:
+    from fastpeer.data.dataset import open_dataset
+
+    dataset = open_dataset(folder)
+    height, width = dataset.size
+    yield "data", str(folder)
+    yield "name", dataset.name
+    yield "classes", str(len(dataset.classes))
+    yield "images", ", ".join(f"{split['count']} {name}" for name, split in dataset.splits.items())
+    yield "size", "many, as JPEG" if dataset.encoding == "jpeg" else f"{height}x{width}"
+    yield "pixels", dataset.pixels or UNKNOWN
 
 
 def _networks(run: RunFolder, names: Sequence[str]) -> Iterator[Row]:

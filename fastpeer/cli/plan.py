@@ -1,8 +1,10 @@
 """What a training will do, printed before it begins; and what a dry run says instead of training."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from fastpeer.config import format_fraction
@@ -32,12 +34,20 @@ def plan(trainer: "Trainer") -> Iterator[str]:
     peer = "; the peer's on the student's examples" if "peer" in setup.networks else ""
     often = f"each {config.selection.every} epochs'" if config.selection.every > 1 else "each epoch's"
     yield f"at {often} end: {trainer.selection.describe()}{peer}"
+    yield from _contention(setup.device)
 
 
-def dry_run(trainer: "Trainer") -> Iterator[str]:
+def dry_run(trainer: "Trainer", announce: Callable[[str], None]) -> Iterator[str]:
     """Take a few steps, and yield lines on the time and memory that the training will take."""
-    yield from describe_parts(rehearse(trainer))
+    yield from describe_parts(rehearse(trainer, announce))
     yield f"memory: {peak_memory(trainer.setup.device)}"
+
+
+def _contention(device: torch.device) -> Iterator[str]:
+    """Yield advice where the cores that the threads wait for are taken by other programs."""
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
+    if device.type == "cpu" and busy and torch.get_num_threads() > 1:
+        yield "other programs want the same cores: OMP_NUM_THREADS=1 may be several times faster"
 
 
 def _sizes(trainer: "Trainer") -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from tyro.conf import Positional, arg
@@ -17,6 +17,9 @@ from fastpeer.config import Config
 from fastpeer.errors import UserError, one_line
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 from fastpeer.run_folder import PARTS, RunFolder
+
+if TYPE_CHECKING:
+    from fastpeer.evaluation.results import Result
 
 TESTS = {"clean": "clean", "fgsm": "FGSM", "pgd20": "PGD-20", "aa": "AA"}
 """Attacks of `fastpeer eval` that have a column, with its heading."""
@@ -62,7 +65,9 @@ def runs_command(words: Sequence[str]) -> None:
     if listed:
         print_tables(console, [_table(sorted(listed, key=lambda entry: -entry.written))])
         print_line(
-            console, "best: of the selection (held-out or test images, see fastpeer info); test: eval's"
+            console,
+            "best: of the selection (held-out or test images, see fastpeer info); test: eval's, on all test"
+            " images, L-infinity 8/255",
         )
     for line in damaged:
         print_line(console, line)
@@ -181,16 +186,22 @@ def _best(config: Config, records: Sequence[Mapping[str, Any]]) -> dict[str, flo
 
 
 def _tests(run: RunFolder) -> Iterator[str]:
-    """Yield the accuracies that eval found last for the best student, else for any."""
+    """Yield the accuracies that eval found last for the best student, else for any, on all test images."""
     results = []
     if run.results_file.exists():
         from fastpeer.evaluation.results import read_results
 
-        results = read_results(run.results_file)
+        results = [result for result in read_results(run.results_file) if _is_usual(result)]
     best = [result for result in results if result.target.endswith(" best")]
     found = {result.attack: f"{result.accuracy:.2f}" for result in best or results}
     for attack in TESTS:
         yield found.get(attack, "")
+
+
+def _is_usual(result: "Result") -> bool:
+    """Whether a result may stand beside those of other runs."""
+    ball = (result.norm, result.epsilon)
+    return result.images == result.total and (result.attack == "clean" or ball == ("linf", 8 / 255))
 
 
 def _age(seconds: float) -> str:

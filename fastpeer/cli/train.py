@@ -182,8 +182,7 @@ def _dry_run(arguments: TrainArguments, run: RunFolder, console: Console) -> Non
     for line in plan(trainer):
         log.info(line)
     with announcing(console) as announce, interruptible():
-        announce("compiling, and measuring a few steps" if trainer.step.compiler else "measuring a few steps")
-        lines = list(dry_run(trainer))
+        lines = list(dry_run(trainer, announce))
     for line in lines:
         log.info(line)
 
@@ -291,22 +290,16 @@ def _carry_out(trainer: "Trainer") -> None:
 
 
 def _resumed_base(run: RunFolder, given: TrainArguments) -> Config:
-    """Return the run's own settings; those that may change come from the recipe, if one was named."""
+    """Return the run's own settings; a recipe that is named says which run is meant, and changes none."""
     if given.force or given.init_student or given.init_peer:
         raise UserError(
             "--resume goes on from a checkpoint: --force, --init-student and --init-peer do not fit"
         )
     saved = run.read_config()
-    if not given.recipe:
-        return saved
-    recipe = load_recipe(given.recipe)
-    epochs, max_steps = recipe.train.epochs, recipe.train.max_steps
-    train = replace(saved.train, epochs=epochs, max_steps=max_steps)
-    kept = replace(saved, train=train, log=recipe.log)
-    ignored = sorted(differences(recipe, kept))
-    if ignored:
-        log.info("note: the run keeps its own %s, not the recipe's", ", ".join(ignored))
-    return kept
+    others = sorted(differences(load_recipe(given.recipe), saved)) if given.recipe else []
+    if others:
+        log.info("note: the run keeps its own %s, not the recipe's", ", ".join(others))
+    return saved
 
 
 def _refuse_other_settings(config: Config, saved: Config) -> None:

@@ -87,7 +87,8 @@ def open_dataset(folder: Path) -> PreparedDataset:
     if not path.is_file():
         default = folder.parent == Path("data") and folder.name in ("digits", "cifar10", "cifar100", "tiny")
         words = folder.name if default else f"NAME --out {folder}"
-        raise UserError(f"no prepared data set in {folder}: make one with fastpeer prep --dataset {words}")
+        place = folder if folder.is_absolute() else f"{folder} (in {Path.cwd()})"
+        raise UserError(f"no prepared data set in {place}: make one with fastpeer prep --dataset {words}")
     try:
         content = json.loads(path.read_text("utf-8"))
         return PreparedDataset(

@@ -1,6 +1,6 @@
 """A dry run: a few steps and the evaluation of a batch, from which the time of a training is estimated."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 
@@ -9,21 +9,24 @@ from fastpeer.training.forecast import Part, timed
 from fastpeer.training.trainer import Trainer
 
 
-def rehearse(trainer: Trainer) -> list[Part]:
+def rehearse(trainer: Trainer, announce: Callable[[str], None] = lambda what: None) -> list[Part]:
     """Return the parts of what is left of a training, with their times, after a few steps on its data.
 
-    Nothing is written. The weights change, so the trainer must not train afterwards.
+    Nothing is written. The weights change, so the trainer must not train afterwards. `announce` is told what
+    is done from now on.
 
     Raises:
         UserError: a step fails, see `Trainer.train_on`.
     """
     trainer.begin_epoch()
     with closing(_batches_without_end(trainer)) as batches:
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            announce(f"{'compiling, and ' if trainer.step.compiler else ''}measuring step {number}")
             trainer.train_on(batch)
             trainer.report_compiling()
             if trainer.pace.step_done():
                 break
+    announce("measuring the evaluation of a batch")
     return _parts_left(trainer)
 
 
@@ -56,7 +59,12 @@ def _evaluation_seconds(trainer: Trainer) -> float:
     stream = trainer.setup.selection
     batch = replace(stream, indices=stream.indices[: stream.source.batch_size])
     selection = trainer.selection_on(batch)
-    seconds = timed(lambda: selection.evaluate(trainer.setup.networks, "student"), trainer.setup.device)
+    networks = trainer.setup.networks
+    seconds = timed(
+        lambda: selection.evaluate(networks, "student"),
+        trainer.setup.device,
+        trainer.step.compiler is not None,
+    )
     return seconds * len(stream.indices) / len(batch.indices)
 
 
@@ -65,5 +73,7 @@ def _averaging_seconds(trainer: Trainer) -> float:
     assert average is not None
     with closing(trainer.setup.training.epoch(0, purpose="averaging")) as batches:
         batch = next(batches)
-        seconds = timed(lambda: average.reestimate([batch]), trainer.setup.device)
+        seconds = timed(
+            lambda: average.reestimate([batch]), trainer.setup.device, trainer.step.compiler is not None
+        )
     return trainer.steps_per_epoch * seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_a_checkpoint_without_symbolic_links_is_found(fastpeer, finished: Path) 
     link.unlink()
     link.write_text(f"{target}\n", "utf-8")
     assert told(fastpeer("info", link).succeeded().out)["network"] == "resnet8"
+
+
+def test_a_data_set(fastpeer) -> None:
+    lines = fastpeer("info data/photos").succeeded().out.splitlines()
+    found = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
+    assert found["classes"] == "4"
+    assert found["size"] == "8x8"
+    assert re.fullmatch(r"\d+ train, \d+ test", found["images"])
 
 
 def test_what_is_no_weights(fastpeer, tmp_path: Path) -> None:

@@ -80,10 +80,15 @@ def test_accuracies_are_those_of_the_best_student(fastpeer, runs: Path) -> None:
     best = load_state(RunFolder(run).checkpoint("best"))["selected"]
     cells = rows(fastpeer("runs", run).succeeded().out)[-1]
     assert cells[2:7] == ["peeraid", "resnet8", "folder", f"{best['clean']:.2f}", f"{best['pgd1']:.2f}"]
+    # Of a part of the images, or in another ball: these stand beside no other run's.
+    fastpeer("eval --attacks clean --examples 3 --quiet", run).succeeded()
+    fastpeer("eval --attacks pgd20 --epsilon 1/255 --quiet", run).succeeded()
+    assert "test " not in fastpeer("runs", runs).succeeded().out.splitlines()[1]
     fastpeer("eval --attacks clean,pgd20 --checkpoints last,best --quiet", run).succeeded()
     shown = fastpeer("runs", runs).succeeded().out
     stored = {(entry["target"].split()[-1], entry["attack"]): f"{entry['accuracy']:.2f}"
-              for entry in json.loads((run / "results.json").read_text())["results"]}  # fmt: skip
+              for entry in json.loads((run / "results.json").read_text())["results"]
+              if entry["images"] == entry["total"] and entry["epsilon"] == 8 / 255}  # fmt: skip
     assert "test clean" in shown
     assert "test AA" not in shown
     assert rows(shown)[0][7:9] == [stored["best", "clean"], stored["best", "pgd20"]]

@@ -38,11 +38,21 @@ def measured(seconds, compiler=None, at_step=lambda number: None):
         ([60, 9, 9, *[0.1] * 50], 0.1, 20),
         ([60, 9, 9, *[6.0] * 50], 6.0, 2),
         ([60, 9, 9, *[2.0] * 50], 2.0, 5),
-        ([60, 9, 9, 50.0, 50.0], 50.0, 2),
+        ([60, 9, 9, 50.0, 50.0], 50.0, 1),
         ([60, 9, 9, 1.0], 0, 1),
     ],
 )
 def test_the_warm_up_is_not_timed(seconds, pace, steps):
+    found = measured(seconds, SimpleNamespace(seconds={}))
+    assert found.seconds == pytest.approx(pace)
+    assert found.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("seconds", "pace", "steps"),
+    [([60, 50], 50, 1), ([4, 4, 4, 4, 4, 4], 4, 3), ([1, 1, 1, *[0.1] * 50], 0.1, 20)],
+)
+def test_slow_steps_warm_up_faster_where_nothing_is_compiled(seconds, pace, steps):
     found = measured(seconds)
     assert found.seconds == pytest.approx(pace)
     assert found.steps == steps
