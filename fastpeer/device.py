@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastpeer.errors import UserError, one_line
+from fastpeer.models.layers import NEEDS_PLANES
 
 
 @contextmanager
@@ -42,9 +43,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Move a network to a device and dtype, with channels-last weights, in place; return it."""
+    """Move a network to a device and dtype, in place; return it. Weights are channels-last where they may."""
+    moved = network.to(device, dtype)
+    if any(getattr(module, NEEDS_PLANES, False) for module in network.modules()):
+        return moved
     # torch's type annotations lack the memory_format argument of Module.to.
-    return network.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream:

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,13 +130,20 @@ def _state(
     of = f" of {total}" if total else ""
     if run.is_locked():
         return f"running, step {max(saved, seen)}{of}"
+    if 0 < config.train.max_steps <= saved < _total_steps(without_limit(config), facts, records):
+        return f"at train.max_steps, {saved} of {_total_steps(without_limit(config), facts, records)}"
     if total and saved >= total and _is_complete(config, records, saved):
         return "finished"
     if not max(saved, seen):
-        return "never started"
+        return "no step saved"
     if seen > saved:
         return f"failed after step {seen}{of}, saved at {saved}"
     return f"stopped at step {saved}{of}"
+
+
+def without_limit(config: Config) -> Config:
+    """Return the settings without train.max_steps."""
+    return replace(config, train=replace(config.train, max_steps=0))
 
 
 def _saved_step(run: RunFolder) -> int:
@@ -190,10 +197,11 @@ def _tests(run: RunFolder) -> Iterator[str]:
     results = []
     if run.results_file.exists():
         from fastpeer.evaluation.results import read_results
+        from fastpeer.evaluation.table import cell
 
         results = [result for result in read_results(run.results_file) if _is_usual(result)]
     best = [result for result in results if result.target.endswith(" best")]
-    found = {result.attack: f"{result.accuracy:.2f}" for result in best or results}
+    found = {result.attack: cell(result) for result in best or results}
     for attack in TESTS:
         yield found.get(attack, "")
 

@@ -23,6 +23,10 @@ SQUARE_GAIN = 0.002
 RANDOM = (
     "its outputs differ between two calls on the same images: attacks climb noise, accuracies may be too high"
 )
+TOGETHER = (
+    "its outputs for an image depend on the other images of the batch: accuracies depend on --batch-size, and"
+    " attacks on one image move the others"
+)
 PROBABILITIES = "its outputs are probabilities: attacks expect logits, what its softmax is applied to"
 ZERO = "(its forward rounds or cuts off gradients, or its softmax is saturated): accuracies may be too high"
 ZERO_IN_AUTOATTACK = f"AutoAttack met images whose gradient is zero {ZERO}"
@@ -54,6 +58,7 @@ def _reasons(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
     with torch.enable_grad(), _undisturbed(network, images.device):
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         first, second = (torch.func.functional_call(network, buffers, leaf) for _ in range(2))
+        halves = [torch.func.functional_call(network, buffers, half) for half in leaf.detach().chunk(2)]
         gradient = _gradient(first, leaf, labels)
     first, second = first.detach(), second.detach()
     if not (first.isfinite().all() and second.isfinite().all()):
@@ -61,8 +66,13 @@ def _reasons(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
     zeros = int((gradient.flatten(1) == 0).all(1).sum())
     # A network that ignores its images, such as one with a classifier of zeros, hides nothing yet.
     learnt = not torch.equal(first, first[:1].expand_as(first))
+    tolerance = SAME * first.abs().max()
+    random = (first - second).abs().max() > tolerance
     found = {
-        RANDOM: (first - second).abs().max() > SAME * first.abs().max(),
+        RANDOM: random,
+        # Of most images: rounding inside a network may magnify what other sums differ by.
+        TOGETHER: not random
+        and ((first - torch.cat(halves).detach()).abs().amax(1) > tolerance).float().mean() > 0.5,
         PROBABILITIES: first.min() >= 0 and ((first.sum(1) - 1).abs() < 1e-3).all(),
         f"the gradient is zero at {zeros} of {len(images)} images {ZERO}": learnt
         and zeros > MANY * len(images),

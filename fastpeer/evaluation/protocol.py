@@ -173,6 +173,9 @@ class Protocol:
             "torch": torch.__version__,
             "pixels": dataset.pixels,
             "norm": self.norm,
+            "weights_key": self.weights_key,
+            "mean": self.mean,
+            "std": self.std,
         }
 
     def _image_size(self, target: Target, dataset: PreparedDataset) -> int:

@@ -38,6 +38,8 @@ class Result:
         warnings: why the network's robustness may be less than it seems; left out of the file where there are
             none.
         norm: of the ball that the attack stays in: linf, as of older results, or l2.
+        weights_key: which set of weights of a file with several was asked for; empty: the usual one.
+        mean, std: normalisation inside the network that was asked for; empty: as its run or file records it.
     """
 
     target: str
@@ -60,6 +62,9 @@ class Result:
     pixels: str = ""
     warnings: tuple[str, ...] = ()
     norm: str = "linf"
+    weights_key: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -80,7 +85,8 @@ class Result:
     @property
     def key(self) -> tuple[Any, ...]:
         """What was evaluated, and how; a later result with the same key replaces an earlier one."""
-        subject = (self.weights_sha256, self.target, self.data_sha256, self.images, self.side)
+        network = (self.weights_sha256, self.target, self.weights_key, self.mean, self.std)
+        subject = (*network, self.data_sha256, self.images, self.side)
         return (*subject, self.attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
@@ -154,15 +160,19 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
 
 def _entry(result: Result) -> dict[str, Any]:
     entry = {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
-    for name in ("non_finite", "warnings"):
+    for name in ("non_finite", "warnings", "weights_key", "mean", "std"):
         if not entry[name]:
             del entry[name]
     return entry
 
 
 def _result(entry: dict[str, Any]) -> Result:
-    fields = {name: value for name, value in entry.items() if name not in ("accuracy", "interval95")}
-    return Result(**fields | {"warnings": tuple(fields.get("warnings", ()))})
+    fields: dict[str, Any] = {
+        name: tuple(value) if type(value) is list else value
+        for name, value in entry.items()
+        if name not in ("accuracy", "interval95")
+    }
+    return Result(**fields)
 
 
 def read_results(file: Path) -> list[Result]:

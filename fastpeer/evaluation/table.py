@@ -83,8 +83,12 @@ def _is_papers_attack(result: Result) -> bool:
 def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
     configs = {target.run.path: target.config for target in results if target.run and target.config}
     rows = {target.run.path: row for target, row in results.items() if target.run}
+    paths_of: dict[str, list[str]] = {}
     for path, config in configs.items():
-        yield from (f"{path}: {note}" for note in _notes_on_run(config, rows[path][0]))
+        for note in _notes_on_run(config, rows[path][0]):
+            paths_of.setdefault(note, []).append(str(path))
+    for note, paths in paths_of.items():
+        yield f"{'all runs' if len(paths) == len(configs) > 1 else ', '.join(paths)}: {note}"
     for target, row in results.items():
         for warning in dict.fromkeys(warning for result in row for warning in result.warnings):
             yield f"{WARNED} {target.label}: {warning}"
@@ -99,7 +103,8 @@ def _notes_on_run(config: Config, result: Result) -> Iterator[str]:
     if paper is not None and others:
         yield f"not the paper's settings ({paper.row}): other {', '.join(others)}"
     if config.attack.norm == "l2" and result.norm != "l2":
-        ball = f"--epsilon {format_fraction(config.attack.epsilon)}"
+        epsilon, step_size = map(format_fraction, (config.attack.epsilon, config.attack.step_size))
+        ball = f"--epsilon {epsilon} --step-size {step_size}"
         yield f"trained with attack.norm = l2, attacked here in L-infinity (--norm l2 {ball})"
     split = "test images" if config.selection.split == "test" else "held-out training images"
     yield f"best epochs were chosen on {split} (selection.split = {config.selection.split})"
@@ -122,11 +127,12 @@ def _heading(attack: str, norm: str) -> str:
 
 
 def _cells(row: Sequence[Result], attacks: Sequence[str]) -> list[str]:
-    found = {result.attack: _cell(result) for result in row}
+    found = {result.attack: cell(result) for result in row}
     return [found.get(attack, "") for attack in attacks]
 
 
-def _cell(result: Result) -> str:
+def cell(result: Result) -> str:
+    """Format an accuracy, with its interval and marks."""
     text = f"{result.accuracy:.2f}"
     if result.confidence_interval is not None:
         low, high = result.confidence_interval

@@ -11,6 +11,7 @@ from fastpeer.config import Config
 from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
 from fastpeer.links import student_weights
+from fastpeer.models.weight_files import check_safetensors
 from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
 from fastpeer.suggestions import did_you_mean
 
@@ -83,7 +84,9 @@ def _runs_at(path: Path, checkpoints: str) -> list[Path]:
     usable, reasons = [], []
     for run in runs_in(path):
         try:
-            list(_targets_of_run(run, run.path.name, checkpoints))
+            for target in _targets_of_run(run, run.path.name, checkpoints):
+                check_safetensors(target.weights)
+            run.read_facts()
             usable.append(run.path)
         except UserError as error:
             reasons.append(error)

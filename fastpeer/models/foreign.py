@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpeer.errors import UserError, brief
+from fastpeer.models.layers import NEEDS_PLANES
 from fastpeer.own_code import current_folder_first, error_text, import_own
 from fastpeer.suggestions import similar
 
@@ -137,13 +138,8 @@ def _checked(network: nn.Module, name: str, classes: int, size: tuple[int, int] 
         return network
     what = f"images of {size[0]}×{size[1]}"
     try:
-        logits, in_place = _run(network, size)
+        logits, in_place = _run_in_its_layout(network, name, size)
     except Exception as error:  # Code from outside fastpeer may raise anything.
-        if "view size is not compatible" in str(error):
-            raise UserError(
-                f"the network {name} must accept images in channels-last memory: .reshape(...) instead of"
-                " .view(...)"
-            ) from None
         raise UserError(
             f"the network {name} does not accept {what} ({error_text(error)}){converted}"
         ) from None
@@ -171,6 +167,19 @@ def _convert_weights(network: nn.Module, name: str) -> str:
     wanted = str(own).removeprefix("torch.")
     log.info("%s builds weights in %s: converted to %s; --precision sets a run's", name, names, wanted)
     return f"; it builds weights in {names}, but must compute in the dtype of the images it is given"
+
+
+def _run_in_its_layout(network: nn.Module, name: str, size: tuple[int, int]) -> tuple[object, bool]:
+    """Run a network in channels-last memory, or where it cannot in NCHW order, from then on; see `_run`."""
+    try:
+        return _run(network, size)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+    log.info("%s runs in NCHW memory, as its .view(...) asks for: .reshape(...) would not", name)
+    setattr(network, NEEDS_PLANES, True)
+    network.register_forward_pre_hook(_in_planes)
+    return _run(network, size)
 
 
 @torch.no_grad()
@@ -213,6 +222,10 @@ def _is_changed(given: Tensor, images: Tensor) -> bool:
 def _copy_images(network: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Hand a network a copy of its images: a leaf of autograd's must not change, nor others' images."""
     return (args[0].clone(), *args[1:])
+
+
+def _in_planes(network: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].contiguous(), *args[1:])
 
 
 def _suggestion(word: str, valid: list[str]) -> str:

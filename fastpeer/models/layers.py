@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+NEEDS_PLANES = "needs_planes"
+"""Attribute of a network from outside that does not run in channels-last memory."""
 Block = Callable[[int, int, int], nn.Module]
 """Builds a residual block from its input planes, output planes and stride."""
 

@@ -51,8 +51,8 @@ def read_weights(path: Path, key: str = "", flag: str = "--weights-key") -> Weig
 
     Args:
         path: the file.
-        key: which set, as `WeightSet.key` names it; empty: the one under the first of `PLAIN_KEYS`, else
-            of `AVERAGED_KEYS`, that the file has.
+        key: which set, as `WeightSet.key` names it, or what the names of a part of one begin with; empty: the
+            set under the first of `PLAIN_KEYS`, else of `AVERAGED_KEYS`, that the file has.
         flag: the flag that names the key, for messages.
 
     Raises:
@@ -60,9 +60,7 @@ def read_weights(path: Path, key: str = "", flag: str = "--weights-key") -> Weig
     """
     start = _start(path)
     if is_safetensors(start):
-        if key:
-            raise _only_set(path, key, flag)
-        return WeightSet(_read_safetensors(path))
+        return _chosen_set(path, _read_safetensors(path), key, flag)
     _refuse_what_is_none(path, start)
     return _chosen_set(path, _read_checkpoint(path), key, flag)
 
@@ -80,6 +78,19 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError):
         return {}
+
+
+def check_safetensors(path: Path) -> None:
+    """Check that a file is whole, without reading its tensors.
+
+    Raises:
+        UserError: it cannot be read, is damaged or not safetensors.
+    """
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged or not safetensors ({one_line(error)})") from None
 
 
 def sort_metadata(path: Path) -> None:
@@ -175,17 +186,27 @@ def _chosen_set(path: Path, content: object, key: str, flag: str) -> WeightSet:
     sets = dict(_sets(content))
     if not sets:
         raise UserError(f"{path}: holds no state dict, neither alone nor under {', '.join(PLAIN_KEYS)}")
+    taken = key or ("" if "" in sets else _known_key(content, sets))
+    if key not in sets and (part := _part_of_a_set(sets, key)):
+        return WeightSet(part, key)
     if key and "" in sets:
-        raise _only_set(path, key, flag)
-    taken = key or _known_key(content, sets)
+        raise UserError(f"{path}: holds one set of weights only: leave out {flag} {key}")
     if taken not in sets:
         where = f"under {key}" if key else "under a known key"
         raise UserError(f"{path}: holds no weights {where}: name one of {', '.join(sets)} with {flag}")
     return WeightSet(_without_counter(sets[taken]), taken, tuple(name for name in sets if name != taken))
 
 
-def _only_set(path: Path, key: str, flag: str) -> UserError:
-    return UserError(f"{path}: holds one set of weights only: leave out {flag} {key}")
+def _part_of_a_set(sets: Mapping[str, Mapping[str, Tensor]], key: str) -> Mapping[str, Tensor]:
+    """Return the tensors below a key within a set, where a distiller keeps its student; empty: none are."""
+    parts = (part_of(tensors, key.removeprefix(f"{name}." if name else "")) for name, tensors in sets.items())
+    return next((part for part in parts if part), {})
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    """Return the tensors whose names begin with a prefix and a dot, by the rest of their names."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def _sets(content: object, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Tensor]]]:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastpeer.models import build_model, model_names
 from fastpeer.models.names import class_path
 from fastpeer.models.normalized import normalization, without_normalization
 from fastpeer.models.pixel_range import Normalization, check_pixel_range, format_normalization
-from fastpeer.models.weight_files import WeightSet, read_metadata, read_weights, sort_metadata
+from fastpeer.models.weight_files import WeightSet, part_of, read_metadata, read_weights, sort_metadata
 from fastpeer.models.weight_names import CLASSIFIERS, normalization_in, normalization_names, renamed
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,11 @@ def load_weights(
         other = _other_classes(inner, expected, weights)
         # Only where nothing but a weight and a bias stands in the way.
         advice = advice if other and len(mismatches) <= 2 else ""
-        why = other + advice + _other_network(path, found.tensors, expected)
+        why = (
+            other
+            + advice
+            + (_fitting_parts(found.tensors, expected, flag) or _other_network(path, found.tensors, expected))
+        )
         raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){why}")
     _refuse_non_finite(path, expected, weights)
     own = normalization(network)
@@ -221,6 +226,10 @@ def _refuse_non_finite(path: Path, expected: Mapping[str, Tensor], weights: Mapp
             count = int((~finite).sum())
             numbers = f"{count} of {finite.numel()} numbers" if finite.dim() else "a number"
             raise UserError(f"{path}: weights must be finite, got NaN or infinity in {name} ({numbers})")
+        if name.endswith("running_var") and (weights[name] < 0).any():
+            raise UserError(
+                f"{path}: variances must not be negative, got some in {name}: the file is damaged"
+            )
 
 
 def _report_choice(path: Path, found: WeightSet, flag: str) -> None:
@@ -299,6 +308,20 @@ def _other_network(path: Path, read: Mapping[str, Tensor], expected: Mapping[str
         if _fit_but_for_classes(read, candidate):
             return f"; the weights are for {name}"
     return ""
+
+
+def _fitting_parts(read: Mapping[str, Tensor], expected: Mapping[str, Tensor], flag: str) -> str:
+    """Return a note on the parts of a set, such as a distiller's student, that fit this network alone."""
+    parts = dict.fromkeys(
+        prefix for name in read for prefix in list(accumulate(name.split("."), _joined))[:-1]
+    )
+    fitting = [part for part in parts if _fit_but_for_classes(part_of(read, part), expected)]
+    outer = [part for part in fitting if not any(part.startswith(f"{other}.") for other in fitting)]
+    return f"; {' or '.join(f'{flag} {part}' for part in outer)} takes a part that fits" if outer else ""
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}"
 
 
 def _fit_but_for_classes(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:

@@ -82,7 +82,7 @@ class Part:
     """A part of what is to come.
 
     Attributes:
-        what: its name, in the plural.
+        what: its name, in the singular.
         count: how often it comes.
         seconds: that each takes.
     """
@@ -103,7 +103,7 @@ def describe_parts(parts: list[Part]) -> Iterator[str]:
     yield f"estimated time: {format_seconds(sum(part.total for part in parts))}"
     for part in parts:
         each = format_seconds(part.seconds)
-        yield f"  {part.count} {part.what} of {each}: {format_seconds(part.total)}"
+        yield f"  {part.what}: {part.count} times {each}, {format_seconds(part.total)}"
 
 
 def format_seconds(seconds: float) -> str:

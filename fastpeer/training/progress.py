@@ -177,7 +177,10 @@ class _Bars(Progress):
 
 def interval_text(record: Mapping[str, Any]) -> str:
     """Format losses, training accuracies, speed and learning rate in one line."""
-    losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
+    losses = " ".join(
+        f"{name} {value:.4f}" if value < 1e4 else f"{name} {value:.3g}"
+        for name, value in record["losses"].items()
+    )
     accuracies = " ".join(f"{name} {value:.1f}%" for name, value in record["accuracy"].items())
     speed = f"{record['images_per_second']:.0f} images/s"
     return f"{speed}  weighted losses: {losses}  train: {accuracies}  lr {record['lr']:g}"

@@ -46,10 +46,14 @@ def _parts_left(trainer: Trainer) -> list[Part]:
     # The average is evaluated by itself.
     evaluations = len(evaluated) + len(evaluated & averaged)
     return [
-        Part("steps", steps, trainer.pace.seconds),
-        Part("evaluations", evaluations, _evaluation_seconds(trainer) if evaluations else 0.0),
+        Part("step", steps, trainer.pace.seconds),
         Part(
-            "BatchNorm passes of the average", len(averaged), _averaging_seconds(trainer) if averaged else 0.0
+            "evaluation of student or average",
+            evaluations,
+            _evaluation_seconds(trainer) if evaluations else 0.0,
+        ),
+        Part(
+            "BatchNorm pass of the average", len(averaged), _averaging_seconds(trainer) if averaged else 0.0
         ),
     ]
 

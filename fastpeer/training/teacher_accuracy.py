@@ -29,6 +29,8 @@ STEPS = 5
 """Steps of PGD on them: a network that was trained naturally withstands none of them."""
 TOLERANCE = 5.0
 """Percentage points that a teacher may stay below its recorded accuracy without a warning."""
+BARELY = 2.0
+"""Times the accuracy of guessing, below which a teacher is hardly meant."""
 FRAGILE = 0.2
 """Share of its clean accuracy that a robust teacher keeps at least under attack."""
 CHANCE = 1e-3
@@ -100,6 +102,11 @@ def check_accuracy(
     sample = _sample(stream, ATTACKED_IMAGES)
     robust = _Share.of(*_classify(network, sample, _pgd(network, attack, seed)))
     _log_accuracy(teacher, clean, robust, attack)
+    if clean.percent < BARELY * 100 / classes:
+        log.warning(
+            "the %s %s is little better than guessing: check %s.network, %s.mean and %s.std",
+            teacher.title, teacher.weights, *[teacher.flag] * 3,
+        )  # fmt: skip
     _warn_of_order(teacher, order)
     _warn_of_no_robustness(teacher, clean, robust)
     return TeacherAccuracy(

@@ -96,7 +96,8 @@ class Trainer:
                 # A run that is stopped or killed in its first epoch can be resumed too.
                 self._save_last()
             if self._finished():
-                log.info("already finished; to continue, raise --train.epochs")
+                limit = "--train.max-steps" if self._at_max_steps() else "--train.epochs"
+                log.info("already finished; to continue, raise %s", limit)
             try:
                 self._run_epochs()
             except Stopped:

@@ -34,8 +34,8 @@ MEANS = (torch.mean, "mean")
 SQUEEZES = (torch.squeeze, "squeeze")
 FLATTENINGS = (torch.flatten, "flatten")
 RESHAPES = (torch.reshape, "reshape", "view")
-NOTHING = ("contiguous",)
-"""Methods that return the tensor's values unchanged; a chain keeps its own memory format."""
+NOTHING = ("contiguous", "clone")
+"""Methods that return a tensor's values unchanged: a chain has its own memory format, and changes none."""
 
 
 class NotAChain(Exception):

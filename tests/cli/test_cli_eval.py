@@ -366,9 +366,15 @@ def test_results_are_stored_as_soon_as_there_is_space_again(
 def test_a_folder_of_runs_stands_for_those_in_it(fastpeer, runs: Path) -> None:
     shutil.copytree(runs / "new", runs / "started", symlinks=True)
     shutil.rmtree(runs / "started" / "checkpoints")
+    for name in ("factless", "damaged"):
+        shutil.copytree(runs / "new", runs / name, symlinks=True)
+    (runs / "factless" / "run.json").write_text("{")
+    (runs / "damaged" / "checkpoints" / "last" / "student.safetensors").write_bytes(b"garbage")
     outcome = fastpeer("eval --attacks clean --checkpoints last", runs, runs / "old").succeeded()
     assert list(rows(outcome.out)) == ["new last", "old last"]
     assert f"left out: {runs / 'started'} holds no checkpoint" in outcome.out
+    for name in ("factless/run.json", "damaged/checkpoints/last/student.safetensors"):
+        assert f"left out: {runs / name}: damaged" in outcome.out
     fastpeer("eval --checkpoints lost", runs).refused("lost", "last")
 
 

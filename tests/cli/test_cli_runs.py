@@ -67,7 +67,7 @@ def test_states_of_runs_newest_first(fastpeer, runs: Path) -> None:
         "finished": "finished",
         "stopped": "stopped at step 7 of 15",
         "failed": "failed after step 8 of 15, saved at 5",
-        "new": "never started",
+        "new": "no step saved",
     }
     assert [cells[-1] for cells in found.values()] == ["2 h", "3 h", "4 h", "5 h"]
     assert shown.splitlines()[-1] == f"{runs / 'half'}: damaged (config.toml missing)"

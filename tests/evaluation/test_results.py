@@ -105,3 +105,11 @@ def test_foreign_file_is_refused_and_left_alone(tmp_path, content):
         store_results(file, [RESULT])
     assert "\n" not in str(refusal.value)
     assert file.read_bytes() == content
+
+
+def test_other_weights_or_normalisation_of_a_file_are_results_of_their_own(tmp_path):
+    file = tmp_path / "results.json"
+    others = [replace(RESULT, weights_key="state_dict_ema"), replace(RESULT, mean=(0.5,), std=(0.25,))]
+    store_results(file, [RESULT, *others])
+    assert read_results(file) == [RESULT, *others]
+    assert [entry.get("weights_key") for entry in stored(file)] == [None, "state_dict_ema", None]

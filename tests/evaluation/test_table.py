@@ -132,7 +132,7 @@ def test_a_training_in_another_norm_is_named_first_and_how_to_attack_in_its_ball
     other = replace(config, attack=AttackConfig(norm="l2", epsilon=128 / 255, step_size=0.1))
     text = shown(target("mine", "best", other))
     assert "): other attack.norm, attack.epsilon, attack.step_size\n" in text
-    assert "trained with attack.norm = l2, attacked here in L-infinity (--norm l2 --epsilon 128/255)" in text
+    assert "attacked here in L-infinity (--norm l2 --epsilon 128/255 --step-size 0.1)" in text
     assert "attacked here" not in shown(target("mine", "best", other), norm="l2")
     assert "attacked here" not in shown(target("mine", "best", config))
 
@@ -235,7 +235,7 @@ def test_a_pipe_has_no_width():
         "",
         "49.35",
     ] in sections(text)[1]
-    assert "runs/mine: best epochs were chosen on test images (selection.split = test)\n" in text
+    assert "all runs: best epochs were chosen on test images (selection.split = test)\n" in text
 
 
 def test_other_test_images_have_a_table_of_their_own():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastpeer.data.stream import Batch
+from fastpeer.device import placed
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
@@ -15,6 +16,7 @@ from fastpeer.kernels.choice import torch_kernels
 from fastpeer.models import build_model, check_model_name
 from fastpeer.models.foreign import torchvision_advice
 from fastpeer.victims.autograd import FoldedVictim
+from fastpeer.victims.chain import ChainVictim
 from fastpeer.victims.factory import VictimFactory
 from tests.models.timms import need_timm
 
@@ -165,7 +167,6 @@ def test_own_class_is_built_for_the_classes(nets, name, size):
         ("foreign_nets.small:not_a_network", "must return a torch.nn.Module, got dict"),
         ("foreign_nets.small:TwoOutputs", "must map 2 images of 8×8 to logits (2, 7), got tuple"),
         ("foreign_nets.small:OtherShape", "must map 2 images of 8×8 to logits (2, 7), got (2, 6)"),
-        ("foreign_nets.small:Viewing", "in channels-last memory: .reshape(...) instead of .view(...)"),
         ("foreign_nets.small:OtherChannels", "does not accept images of 8×8 (RuntimeError: "),
         (
             "foreign_nets.small:ComputesHalf",
@@ -221,6 +222,23 @@ def test_networks_that_change_their_images_in_place_are_evaluated(nets, attack, 
     found = classify_under_attack(attack, network, [batch], settings, lambda done, stage="": None)
     assert found.correct.tolist() == [attack != "aa"] * 2
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_networks_that_view_planes_run_in_nchw_memory(nets, logged, chain):
+    network = build_model("foreign_nets.small:Viewing", 7, (8, 8))
+    assert logged[0].startswith("foreign_nets.small:Viewing runs in NCHW memory")
+    network = placed(network, torch.device("cpu"), torch.float64)
+    images = torch.rand(3, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    labels = torch.tensor([1, 0, 6])
+    factory = VictimFactory(torch.float64, True, chain, None, torch_kernels(), nullcontext)
+    victim = factory.victim(network.eval(), "student")
+    victim.refresh()
+    assert isinstance(victim, ChainVictim) == chain
+    leaf = images.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(network(leaf), labels, reduction="sum").backward()
+    torch.testing.assert_close(victim.input_gradient(images, labels), leaf.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(network.train()(images), victim.logits(images), rtol=0, atol=1e-12)
 
 
 def test_networks_that_leave_their_images_alone_are_not_touched(nets, logged):

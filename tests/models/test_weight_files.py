@@ -237,3 +237,27 @@ def test_a_normalisation_other_than_the_recorded_is_a_warning(tmp_path, logged):
     (line,) = logged
     assert "mean 0.5 and std 0.25" in line
     assert "mean 0.4 and std 0.25" in line
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_part_of_a_set_is_named_and_taken(tmp_path, suffix):
+    file = tmp_path / f"distilled.{suffix}"
+    both = {f"{part}.{name}": tensor for part, seed in (("student", 0), ("teacher.net", 1))
+            for name, tensor in weights(seed).items()}  # fmt: skip
+    both["criterion.weight"] = torch.ones(10)
+    if suffix == "pth":
+        torch.save({"state_dict": both}, file)
+    else:
+        save_file(both, file)
+    told = refusal(file)
+    assert "; --weights-key student or --weights-key teacher takes a part that fits" in told
+    assert_is(loaded(file, "student"), 0)
+    assert_is(loaded(file, "teacher"), 1)
+    assert_is(loaded(file, "teacher.net"), 1)
+
+
+def test_negative_variances_are_refused(tmp_path):
+    damaged = weights()
+    damaged["bn1.running_var"][3] = -0.5
+    torch.save(damaged, tmp_path / "w.pth")
+    assert "variances must not be negative, got some in bn1.running_var" in refusal(tmp_path / "w.pth")

@@ -84,9 +84,10 @@ def test_what_lies_between_epochs_does_not_count():
 
 
 def test_the_parts_are_added_up():
-    parts = [Part("steps", 36000, 0.5), Part("evaluations", 200, 18.0), Part("passes", 0, 0.0)]
+    parts = [Part("step", 36000, 0.5), Part("evaluation", 200, 18.0), Part("pass", 0, 0.0)]
     assert list(describe_parts(parts)) == [
-        "estimated time: 6.0 h", "  36000 steps of 500 ms: 5.0 h", "  200 evaluations of 18.0 s: 60.0 min",
+        "estimated time: 6.0 h", "  step: 36000 times 500 ms, 5.0 h",
+        "  evaluation: 200 times 18.0 s, 60.0 min",
     ]  # fmt: skip
 
 
