@@ -58,7 +58,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former(
     with files_of_at_most(limit):
         fastpeer("train --resume --train.max-steps 9 --log.every 100 --quiet --out", run).refused(str(run))
     assert checkpoints(run) == before
-    fastpeer("train tiny.toml --resume --quiet --out", run).succeeded()
+    fastpeer("train tiny.toml --resume --train.max-steps 0 --quiet --out", run).succeeded()
     assert weights(run) == weights(original)
 
 
@@ -74,14 +74,14 @@ def test_a_full_disk(fastpeer, disk: Path, original: Path) -> None:
     fastpeer("train tiny.toml --train.max-steps 5 --quiet --out", run).succeeded()
     before = checkpoints(run)
     filler = fill(disk)
-    fastpeer("train tiny.toml --resume --quiet --out", run).refused(str(disk), "space")
+    fastpeer("train tiny.toml --resume --train.max-steps 0 --quiet --out", run).refused(str(disk), "space")
     assert checkpoints(run) == before
     assert not [path for path in run.iterdir() if path.name.endswith(".new")]
     fastpeer("eval --attacks clean", run).refused("space")
     fastpeer("train tiny.toml --quiet --out", disk / "other").refused(str(disk / "other"), "space")
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=12m", str(disk)], check=True)
-    fastpeer("train tiny.toml --resume --quiet --out", run).succeeded()
+    fastpeer("train tiny.toml --resume --train.max-steps 0 --quiet --out", run).succeeded()
     assert weights(run) == weights(original)
 
 
@@ -93,7 +93,7 @@ def test_a_read_only_disk(fastpeer, disk: Path) -> None:
     for line in (
         f"train tiny.toml --quiet --out {disk / 'other'}",
         f"train tiny.toml --force --quiet --out {run}",
-        f"train tiny.toml --resume --quiet --out {run}",
+        f"train tiny.toml --resume --train.max-steps 0 --quiet --out {run}",
         f"eval --attacks clean {run}",
     ):
         fastpeer(line).refused(str(disk), "ead-only")

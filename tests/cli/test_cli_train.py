@@ -103,7 +103,11 @@ def test_a_dry_run_estimates_and_leaves_nothing(fastpeer, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
     lines = shown.splitlines()
     estimate = next(number for number, line in enumerate(lines) if line.startswith("estimated time: "))
-    names = ["1500 steps of ", "599 evaluations of ", "299 BatchNorm passes of the average of "]
+    names = [
+        "step: 1500 times ",
+        "evaluation of student or average: 599 times ",
+        "BatchNorm pass of the average: 299 times ",
+    ]
     for line, name in zip(lines[estimate + 1 :], names, strict=False):
         assert line.startswith(f"  {name}")
     assert lines[-2].startswith("memory: ")
@@ -118,7 +122,7 @@ def test_a_dry_run_leaves_an_existing_run_alone(fastpeer, finished: Path) -> Non
     fastpeer("train tiny.toml --dry-run --force --out", finished).succeeded()
     shown = fastpeer("train --dry-run --resume --train.epochs 4 --out", finished).succeeded().out
     assert "20 in all, 15 of them done" in shown
-    assert "  5 steps of " in shown
+    assert "  step: 5 times " in shown
     assert snapshot(finished) == before
 
 

@@ -99,7 +99,8 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize(
     ("model", "case", "size"),
     [
-        ("resnet18", "cifar10", 16),
+        pytest.param("resnet18", "cifar10", 16, marks=pytest.mark.soak),
+        ("resnet8", "cifar10", 16),
         pytest.param("resnet18", "tiny", 16, marks=pytest.mark.soak),
         ("wideresnet10x1", "cifar100", 32),
         ("wideresnet10x1", "tiny", 64),
