@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,12 +126,13 @@ def _state(
     run: RunFolder, config: Config, facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> str:
     saved, seen = _saved_step(run), max((record["step"] for record in records), default=0)
-    total = _total_steps(config, facts, records)
+    whole, limit = _whole_length(config, facts, records), config.train.max_steps
+    total = min(whole, limit or whole) or limit
     of = f" of {total}" if total else ""
     if run.is_locked():
         return f"running, step {max(saved, seen)}{of}"
-    if 0 < config.train.max_steps <= saved < _total_steps(without_limit(config), facts, records):
-        return f"at train.max_steps, {saved} of {_total_steps(without_limit(config), facts, records)}"
+    if 0 < limit <= saved < whole:
+        return f"at train.max_steps, {saved} of {whole}"
     if total and saved >= total and _is_complete(config, records, saved):
         return "finished"
     if not max(saved, seen):
@@ -139,11 +140,6 @@ def _state(
     if seen > saved:
         return f"failed after step {seen}{of}, saved at {saved}"
     return f"stopped at step {saved}{of}"
-
-
-def without_limit(config: Config) -> Config:
-    """Return the settings without train.max_steps."""
-    return replace(config, train=replace(config.train, max_steps=0))
 
 
 def _saved_step(run: RunFolder) -> int:
@@ -166,15 +162,14 @@ def _saved_step(run: RunFolder) -> int:
     return recorded_facts(weights).step or (int(named[1]) if named else 0)
 
 
-def _total_steps(config: Config, facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of steps of the whole run; 0: unknown."""
+def _whole_length(config: Config, facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of steps of all epochs, whatever train.max_steps is; 0: unknown."""
     per_epoch = facts.get("steps_per_epoch", 0)
     if not per_epoch:
         # Of older versions: an evaluated epoch tells, unless the run was cut short by train.max_steps.
         ends = [record["step"] // (record["epoch"] + 1) for record in records if "selection" in record]
         per_epoch = ends[0] if ends else 0
-    total = int(config.train.epochs * per_epoch)
-    return min(total, config.train.max_steps or total) or config.train.max_steps
+    return int(config.train.epochs * per_epoch)
 
 
 def _is_complete(config: Config, records: Sequence[Mapping[str, Any]], step: int) -> bool:

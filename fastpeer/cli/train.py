@@ -169,7 +169,7 @@ def _train(arguments: TrainArguments, run: RunFolder, name: str, console: Consol
 
 
 def _dry_run(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
-    """Print what the training would do and take; nothing is written, and no folder is looked down upon."""
+    """Print what the training would do and take; nothing is written, and no folder is locked."""
     from fastpeer.cli.plan import dry_run, plan
     from fastpeer.training.progress import Reporter, announcing
     from fastpeer.training.signals import StopRequest, interruptible

@@ -1,7 +1,7 @@
 """The batches of a run: which images are trained on, in which order, and which are held out."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -113,6 +113,10 @@ class EvaluationStream:
     def device(self) -> torch.device:
         """The device of the batches."""
         return self.source.device
+
+    def sample(self, count: int) -> "EvaluationStream":
+        """Return a stream of up to `count` of the images, evenly spread."""
+        return replace(self, indices=spread(self.indices, count))
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Yield the batches, from the first image on at each call."""

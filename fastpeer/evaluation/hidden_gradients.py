@@ -4,13 +4,13 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastpeer.data.stream import EvaluationStream, spread
+from fastpeer.data.stream import EvaluationStream
+from fastpeer.models.probing import undisturbed
 
 CHECKED_IMAGES = 16
 MANY = 0.1
@@ -47,15 +47,14 @@ def hidden_gradients(network: nn.Module, stream: EvaluationStream) -> list[str]:
         network: in the dtype of the stream's images, on their device.
         stream: images.
     """
-    sample = replace(stream, indices=spread(stream.indices, CHECKED_IMAGES))
-    batches = list(sample)
+    batches = list(stream.sample(CHECKED_IMAGES))
     images, labels = (torch.cat([getattr(batch, part) for batch in batches]) for part in ("images", "labels"))
     return _reasons(network, images, labels)
 
 
 def _reasons(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
     leaf = images.detach().clone().requires_grad_()
-    with torch.enable_grad(), _undisturbed(network, images.device):
+    with torch.enable_grad(), undisturbed(network, images.device):
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         first, second = (torch.func.functional_call(network, buffers, leaf) for _ in range(2))
         halves = [torch.func.functional_call(network, buffers, half) for half in leaf.detach().chunk(2)]
@@ -87,19 +86,6 @@ def _gradient(logits: Tensor, leaf: Tensor, labels: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     entropy = F.cross_entropy(wide, labels, reduction="sum")
     return torch.autograd.grad(entropy, leaf, materialize_grads=True)[0]
-
-
-@contextmanager
-def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a network into eval mode; at the end, restore each module's own mode and the random generators."""
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            network.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

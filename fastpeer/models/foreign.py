@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastpeer.errors import UserError, brief
 from fastpeer.models.layers import NEEDS_PLANES
+from fastpeer.models.probing import undisturbed
 from fastpeer.own_code import current_folder_first, error_text, import_own
 from fastpeer.suggestions import similar
 
@@ -189,18 +190,10 @@ def _run(network: nn.Module, size: tuple[int, int]) -> tuple[object, bool]:
     images = torch.linspace(0, 1, 6 * size[0] * size[1], dtype=parameter.dtype, device=parameter.device)
     # In the memory format of a training, which some code does not accept: x.view(len(x), -1) of planes.
     images = images.view(2, 3, *size).contiguous(memory_format=torch.channels_last)
-    modes = [(module, module.training) for module in network.modules()]
-    devices = [images.device] if images.device.type == "cuda" else []
-    try:
-        # Whatever its code draws must not advance the run's generator.
-        with torch.random.fork_rng(devices=devices):
-            given = images.clone()
-            logits = network.eval()(given)
-            return logits, _is_changed(given, images) or _trains_in_place(network, images)
-    finally:
-        # Each module's own: networks may keep parts of themselves in eval mode.
-        for module, training in modes:
-            module.training = training
+    with undisturbed(network, images.device):
+        given = images.clone()
+        logits = network(given)
+        return logits, _is_changed(given, images) or _trains_in_place(network, images)
 
 
 def _trains_in_place(network: nn.Module, images: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpeer.config import AttackConfig, format_fraction
-from fastpeer.data.stream import Batch, EvaluationStream, spread
+from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.errors import UserError
 from fastpeer.evaluation.attacks import LabelAttack, label_pgd, no_attack
 from fastpeer.evaluation.results import wilson_interval
@@ -95,12 +95,12 @@ def check_accuracy(
     Raises:
         UserError: on clean images it is not better than guessing, with 95 % confidence.
     """
-    labels, predicted = _classify(network, _sample(stream, CHECKED_IMAGES), no_attack())
+    labels, predicted = _classify(network, stream.sample(CHECKED_IMAGES), no_attack())
     clean = _Share.of(labels, predicted)
     order = _other_order(labels.numpy(), predicted.numpy(), classes)
     _refuse_guessing(teacher, clean, classes, order)
-    sample = _sample(stream, ATTACKED_IMAGES)
-    robust = _Share.of(*_classify(network, sample, _pgd(network, attack, seed)))
+    attacked = stream.sample(ATTACKED_IMAGES)
+    robust = _Share.of(*_classify(network, attacked, _pgd(network, attack, seed)))
     _log_accuracy(teacher, clean, robust, attack)
     if clean.percent < BARELY * 100 / classes:
         log.warning(
@@ -177,10 +177,6 @@ def _warn_of_no_robustness(teacher: Teacher, clean: _Share, robust: _Share) -> N
             "the teacher %s withstands no attack, and a student learns to be robust from a robust teacher:"
             " name another with %s", teacher.weights, teacher.flag,
         )  # fmt: skip
-
-
-def _sample(stream: EvaluationStream, images: int) -> EvaluationStream:
-    return replace(stream, indices=spread(stream.indices, images))
 
 
 def _pgd(network: nn.Module, attack: AttackConfig, seed: int) -> LabelAttack:

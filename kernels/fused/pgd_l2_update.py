@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpeer.kernels.fused.pgd_update import alike, check_update
+from fastpeer.kernels.fused.pgd_update import launchable
 
 _BLOCK = 2048
 """Values of an image at a time: four for each thread, 16 bytes in float32."""
@@ -32,10 +32,7 @@ def pgd_l2_update(
     Raises:
         KernelRefusal: a shape, dtype or device does not fit.
     """
-    check_update(adversarial, gradient, images, nan_count)
-    adversarial, gradient, images = alike(adversarial.detach(), gradient.detach(), images.detach())
-    updated = torch.empty_like(adversarial)
-    low = updated if copy in (None, updated.dtype) else torch.empty_like(updated, dtype=copy)
+    adversarial, gradient, images, updated, low = launchable(adversarial, gradient, images, copy, nan_count)
     with torch.cuda.device_of(updated):
         _pgd_l2_update[(len(updated),)](
             adversarial,

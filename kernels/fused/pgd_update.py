@@ -33,10 +33,7 @@ def pgd_update(
     Raises:
         KernelRefusal: a shape, dtype or device does not fit.
     """
-    check_update(adversarial, gradient, images, nan_count)
-    adversarial, gradient, images = alike(adversarial.detach(), gradient.detach(), images.detach())
-    updated = torch.empty_like(adversarial)
-    low = updated if copy in (None, updated.dtype) else torch.empty_like(updated, dtype=copy)
+    adversarial, gradient, images, updated, low = launchable(adversarial, gradient, images, copy, nan_count)
     with torch.cuda.device_of(updated):
         _pgd_update[(triton.cdiv(updated.numel(), _BLOCK),)](
             adversarial,
@@ -58,7 +55,25 @@ def pgd_update(
     return updated, low
 
 
-def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+def launchable(
+    adversarial: Tensor, gradient: Tensor, images: Tensor, copy: torch.dtype | None, nan_count: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Prepare the launch of an attack's step, in either norm.
+
+    Returns:
+        The first three arguments in one memory format, and empty tensors for both results.
+
+    Raises:
+        KernelRefusal: a shape, dtype or device does not fit.
+    """
+    _check(adversarial, gradient, images, nan_count)
+    tensors = _alike(adversarial.detach(), gradient.detach(), images.detach())
+    updated = torch.empty_like(tensors[0])
+    low = updated if copy in (None, updated.dtype) else torch.empty_like(updated, dtype=copy)
+    return *tensors, updated, low
+
+
+def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Give all tensors the order in memory of the first, without gaps."""
     first = tensors[0]
     channels_last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
@@ -66,12 +81,7 @@ def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.contiguous(memory_format=layout) for tensor in tensors)
 
 
-def check_update(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Tensor | None) -> None:
-    """Check that the attack's step, in either norm, can take its arguments.
-
-    Raises:
-        KernelRefusal: a shape, dtype or device does not fit.
-    """
+def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Tensor | None) -> None:
     _require(
         adversarial.dtype in _ITERATES and images.dtype == adversarial.dtype and gradient.is_floating_point(),
         "adversarial and images must be both float32 or both float64, and gradient floating, "
