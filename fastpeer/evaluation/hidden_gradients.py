@@ -54,7 +54,7 @@ def hidden_gradients(network: nn.Module, stream: EvaluationStream) -> list[str]:
 
 def _reasons(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
     leaf = images.detach().clone().requires_grad_()
-    with torch.enable_grad(), undisturbed(network, images.device):
+    with torch.enable_grad(), undisturbed(network, images.device), _in_full_precision():
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         first, second = (torch.func.functional_call(network, buffers, leaf) for _ in range(2))
         halves = [torch.func.functional_call(network, buffers, half) for half in leaf.detach().chunk(2)]
@@ -77,6 +77,21 @@ def _reasons(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
         and zeros > MANY * len(images),
     }
     return [reason for reason, holds in found.items() if holds]
+
+
+@contextmanager
+def _in_full_precision() -> Iterator[None]:
+    """Let CUDA round float32 products neither to TF32 nor by other algorithms for each size of a batch.
+
+    cuDNN's search may choose TF32 for one size and not for another, which differ by more than `SAME`.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 def _gradient(logits: Tensor, leaf: Tensor, labels: Tensor) -> Tensor:

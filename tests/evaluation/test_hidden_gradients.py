@@ -132,6 +132,24 @@ def test_the_check_leaves_no_trace():
         assert torch.equal(tensor, weights[name]), name
 
 
+def test_the_check_computes_without_tf32_and_leaves_the_switches():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    seen = []
+
+    def look(x):
+        seen.append((matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark))
+        return x
+
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = True
+        hidden_gradients(Net(before=look), stream())
+        assert set(seen) == {(False, False, False)}
+        assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (True, True, True)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
 @pytest.mark.parametrize("kind", ["rounds", "cuts off", "without gradient"])
 @pytest.mark.parametrize("attack", ["fgsm", "pgd2", "aa"])
 def test_networks_without_a_gradient_can_be_attacked(kind, attack):

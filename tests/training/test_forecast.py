@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastpeer.training.forecast import Pace, Part, describe_parts, format_seconds
+from fastpeer.training.forecast import Pace, Part, describe_parts, format_seconds, timed
 
 CPU = torch.device("cpu")
 
@@ -81,6 +81,14 @@ def test_what_lies_between_epochs_does_not_count():
             break
     assert pace.seconds == pytest.approx(0.5)
     assert "500 ms a step (measured over 20): 7200 steps left take 60.0 min" in pace.describe(7200)
+
+
+@pytest.mark.parametrize(("kind", "runs"), [("cpu", 2), ("cuda", 4)])
+def test_an_action_is_timed_when_it_is_compiled_and_captured(monkeypatch, kind, runs):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    calls = []
+    timed(lambda: calls.append(None), torch.device(kind), compiles=True)
+    assert len(calls) == runs
 
 
 def test_the_parts_are_added_up():
