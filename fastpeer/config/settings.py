@@ -168,6 +168,9 @@ class TrainConfig:
     """Passes over the training images."""
     max_steps: int = 0
     """Stop after this many steps in all, wherever the epoch is; 0: no limit."""
+    deterministic: bool = False
+    """On CUDA, let cuDNN use only algorithms that add in a fixed order, and not search for the fastest: the
+    same command then gives the same bits on the same GPU and versions. Slower; a CPU does so anyway."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "epochs")

@@ -99,7 +99,9 @@ def set_up(
     numbers = number_format(config.precision)
     numbers.allow_tf32()
     # cuDNN's search for the fastest algorithms pays: it is made once per shape, and batches have one size.
-    torch.backends.cudnn.benchmark = True
+    # But another process may find other ones, which round differently.
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    torch.backends.cudnn.deterministic = config.train.deterministic
     method = config.table
     refuse_unused_weights(config, method, initial)
     dataset = dataset.seen_at(config.data.size)

@@ -1,0 +1,118 @@
+"""Does the same training, run again or stopped and resumed, end with the same bits on this device?
+
+python -m benchmarks.quality.repeatability --work WORK --steps 12
+WORK/data is a prepared data set (prepare_images.py). With `--train.deterministic` the answer is to be yes.
+"""
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from safetensors.torch import load_file
+
+from benchmarks.harness.display import short, show
+from benchmarks.harness.process import run_fastpeer
+from benchmarks.harness.program import Common, start
+from benchmarks.harness.record import Report, counted
+from fastpeer.errors import UserError
+
+FIRST = "run once"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Common):
+    """Train a few steps twice, and once with a stop in the middle, and compare all weights."""
+
+    work: Path
+    """Folder with data/; the runs are written to runs/repeatability/ in it."""
+    steps: int = 12
+    """Of each run."""
+    recipe: str = "cifar10-resnet18"
+    """Whose settings are taken."""
+    flags: str = "--amp --engine.compile off"
+    """More for `fastpeer train`."""
+    seconds: float = 150.0
+    """For each run."""
+
+
+def main(arguments: Arguments) -> None:
+    """Train, compare, show and write; fail where deterministic runs differ."""
+    device = arguments.chosen_device()
+    report = Report("repeatability", arguments, device, arguments.json)
+    folder = arguments.work / "runs" / "repeatability"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    fixed, searched = "deterministic", "as always"
+    names = {
+        kind: [f"{kind}, {way}" for way in (FIRST, "run again", "resumed")] for kind in (fixed, searched)
+    }
+    plans = [(name, kind == fixed) for kind, each in names.items() for name in each]
+    # All at once: they only wait for each other's work on the device.
+    with ThreadPoolExecutor(len(plans)) as threads:
+        list(threads.map(lambda plan: train(arguments, folder / slug(plan[0]), *plan, device), plans))
+    for kind, (first, *others) in names.items():
+        for other in others:
+            distance = largest_difference(folder / slug(first), folder / slug(other))
+            report.add(counted(other, distance, "largest difference of a weight", kind=kind))
+    report.save()
+    show(table_of(report))
+    differing = [entry.name for entry in report.records if entry.labels["kind"] == fixed and entry.value > 0]
+    if differing:
+        raise UserError(f"not the same bits: {', '.join(differing)}")
+
+
+def slug(name: str) -> str:
+    """Return a name as a folder's."""
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def train(arguments: Arguments, run: Path, name: str, fixed: bool, device: torch.device) -> None:
+    """Train a run in one go, or up to the middle and on.
+
+    Raises:
+        UserError: a training failed.
+    """
+    words = ["train", arguments.recipe, "--data", arguments.work / "data", "--out", run]
+    words += ["--device", device.type, "--selection.examples", 16, "--quiet", *arguments.flags.split()]
+    words += ["--train.deterministic"] if fixed else []
+    half, whole = (["--train.max-steps", count] for count in (arguments.steps // 2, arguments.steps))
+    if name.endswith("resumed"):
+        command(arguments, run, [*words, *half])
+        command(arguments, run, ["train", "--resume", "--quiet", "--out", run, *whole])
+    else:
+        command(arguments, run, [*words, *whole])
+
+
+def command(arguments: Arguments, run: Path, words: Sequence[object]) -> None:
+    """Run `fastpeer`, and keep what it says beside the run."""
+    ended = run_fastpeer([str(word) for word in words], arguments.seconds, run.with_suffix(".log"))
+    if ended.state != "done":
+        show(ended.output)
+    ended.refuse_unless_done()
+
+
+def largest_difference(run: Path, other: Path) -> float:
+    """Return how far the last weights of two runs are apart, at most."""
+    distances = [0.0]
+    for file in sorted((run / "checkpoints" / "last").resolve().glob("*.safetensors")):
+        ours, theirs = load_file(file), load_file((other / "checkpoints" / "last").resolve() / file.name)
+        distances += [(ours[key].double() - theirs[key].double()).abs().max().item() for key in ours]
+    if len(distances) == 1:
+        raise UserError(f"{run}: no weights were saved")
+    return max(distances)
+
+
+def table_of(report: Report) -> Table:
+    """Return by how much each run differs from the first of its kind."""
+    table = Table("run", "largest difference of a weight", title=f"repeatability, {report.facts['device']}")
+    for entry in report.records:
+        table.add_row(entry.name, "none" if entry.value == 0 else short(entry.value))
+    return table
+
+
+if __name__ == "__main__":
+    start(main, Arguments)
