@@ -31,8 +31,8 @@ def choose_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|(cuda|gpu)(:\d+)?", name):
         raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     try:
-        device = torch.device(name.replace("gpu", "cuda"))
-        torch.empty(0, device=device)
+        # Of the tensor, since torch.cuda.set_device wants a number and "cuda" has none.
+        device = torch.empty(0, device=name.replace("gpu", "cuda")).device
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error).split(". ")[0]
         raise UserError(f"--device {name}: cannot be used here ({reason}); try auto or cpu") from None

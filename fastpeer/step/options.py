@@ -167,20 +167,21 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
 
 
 def _compile_obstacle(device: torch.device) -> str:
-    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        return "needs a C++ compiler"
-    return "" if device.type == "cpu" or _has_triton() else "needs Triton"
+    if device.type != "cpu":
+        return _triton_obstacle()
+    return "" if shutil.which(os.environ.get("CXX", "g++")) else "needs a C++ compiler"
 
 
 def _kernels_obstacle(device: torch.device, precision: str) -> str:
     if precision == "fp64":
         return "Triton's kernels compute in float32"
-    if not _has_triton():
+    return _triton_obstacle() if device.type == "cuda" else "needs CUDA"
+
+
+def _triton_obstacle() -> str:
+    """Return why Triton cannot launch a kernel on CUDA, "" if it can."""
+    if importlib.util.find_spec("triton") is None:
         return "needs Triton"
-    if device.type != "cuda":
-        return "needs CUDA"
-    return ""
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    # Triton compiles the code that launches a kernel.
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    return "" if any(shutil.which(compiler) for compiler in compilers) else "needs a C compiler"

@@ -154,3 +154,12 @@ def test_without_triton_cuda_does_without_compiling_and_kernels(monkeypatch):
     made, refused = options(CUDA)
     assert used(made) == {"fold", "chain", "merge", "graph"}
     assert not refused
+
+
+def test_without_a_c_compiler_cuda_does_without_compiling_and_kernels(monkeypatch):
+    # Triton compiles the code that launches its kernels.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    made, refused = options(CUDA, compile="on", kernels="on")
+    assert refused == [f"engine.{name}: not used, needs a C compiler" for name in ("compile", "kernels")]
+    assert used(made) == {"fold", "chain", "merge", "graph"}

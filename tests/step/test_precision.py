@@ -1,6 +1,7 @@
 """Number formats and devices."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ def test_amp_on_a_cpu_is_bf16():
 def test_auto_and_cpu_are_found():
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "gpu"])
+def test_a_gpu_without_a_number_gets_the_one_that_pytorch_wants(monkeypatch, name):
+    made_current = []
+    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device(device, 0)))
+    monkeypatch.setattr("torch.cuda.set_device", made_current.append)
+    assert choose_device(name) == torch.device("cuda:0")
+    assert made_current == [torch.device("cuda:0")]
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:99", "cuda:x", "gpu", "", "meta", "xpu", "mps"])
