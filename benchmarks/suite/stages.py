@@ -87,7 +87,8 @@ def throughput(name: str, words: str = "", *, seconds: float, short: str = SMALL
 
 def tests(name: str, where: str, short: str, seconds: float) -> Section:
     """Return a section of tests that need a GPU."""
-    words = "-q -p no:cacheprovider -W default --continue-on-collection-errors"
+    # Each test is named as it ends, lest the section takes all with it; each example compiles its kernel.
+    words = "-v -p no:cacheprovider -W default --continue-on-collection-errors --hypothesis-profile brief"
     return Section(
         name, ("pytest", *f"{words} -m gpu {where}".split()), tuple(f"{words} {short}".split()), seconds
     )
