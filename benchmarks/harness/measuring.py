@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fastpeer.step.graph import CudaRecorder
+
 Run = Callable[[int], None]
 """Does so many steps."""
 
@@ -141,20 +143,18 @@ def replayed(calls: Sequence[Call], device: torch.device) -> tuple[Run, int]:
         A run that replays the graph once a step, and the number of calls in it.
     """
     total = -(-GRAPH_CALLS // len(calls)) * len(calls)
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for call in calls[:3]:
-            call()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    with torch.cuda.graph(graph):
+    recorder = CudaRecorder(device)
+    recorder.warm_up(calls[0])
+
+    def all_calls() -> None:
         for number in range(total):
             calls[number % len(calls)]()
 
+    _, replay = recorder.record(all_calls)
+
     def run(steps: int) -> None:
         for _ in range(steps):
-            graph.replay()
+            replay()
 
     return run, total
 

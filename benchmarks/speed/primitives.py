@@ -26,7 +26,7 @@ from benchmarks.speed.primitive_cases import (
     surroundings,
 )
 from benchmarks.speed.roofline import Limits, measured_limits
-from fastpeer.errors import one_line
+from fastpeer.errors import UserError, one_line
 
 Piece = Literal["convolutions", "surroundings", "stem", "batchnorm"]
 
@@ -93,10 +93,13 @@ def measure(
     piece: str, group: Group, arguments: Arguments, device: torch.device, limits: Limits, report: Report
 ) -> None:
     """Measure one group in alternation; what fails is named."""
+    deadline = time.perf_counter() + arguments.budget
     items: dict[str, Item] = {}
     runs: dict[str, tuple[Run, int]] = {}
     for item in group():
         try:
+            if time.perf_counter() > deadline:
+                raise UserError("no time left: raise --budget, or name --pieces")
             for call in item.calls:
                 call()
             runs[item.name] = (

@@ -29,6 +29,7 @@ from benchmarks.steps.literal import literal_step
 from benchmarks.steps.released import ReleasedCode
 from fastpeer.config import Config, EngineConfig, Precision, Switch
 from fastpeer.errors import UserError, one_line
+from fastpeer.step.compile import OUT_OF_TIME
 from fastpeer.step.precision import number_format, ready
 from fastpeer.step.step import TrainingStep
 from fastpeer.training.networks import build_networks
@@ -45,11 +46,15 @@ class Built:
         run: does so many steps.
         notes: what is to be known about it once it has run, such as the parts that are on.
         obstacle: why it is not what it is called, once it has run; empty if it is.
+        hurry: takes the time by `time.perf_counter` after which it is to compile nothing more.
+        uncompiled: what runs uncompiled for want of time, once it has run; empty if nothing does.
     """
 
     run: Run
     notes: Callable[[], dict[str, Any]] = dict
     obstacle: Callable[[], str] = str
+    hurry: Callable[[float], None] = lambda deadline: None
+    uncompiled: Callable[[], str] = str
 
 
 Build = Callable[[Case, torch.device], Built]
@@ -104,15 +109,25 @@ def released_code(code: ReleasedCode) -> Build:
     return build
 
 
-def prepare(build: Build, case: Case, device: torch.device, warm_up: int) -> tuple[Ready, Built]:
-    """Build a step, run it warm under its own switches, and measure its memory."""
+def prepare(
+    build: Build, case: Case, device: torch.device, warm_up: int, seconds: float, even_uncompiled: bool
+) -> tuple[Ready, Built]:
+    """Build a step, run it warm under its own switches, and measure its memory.
+
+    It may compile for so many seconds; one that needs more is measured `even_uncompiled`, or not at all.
+
+    Raises:
+        UserError: it is not what it is called.
+    """
+    deadline = time.perf_counter() + seconds
     meter = MemoryMeter(device)
     before = Flags.current()
     try:
         built = build(case, device)
         flags = Flags.current()
+        built.hurry(deadline)
         built.run(warm_up)
-        if reason := built.obstacle():
+        if reason := built.obstacle() or ("" if even_uncompiled else built.uncompiled()):
             raise UserError(reason)
         return Ready(built.run, flags, meter.of(lambda: built.run(1))), built
     finally:
@@ -121,6 +136,8 @@ def prepare(build: Build, case: Case, device: torch.device, warm_up: int) -> tup
 
 BUILDING = 0.7
 """Part of a comparison's budget that may go into building."""
+COMPILING = 0.8
+"""Part of what is left of that for building, that may go into compiling one step."""
 
 
 def build_all(
@@ -135,10 +152,13 @@ def build_all(
     deadline = time.perf_counter() + BUILDING * seconds
     for name in sorted(builds, key=lambda name: name not in first):
         try:
-            if time.perf_counter() > deadline:
+            left = deadline - time.perf_counter()
+            if left < 0:
                 raise UserError("no time left to build it: raise --budget")
             warm_up = 5 if device.type == "cuda" else 1
-            ready[name], built = prepare(builds[name], case, device, warm_up)
+            ready[name], built = prepare(
+                builds[name], case, device, warm_up, COMPILING * left, even_uncompiled=name in first
+            )
             report.notes.setdefault("variants", {}).setdefault(case.title, {})[name] = built.notes()
         except Exception as error:  # Compilers and libraries raise whatever they like.
             report.miss(name, one_line(error)[:300], **case.labels)
@@ -237,9 +257,17 @@ def fast_step(precision: Precision, engine: EngineConfig, needs: str = "") -> Bu
             run,
             notes=lambda: notes(step, log.lines),
             obstacle=lambda: obstacle(needs, step, log.lines),
+            hurry=lambda deadline: hurry(step, deadline),
+            uncompiled=lambda: next((line for line in log.lines if OUT_OF_TIME in line), ""),
         )
 
     return build
+
+
+def hurry(step: TrainingStep, deadline: float) -> None:
+    """Have a step compile nothing after a time."""
+    if step.compiler is not None:
+        step.compiler.deadline = deadline
 
 
 def notes(step: TrainingStep, log: list[str]) -> dict[str, Any]:

@@ -129,7 +129,10 @@ class Runner:
         ended = self._wait(running)
         if ended.state == "done":
             return True
-        return not section.vital and time.monotonic() < self.deadline and self._device_answers(section)
+        # One that was only too slow has not shown that the others make no sense.
+        if section.vital and ended.state == "failed":
+            return False
+        return time.monotonic() < self.deadline and self._device_answers(section)
 
     def _begin(self, section: Section, seconds: float) -> Running:
         show(

@@ -27,7 +27,7 @@ class Section:
         reserve: seconds that those before it leave to it.
         beside: the sections behind it run beside it, until one joins.
         joins: waits for what runs beside, to measure alone.
-        vital: without it, those behind it make no sense.
+        vital: where it fails, those behind it make no sense.
         needs: what must have been given: images, reference.
     """
 
@@ -87,7 +87,8 @@ def throughput(name: str, words: str = "", *, seconds: float, short: str = SMALL
 
 def tests(name: str, where: str, short: str, seconds: float) -> Section:
     """Return a section of tests that need a GPU."""
-    words = "-q -p no:cacheprovider -W default --continue-on-collection-errors"
+    # Each test is named as it ends, lest the section takes all with it; each example compiles its kernel.
+    words = "-v -p no:cacheprovider -W default --continue-on-collection-errors --hypothesis-profile brief"
     return Section(
         name, ("pytest", *f"{words} -m gpu {where}".split()), tuple(f"{words} {short}".split()), seconds
     )
@@ -107,8 +108,9 @@ FIRST = [
     ),
     script(
         "checks",
-        f"--models resnet18 --methods {MAKES} --no-compile --parts fold chain kernels merge"
-        " --precisions fp32 bf16",
+        # float64 convolutions are slow there: few images, and steps enough for a replay and a smaller batch.
+        f"--models resnet18 --methods {MAKES} --batch 8 --steps 3 --no-compile"
+        " --parts fold chain kernels merge --precisions fp32 bf16",
         file="quality.checks",
         short=f"{CHECK_BRIEFLY} --methods rslad mtard",
         seconds=90,
@@ -202,7 +204,7 @@ TRAIN = [
     ),
     script(
         "autoattack",
-        "{work}/runs/fastpeer --attacks aa --examples 1000",
+        "{work}/runs/fastpeer --attacks aa --examples 500",
         short="{work}/runs/fastpeer --attacks pgd2 --examples 16 --device cpu",
         seconds=180,
         reserve=110,

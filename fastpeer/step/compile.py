@@ -1,6 +1,7 @@
 """torch.compile for batches of one size, which falls back to eager code where compiling fails."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -16,6 +17,8 @@ from fastpeer.errors import brief
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+OUT_OF_TIME = "compiling took longer"
+"""How the message begins of a function that runs uncompiled because of the time."""
 MAX_SECONDS = 600.0
 """Default of the seconds that one function may take to compile."""
 
@@ -38,12 +41,14 @@ class Compiler:
         longest: seconds that one function may take to compile.
 
     Attributes:
+        deadline: time by `time.perf_counter` after which nothing more is compiled.
         seconds: by function name, how long first calls took, nearly all of it compiling.
     """
 
     def __init__(self, batch: int = 0, longest: float = MAX_SECONDS) -> None:
         self.batch = batch
         self.longest = longest
+        self.deadline = math.inf
         self.seconds: dict[str, float] = {}
         self._reported: dict[str, float] = {}
         _configure()
@@ -113,7 +118,10 @@ class _Compiled(Generic[Arguments, Result]):
 
     def _timed_first_call(self, key: object, args: Any, kwargs: Any) -> Result:
         began = time.perf_counter()
-        with _time_limit(self.compiler.longest):
+        limit = min(self.compiler.longest, self.compiler.deadline - began)
+        if limit <= 0:
+            raise CompilingTimedOut(f"{OUT_OF_TIME} than there is time")
+        with _time_limit(limit):
             result = self.fast(*args, **kwargs)
         self._compiled_for.add(key)
         seconds = self.compiler.seconds
@@ -144,7 +152,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         return
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
-        raise CompilingTimedOut(f"compiling took longer than {seconds:g} s")
+        raise CompilingTimedOut(f"{OUT_OF_TIME} than {seconds:.3g} s")
 
     former = signal.signal(signal.SIGALRM, on_alarm)
     # Repeated every 5 s: the exception is lost if the alarm happens to interrupt a destructor.

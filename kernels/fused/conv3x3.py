@@ -52,6 +52,8 @@ TILES = (
 """Those worth measuring on Hopper."""
 DEPTH = 64
 """Input channels of a step of the product, at most: 128 bytes, which are copied without bank conflicts."""
+LEAST_DEPTH = 16
+"""What a product takes on a GPU, at least; beyond the last channel the copy engine fills in zeros."""
 
 
 class Taps:
@@ -141,7 +143,7 @@ def _sizes(x: Tensor, taps: Tensor, tile: Tile) -> dict[str, int]:
         "HEIGHT": height, "WIDTH": width, "INTO": into, "OUT": out,
         "IMAGES": max(1, tile.pixels // (rows * width)), "ROWS": rows,
         "CHANNELS": min(tile.channels, triton.next_power_of_2(out)),
-        "DEPTH": min(DEPTH, triton.next_power_of_2(into)),
+        "DEPTH": min(DEPTH, max(LEAST_DEPTH, triton.next_power_of_2(into))),
     }  # fmt: skip
 
 

@@ -59,14 +59,14 @@ class Steps:
     def __init__(self):
         self.order = []
 
-    def build(self, name, fails=False):
+    def build(self, name, fails=False, uncompiled=""):
         def build(case, device):
             from benchmarks.steps.variants import Built
 
             self.order.append(name)
             if fails:
                 raise RuntimeError("out of luck")
-            return Built(lambda steps: None)
+            return Built(lambda steps: None, uncompiled=lambda: uncompiled)
 
         return build
 
@@ -79,6 +79,16 @@ def test_what_is_wanted_most_is_built_first_and_the_order_of_the_report_stays():
     rounds = compare(builds, Case("resnet8", "cifar10", 2), CPU, duration, report, first=["ours"])
     assert steps.order == ["ours", "slow", "other"]
     assert list(rounds) == ["slow", "other", "ours"]
+
+
+def test_what_could_not_be_compiled_in_time_is_measured_if_it_is_wanted_most():
+    steps = Steps()
+    builds = {name: steps.build(name, uncompiled="no time") for name in ("other", "ours")}
+    report = Report("any", None, CPU, None)
+    duration = Arguments(rounds=3, seconds=0.001).duration()
+    rounds = compare(builds, Case("resnet8", "cifar10", 2), CPU, duration, report, first=["ours"])
+    assert list(rounds) == ["ours"]
+    assert [(one["name"], one["reason"]) for one in report.missing] == [("other", "no time")]
 
 
 def test_without_the_first_there_are_no_ratios_to_another():

@@ -45,3 +45,8 @@ def test_an_answer_may_be_any_error():
 
     answer, failed, _ = environment.asked(fail)
     assert (answer, failed) == ("SystemExit: out of luck", True)
+
+
+def test_a_machine_without_nvidia_smi_is_none_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.told_by_driver().startswith("FileNotFoundError")

@@ -91,6 +91,12 @@ def test_after_a_vital_section_has_failed_nothing_else_is_run(tmp_path):
     assert found["late"]["headline"] == "after vital nothing else makes sense"
 
 
+def test_a_vital_section_that_is_too_slow_costs_itself_alone(tmp_path):
+    slow = section("vital", "import time; time.sleep(60)", tmp_path, seconds=1.0, vital=True)
+    found = Stage(tmp_path).run(slow, section("late", REPORT, tmp_path))
+    assert [found[name]["state"] for name in ("vital", "late")] == ["timed out", "done"]
+
+
 def test_a_section_out_of_time_leaves_what_it_had(tmp_path):
     slow = section("slow", f"{REPORT}import time\ntime.sleep(60)", tmp_path, seconds=2.0)
     found = Stage(tmp_path).run(slow, section("next", REPORT, tmp_path))

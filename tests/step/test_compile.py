@@ -87,6 +87,16 @@ def test_what_takes_too_long_to_compile_is_given_up(logged):
     assert logged == ["engine.compile: the sum runs uncompiled (compiling took longer than 0.1 s)"]
 
 
+@pytest.mark.usefixtures("compiled_calls")
+def test_after_the_deadline_nothing_is_compiled(logged):
+    compiler = Compiler()
+    compiler.deadline = time.perf_counter() - 1
+    run = compiler(failing(AssertionError), "the sum", eager=lambda x: x + 1)
+    for _ in range(2):
+        assert torch.equal(run(FULL), FULL + 1)
+    assert logged == ["engine.compile: the sum runs uncompiled (compiling took longer than there is time)"]
+
+
 def test_what_is_really_compiled_says_how_long_it_took():
     compiler = Compiler(batch=4)
     run = compiler(lambda x: x * 2 + 1, "the line")

@@ -25,6 +25,7 @@ def back(channels, side, tile, dtype=torch.bfloat16):
 
 CASES = {
     "forward-64": forward(64, 32, Tile(128, 64, 4, 3)),
+    "forward-8": forward(8, 8, Tile(32, 16, 4, 2), torch.float16),
     "forward-512": forward(512, 4, Tile(128, 128, 8, 3)),
     "forward-160-float16": forward(160, 32, Tile(128, 64, 4, 3), torch.float16),
     "back-64": back(64, 32, Tile(128, 64, 4, 3)),
