@@ -33,7 +33,7 @@ from benchmarks.steps.variants import (
 from fastpeer.config import EngineConfig, Precision
 
 FIRST = "released step, fp32"
-LONGEST = 25
+LONGEST = 60
 """Kernels that are named."""
 
 

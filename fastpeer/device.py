@@ -36,9 +36,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error).split(". ")[0]
         raise UserError(f"--device {name}: cannot be used here ({reason}); try auto or cpu") from None
-    if device.index is not None and device.type == "cuda":
-        # FFCV synchronises with streams of the current device, which must be the one that computes. Without
-        # an index it is, and set_device would refuse it.
+    if device.type == "cuda":
+        # FFCV synchronises with streams of the current device, which must be the one that computes.
         torch.cuda.set_device(device)
     return device
 

@@ -18,6 +18,7 @@ from benchmarks.harness.display import short, show
 from benchmarks.harness.process import run_fastpeer
 from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
+from fastpeer.config import Precision
 from fastpeer.errors import UserError
 
 FIRST = "run once"
@@ -33,8 +34,12 @@ class Arguments(Common):
     """Of each run."""
     recipe: str = "cifar10-resnet18"
     """Whose settings are taken."""
-    flags: str = "--amp --engine.compile off"
-    """More for `fastpeer train`."""
+    model: str = ""
+    """Student and peer; empty: the recipe's."""
+    batch: int = 0
+    """Images in a step; 0: the recipe's."""
+    precision: Precision = "bf16"
+    """Of `fastpeer train`."""
     seconds: float = 150.0
     """For each run."""
 
@@ -76,9 +81,21 @@ def train(arguments: Arguments, run: Path, name: str, fixed: bool, device: torch
     Raises:
         UserError: a training failed.
     """
-    words = ["train", arguments.recipe, "--data", arguments.work / "data", "--out", run]
-    words += ["--device", device.type, "--selection.examples", 16, "--quiet", *arguments.flags.split()]
-    words += ["--train.deterministic"] if fixed else []
+    words: list[object] = [
+        "train",
+        arguments.recipe,
+        "--data",
+        arguments.work / "data",
+        "--out",
+        run,
+        "--quiet",
+    ]
+    # Not compiled: that takes a minute for each run, and is to change nothing here.
+    words += ["--device", device.type, "--precision", arguments.precision, "--engine.compile", "off"]
+    words += ["--selection.examples", 16, *(["--train.deterministic"] if fixed else [])]
+    words += ["--train.batch-size", arguments.batch] if arguments.batch else []
+    if arguments.model:
+        words += ["--model.student", arguments.model, "--model.peer", arguments.model]
     half, whole = (["--train.max-steps", count] for count in (arguments.steps // 2, arguments.steps))
     if name.endswith("resumed"):
         command(arguments, run, [*words, *half])

@@ -38,6 +38,7 @@ def headline(report: dict[str, Any] | None, ended: Ended) -> str:
         "prepare_images": _prepared,
         "minutes": _accuracies,
         "attack_run": _accuracies,
+        "repeatability": _differences,
     }
     found = scripts.get(report["script"], _count)(report)
     return "; ".join(part for part in (found, _lost(report), ended.reason) if part)
@@ -131,6 +132,13 @@ def _accuracies(report: dict[str, Any]) -> str:
     found = [entry for entry in report["records"] if entry["unit"].startswith("% under")]
     return ", ".join(
         f"{entry['value']:.2f} {entry['unit']} of {entry['labels']['images']}" for entry in found
+    )
+
+
+def _differences(report: dict[str, Any]) -> str:
+    found = ((entry["name"], entry["value"]) for entry in report["records"])
+    return ", ".join(
+        f"{name}: {'the same bits' if value == 0 else f'off by {value:.1e}'}" for name, value in found
     )
 
 

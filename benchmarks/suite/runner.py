@@ -90,7 +90,7 @@ class Runner:
         self.course = course
         self.deadline = time.monotonic() + course.seconds
         self.reserve = 0.0
-        self.beside: Running | None = None
+        self.beside: list[Running] = []
         self.alive: list[Running] = []
 
     def run(self, sections: Sequence[Section]) -> None:
@@ -109,6 +109,7 @@ class Runner:
             running.end()
             seconds = time.monotonic() - running.began
             self._keep(running, Ended("stopped", seconds, "the suite was stopped", running.output()))
+            self._add_to_common_log(running)
         self.alive.clear()
 
     def _go_on(self, section: Section) -> bool:
@@ -124,7 +125,7 @@ class Runner:
             return not section.vital
         running = self._begin(section, min(section.seconds, left))
         if section.beside:
-            self.beside = running
+            self.beside.append(running)
             return True
         ended = self._wait(running)
         if ended.state == "done":
@@ -147,7 +148,7 @@ class Runner:
             # Less what it takes to start and to write.
             "budget": f"{max(10.0, seconds - 15):.0f}",
         }  # fmt: skip
-        log = self.course.logs / ("beside.log" if section.beside else "suite.log")
+        log = self.course.work / f"{section.name}.log" if section.beside else self.course.logs / "suite.log"
         command = section.command(self.course.short, {**self.course.given, **blanks})
         running = Running(section, command, seconds, log)
         self.alive.append(running)
@@ -159,10 +160,11 @@ class Runner:
         while (ended := running.ended()) is None:
             time.sleep(0.1)
             if time.monotonic() - kept > 10:
-                seconds = time.monotonic() - running.began
-                self._keep(running, Ended("running", seconds, "", running.output()))
+                for each in self.alive:
+                    self._keep(each, Ended("running", time.monotonic() - each.began, "", each.output()))
                 kept = time.monotonic()
         self.alive.remove(running)
+        self._add_to_common_log(running)
         lines = ended.output.splitlines()
         show(
             "\n".join(f"  {line[:170]}" for line in lines[-LINES if ended.state == "done" else -5 * LINES :])
@@ -172,11 +174,18 @@ class Runner:
         return ended
 
     def _join(self, reserve: float = 0.0) -> None:
-        """Wait for what runs beside, but leave so many seconds of the stage."""
-        if self.beside is not None:
-            running, self.beside = self.beside, None
+        """Wait for all that runs beside, but leave so many seconds of the stage."""
+        for running in self.beside:
             running.until = min(running.until, self.deadline - reserve)
             self._wait(running)
+        self.beside.clear()
+
+    def _add_to_common_log(self, running: Running) -> None:
+        """Sections that run beside others write a file each; those of a stage end up in one."""
+        if running.section.beside:
+            with (self.course.logs / "beside.log").open("ab") as log:
+                log.write(running.log.read_bytes())
+            running.log.unlink()
 
     def _device_answers(self, section: Section) -> bool:
         if not self.course.cuda:

@@ -25,7 +25,7 @@ class Section:
         seconds: that it may take.
         least: it is not begun with less time left.
         reserve: seconds that those before it leave to it.
-        beside: the sections behind it run beside it, until one joins.
+        beside: the sections behind it run beside it, until one joins; several may.
         joins: waits for what runs beside, to measure alone.
         vital: where it fails, those behind it make no sense.
         needs: what must have been given: images, reference.
@@ -85,13 +85,14 @@ def throughput(name: str, words: str = "", *, seconds: float, short: str = SMALL
     return script(name, f"{words} {BUDGET}", short=short, seconds=seconds, file="throughput", **more)
 
 
-def tests(name: str, where: str, short: str, seconds: float) -> Section:
+def tests(name: str, where: str, short: str, seconds: float, **more: Any) -> Section:
     """Return a section of tests that need a GPU."""
     # Each test is named as it ends, lest the section takes all with it; each example compiles its kernel.
     words = "-v -p no:cacheprovider -W default --continue-on-collection-errors --hypothesis-profile brief"
     return Section(
-        name, ("pytest", *f"{words} -m gpu {where}".split()), tuple(f"{words} {short}".split()), seconds
-    )
+        name, ("pytest", *f"{words} -m gpu {where}".split()), tuple(f"{words} {short}".split()), seconds,
+        **more,
+    )  # fmt: skip
 
 
 CHECK_BRIEFLY = "--models resnet8 --batch 4 --size 16 --steps 2 --no-compile --parts fold merge --device cpu"
@@ -106,6 +107,7 @@ FIRST = [
         seconds=180,
         beside=True,
     ),
+    tests("kernel-tests", "tests/kernels/interpreted", "tests/kernels/test_pgd_update.py", 120, beside=True),
     script(
         "checks",
         # float64 convolutions are slow there: few images, and steps enough for a replay and a smaller batch.
@@ -115,7 +117,6 @@ FIRST = [
         short=f"{CHECK_BRIEFLY} --methods rslad mtard",
         seconds=90,
     ),
-    tests("kernel-tests", "tests/kernels/interpreted", "tests/kernels/test_pgd_update.py", 80),
     throughput(
         "throughput",
         "--rounds 8 --profile",
@@ -193,6 +194,14 @@ def prepared_images(vital: bool) -> Section:
 
 TRAIN = [
     prepared_images(vital=True),
+    script(
+        "repeatability",
+        "--work {work}",
+        short="--work {work} --steps 2 --model resnet8 --batch 8 --precision fp32 --device cpu",
+        seconds=90,
+        file="quality.repeatability",
+        needs=IMAGES,
+    ),
     script(
         "training",
         f"--minutes 6 --work {{work}} {BUDGET}",

@@ -124,11 +124,12 @@ def test_sections_run_beside_others_until_one_joins(tmp_path):
     place = tmp_path / "events"
     note = f"import time\ndef note(what): open({str(place)!r}, 'a').write(what + ' ')\n"
     found = Stage(tmp_path).run(
-        section("beside", f"{note}note('begun')\ntime.sleep(3)\nnote('over')", tmp_path, beside=True),
-        section("meanwhile", f"{note}time.sleep(1)\nnote('meanwhile')", tmp_path),
+        section("beside", f"{note}note('begun')\ntime.sleep(4)\nnote('over')", tmp_path, beside=True),
+        section("too", f"{note}time.sleep(1)\nnote('too')", tmp_path, beside=True),
+        section("meanwhile", f"{note}time.sleep(2)\nnote('meanwhile')", tmp_path),
         section("alone", f"{note}note('alone')", tmp_path, joins=True),
     )
-    assert place.read_text() == "begun meanwhile over alone "
+    assert place.read_text() == "begun too meanwhile over alone "
     assert {one["state"] for one in found.values()} == {"done"}
 
 

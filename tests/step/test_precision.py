@@ -70,19 +70,6 @@ def test_absent_and_nonsense_devices_are_refused_in_one_line(name):
     assert name != "gpu" or "CUDA" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "made_current"), [("cuda", []), ("gpu", []), ("cuda:1", [1]), ("gpu:0", [0])]
-)
-def test_a_gpu_is_made_the_current_one_if_it_has_a_number(monkeypatch, name, made_current):
-    found = []
-    # What torch.cuda.set_device does, but for the driver: it refuses a device without an index.
-    index_of = torch.cuda._utils._get_device_index
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: found.append(index_of(device)))
-    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
-    assert choose_device(name) == torch.device(name.replace("gpu", "cuda"))
-    assert found == made_current
-
-
 def test_of_the_convolution_that_sees_the_pixels_only_the_result_is_rounded():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     names = list(network.state_dict())
