@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fastpeer.kernels.crop_and_flip import crop_and_flip as oracle
 from fastpeer.kernels.fused.crop_and_flip import crop_and_flip
+from tests.kernels.layouts import laid_out_alike
 
 
 def random_dataset(device, count=50, height=8, width=8, seed=0):
@@ -57,7 +58,7 @@ DATASET, INDICES = random_dataset("cpu"), torch.arange(4)
 )
 def test_unusable_arguments_are_refused(device, dataset, indices, dtype, says):
     with pytest.raises(ValueError, match=says):
-        crop_and_flip(dataset.to(device), indices.to(device), 0, dtype)
+        crop_and_flip(laid_out_alike(dataset, device), laid_out_alike(indices, device), 0, dtype)
 
 
 def test_indices_on_another_device_are_refused(device):

@@ -11,6 +11,7 @@ from fastpeer.kernels.fold import Fold as Oracle
 from fastpeer.kernels.fused.fold import Fold
 from tests.kernels.accuracy import assert_at_most_twice, errors, stored
 from tests.kernels.fold_layers import in_float64, random_layer
+from tests.kernels.layouts import laid_out_alike
 
 # Relative error of one rounding; Triton's interpreter truncates to bfloat16 instead.
 ROUNDING = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-22, torch.float64: 2**-51}
@@ -42,7 +43,11 @@ def usable(layer):
 
 
 def on(layer, device):
-    tensors = {name: one.to(device) for name, one in vars(layer).items() if isinstance(one, torch.Tensor)}
+    tensors = {
+        name: laid_out_alike(one, device)
+        for name, one in vars(layer).items()
+        if isinstance(one, torch.Tensor)
+    }
     return replace(layer, **tensors)
 
 

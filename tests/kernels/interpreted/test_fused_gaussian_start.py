@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fastpeer.kernels.counter_bits import signed
 from fastpeer.kernels.fused.gaussian_start import gaussian_start
 from fastpeer.kernels.gaussian_start import gaussian_start as oracle
+from tests.kernels.layouts import laid_out_alike
 
 # Noise reaches 6.7: a few roundings of that, then of the sum.
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 4e-6, torch.bfloat16: 2**-5, torch.float16: 2**-8}
@@ -59,7 +60,7 @@ IMAGES, KEY = torch.zeros(2, 3, 4, 5), torch.tensor(0)
 def test_unusable_arguments_are_refused(device, images, key, says):
     key = key if key.is_meta else key.to(device)
     with pytest.raises(ValueError, match=says):
-        gaussian_start(images.to(device), 0.001, key)
+        gaussian_start(laid_out_alike(images, device), 0.001, key)
 
 
 def test_captured_noise_follows_the_key(device):

@@ -9,6 +9,7 @@ from fastpeer.kernels.counter_bits import signed
 from fastpeer.kernels.fused.uniform_start import uniform_start
 from fastpeer.kernels.uniform_start import uniform_start as oracle
 from tests.kernels.accuracy import stored
+from tests.kernels.layouts import laid_out_alike
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -66,4 +67,4 @@ IMAGES, KEY = torch.zeros(2, 3, 4, 5), torch.tensor(0)
 )
 def test_unusable_arguments_are_refused(device, images, key, says):
     with pytest.raises(ValueError, match=says):
-        uniform_start(images.to(device), 0.1, key.to(device))
+        uniform_start(laid_out_alike(images, device), 0.1, key.to(device))
