@@ -167,9 +167,13 @@ def random_teachers(case: Case, device: torch.device) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def _see(network: nn.Module, images: torch.Tensor) -> None:
-    """Make BatchNorm's statistics those of a batch, so that values keep their size through the layers."""
+    """Make BatchNorm's statistics those of a batch, so that values keep their size through the layers.
+
+    In float64: whether TF32 is allowed just then is not to decide about a teacher.
+    """
     norms = batchnorms(network)
     with momenta_restored(norms):
         for norm in norms:
             norm.momentum = 1.0
-        network.train()(images)
+        network.double().train()(images.double())
+    network.float()
