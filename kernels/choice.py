@@ -6,6 +6,7 @@ from typing import Any
 
 from fastpeer.kernels import (
     attack_gradient,
+    batch_norm,
     bias_sum_relu,
     crop_and_flip,
     distill_loss,
@@ -17,6 +18,7 @@ from fastpeer.kernels import (
     uniform_l2_start,
     uniform_start,
 )
+from fastpeer.kernels.batch_norm import BatchNorm
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Kernels:
     uniform_l2_start: Callable[..., Any]
     crop_and_flip: Callable[..., Any]
     fold: type
+    batch_norm: BatchNorm
 
 
 def torch_kernels() -> Kernels:
@@ -50,6 +53,7 @@ def torch_kernels() -> Kernels:
         uniform_l2_start=uniform_l2_start.uniform_l2_start,
         crop_and_flip=crop_and_flip.crop_and_flip,
         fold=fold.Fold,
+        batch_norm=batch_norm.KERNELS,
     )
 
 
@@ -73,4 +77,5 @@ def triton_kernels() -> Kernels:
         uniform_l2_start=fused.uniform_l2_start.uniform_l2_start,
         crop_and_flip=fused.crop_and_flip.crop_and_flip,
         fold=fused.fold.Fold,
+        batch_norm=fused.batch_norm.KERNELS,
     )

@@ -5,6 +5,7 @@ They run on CUDA tensors, and in Triton's interpreter (TRITON_INTERPRET=1) on CP
 
 from fastpeer.kernels.fused import (
     attack_gradient,
+    batch_norm,
     bias_sum_relu,
     conv3x3,
     crop_and_flip,
@@ -20,6 +21,7 @@ from fastpeer.kernels.fused import (
 
 __all__ = [
     "attack_gradient",
+    "batch_norm",
     "bias_sum_relu",
     "conv3x3",
     "crop_and_flip",

@@ -1,7 +1,7 @@
 """Every Triton kernel compiles for GPUs from Ampere to Blackwell, in one launch and without register spills.
 
 The launches are the CASES of the files in ahead_of_time/, one file for each kernel; one that is made for some
-GPUs alone has CAPABILITIES.
+GPUs alone has CAPABILITIES, one that takes more than one launch says so in LAUNCHES.
 """
 
 import importlib
@@ -21,7 +21,7 @@ KERNELS = {
 }
 LAUNCHES = {
     f"{name}-{case}-{capability}": pytest.param(
-        launch, capability, marks=pytest.mark.soak if capability == 100 else ()
+        launch, capability, getattr(kernel, "LAUNCHES", 1), marks=pytest.mark.soak if capability == 100 else ()
     )
     for name, kernel in KERNELS.items()
     for case, launch in kernel.CASES.items()
@@ -29,7 +29,8 @@ LAUNCHES = {
 }
 
 
-@pytest.mark.parametrize(("launch", "capability"), LAUNCHES.values(), ids=LAUNCHES)
-def test_compiles_as_one_launch_without_spilling(launch, capability, tmp_path):
-    (kernel,) = compiled_for(capability, launch)
-    assert bytes_of_local_memory(kernel, tmp_path) == 0
+@pytest.mark.parametrize(("launch", "capability", "count"), LAUNCHES.values(), ids=LAUNCHES)
+def test_compiles_as_one_launch_without_spilling(launch, capability, count, tmp_path):
+    kernels = compiled_for(capability, launch)
+    assert len(kernels) == count
+    assert [bytes_of_local_memory(kernel, tmp_path) for kernel in kernels] == [0] * count

@@ -1,0 +1,144 @@
+"""The fused BatchNorm against its oracle in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastpeer.kernels import batch_norm as oracle
+from fastpeer.kernels.batch_norm import Running
+from fastpeer.kernels.fused import batch_norm as fused
+from tests.kernels.accuracy import assert_at_most_twice, errors, stored
+
+SHAPES = [(4, 8, 5, 5), (6, 24, 7, 9), (2, 64, 4, 4), (6, 40, 1, 1), (2, 8, 20, 22)]
+EPS = 1e-5
+
+
+def tensors(seed, device, shape, dtype, mean=0.0, deviation=1.0):
+    """x, residual, gradient, weight, bias."""
+    random = torch.Generator().manual_seed(seed)
+    x, residual, gradient = (torch.randn(shape, generator=random) for _ in range(3))
+    offset = torch.randn(shape[1], generator=random)
+    x = (x * deviation + offset[:, None, None] + mean).to(dtype)
+    weight, bias = torch.randn(shape[1], generator=random) + 1, torch.randn(shape[1], generator=random)
+    batches = (one.to(dtype).to(device, memory_format=torch.channels_last) for one in (x, residual, gradient))
+    return *batches, weight.to(device), bias.to(device)
+
+
+def run(kernels, given, parts, relu, summed, updates=(), dtype=None):
+    """Run forward and backward; return all results, those like x in float32 or float64."""
+    x, residual, gradient, weight, bias = (one if dtype is None else one.to(dtype) for one in given)
+    residual = residual if summed else None
+    running = Running(torch.full_like(weight, 0.5), torch.full_like(weight, 2.0), 0.1, updates)
+    y, *statistics = kernels.forward(x, parts, weight, bias, EPS, residual, relu, running)
+    mean, _, rstd = statistics
+    back = kernels.backward(gradient, x, y, mean, rstd, weight, bias, parts, relu, summed)
+    return [y, *statistics, running.mean, running.variance, *(one for one in back if one is not None)]
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**32), parts=st.sampled_from([1, 2]), relu=st.booleans(), summed=st.booleans(),
+    shape=st.sampled_from(SHAPES), mean=st.sampled_from([0.0, 10.0, 1e4]),
+    updates=st.sampled_from([(), (0,), (0, 0), (0, 0, 1), (1, 0, 1)]),
+)  # fmt: skip
+def test_float32_is_no_farther_off_than_twice_pytorchs(
+    device, seed, parts, relu, summed, shape, mean, updates
+):
+    given = tensors(seed, device, shape, torch.float32, mean)
+    updates = tuple(update % parts for update in updates)
+    found = run(fused, given, parts, relu, summed, updates)
+    plain = run(oracle, given, parts, relu, summed, updates)
+    truth = run(oracle, given, parts, relu, summed, updates, torch.float64)
+    assert_at_most_twice(errors(found, plain, truth))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_low_precision_is_rounded_once(device, dtype, parts, summed):
+    given = tensors(3, device, (6, 24, 7, 9), dtype)
+    x = given[0]
+    found = run(fused, given, parts, True, summed, (0,))
+    wide = [x.float(), given[1].float(), given[2].float(), *given[3:]]
+    exact = run(oracle, wide, parts, True, summed, (0,))
+    for one, other in zip(found, exact, strict=True):
+        if one.dim() < 4:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+            continue
+        assert one.dtype == dtype
+        assert one.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(one, stored(other, dtype), rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("deviation", [1.0, 1e-3])
+def test_statistics_of_a_far_mean_are_those_of_a_near_one(device, deviation):
+    """Sums of squares about zero would lose every digit of the variance."""
+    x, *others = tensors(5, device, (8, 16, 9, 9), torch.float32, 1e4, deviation)
+    found = fused.forward(x, 2, *others[2:], EPS)
+    variance = x.double().unflatten(0, (2, 4)).var((1, 3, 4), correction=0)
+    torch.testing.assert_close(found.variance.double(), variance, rtol=1e-5, atol=0)
+
+
+def test_an_outlier_in_the_first_row_costs_no_digits(device):
+    x, *others = tensors(6, device, (8, 16, 9, 9), torch.float32)
+    x[0, :, 0, 0] = 1e5
+    x[4, :, 0, 0] = -1e5
+    found = fused.forward(x, 2, *others[2:], EPS)
+    by_part = x.double().unflatten(0, (2, 4))
+    torch.testing.assert_close(found.mean.double(), by_part.mean((1, 3, 4)), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        found.variance.double(), by_part.var((1, 3, 4), correction=0), rtol=1e-5, atol=0
+    )
+
+
+def test_the_backward_stops_what_the_forward_stopped(device):
+    """Found again from x, bit for bit: of y = 0, though the sum before ReLU may be a hair from it."""
+    x, _, gradient, weight, bias = tensors(7, device, (8, 16, 9, 9), torch.float32)
+    bias = -bias.abs()
+    y, mean, _, rstd = fused.forward(x, 1, weight, bias, EPS, relu=True)
+    again = fused.backward(gradient, x, None, mean, rstd, weight, bias, 1, True, False)
+    read = fused.backward(gradient, x, y, mean, rstd, weight, bias, 1, True, True)
+    assert torch.equal(again.x, read.x)
+    assert torch.equal(read.residual, torch.where(y <= 0, 0.0, gradient))
+
+
+def test_nan_stays(device):
+    x, *others = tensors(0, device, (4, 8, 5, 5), torch.float32)
+    x[0, 3] = float("nan")
+    y = fused.forward(x, 2, *others[2:], EPS, relu=True).y
+    assert y[:2, 3].isnan().all()
+    assert y.isnan().sum() == 2 * 25
+
+
+def test_other_layouts_of_residual_and_gradient_are_converted(device):
+    x, residual, gradient, weight, bias = tensors(1, device, (4, 8, 5, 5), torch.float32)
+    expected = run(fused, (x, residual, gradient, weight, bias), 2, True, True)
+    found = run(fused, (x, residual.contiguous(), gradient.contiguous(), weight, bias), 2, True, True)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+X = torch.zeros(2, 8, 2, 2).contiguous(memory_format=torch.channels_last)
+EIGHT = torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (X.double(), 1, EIGHT, EIGHT),
+        (torch.zeros(2, 8, 2, 2), 1, EIGHT, EIGHT),
+        (X[:, :4], 1, EIGHT[:4], EIGHT[:4]),
+        (X[0], 1, EIGHT, EIGHT),
+        (X, 3, EIGHT, EIGHT),
+        (X[:, :, :1, :1].contiguous(memory_format=torch.channels_last), 2, EIGHT, EIGHT),
+        (X, 1, EIGHT[:7], EIGHT),
+        (X, 1, EIGHT, EIGHT.int()),
+        (X, 1, EIGHT, EIGHT, EPS, X[:1]),
+        (X, 1, EIGHT, torch.zeros(8, device="meta")),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments):
+    x, parts, weight, bias, *others = arguments
+    with pytest.raises(ValueError, match=r"fused BatchNorm: .* must "):
+        fused.forward(x, parts, weight, bias, *(others or [EPS]))
