@@ -225,6 +225,8 @@ class EngineConfig:
     """Run the peer beside the student on a CUDA stream of its own; each is compiled by itself then."""
     double_backward: Switch = "auto"
     """Take the second derivative of KDIGA's loss through operators that compute no more than it needs."""
+    batchnorm: Switch = "auto"
+    """Run BatchNorm, sum and ReLU of the training passes as one kernel, and do not compile these passes."""
 
 
 @dataclass(frozen=True, kw_only=True)

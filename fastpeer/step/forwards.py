@@ -11,6 +11,7 @@ from fastpeer.device import new_stream
 from fastpeer.methods.table import Forward
 from fastpeer.step.compile import Compiler
 from fastpeer.step.double_backward import cheap_double_backward
+from fastpeer.step.fused_norms import NormsFused
 from fastpeer.step.options import Options
 from fastpeer.step.precision import NumberFormat
 from fastpeer.step.split_batchnorm import count_batches, set_updates, split_batchnorms
@@ -106,11 +107,13 @@ class Forwards:
         networks: by name; their BatchNorm layers become split ones, in place.
         number_format: dtypes to compute in.
         options: whether to merge forwards, to use a second stream and a cheaper second derivative.
-        compiler: compiles what is not differentiated twice; None: nothing is compiled.
+        compiler: compiles what is not differentiated twice; None: nothing is compiled. Kernels for BatchNorm
+            take its place.
 
     Attributes:
         order: each forward once, in the order of the logits that `run` returns.
         unsplit: names of the networks whose BatchNorms cannot be split, so that no forwards of theirs merge.
+        fused: by name, the networks that run with kernels for BatchNorm, ReLU with it.
     """
 
     def __init__(
@@ -125,6 +128,10 @@ class Forwards:
         self.unsplit = [name for name in names if not split_batchnorms(networks[name])]
         self._double_backward = options.double_backward
         self.passes = group_into_passes(forwards, differentiated, options.merge, self.unsplit)
+        self._batch_norm = options.batch_norm(self.device)
+        named = {each.network for each in self.passes if not each.differentiated_twice}
+        fusing = sorted(named) if self._batch_norm is not None else []
+        self.fused = {name: NormsFused(networks[name]) for name in fusing}
         # A track is what runs on one stream. Without a second stream, peer and student are one track, so that
         # they are compiled as one region, in which Inductor may fuse and order their kernels freely.
         tracks = _by_network(self.passes) if options.streams else [self.passes]
@@ -185,19 +192,24 @@ class Forwards:
         if passes[0].differentiated_twice:
             return cheap_double_backward()(run) if self._double_backward else run
         names = " and ".join(dict.fromkeys(each.network for each in passes))
-        return run if compiler is None else compiler(run, f"training {names}")
+        if compiler is None or self._batch_norm is not None:
+            return run
+        return compiler(run, f"training {names}")
 
     def _run_pass(self, run: Pass, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the logits (B, C) of each of a pass's forwards."""
         network = self.networks[run.network]
+        # The kernels' gradient cannot be differentiated again.
+        kernels = None if run.differentiated_twice else self._batch_norm
+        called = network if kernels is None else self.fused[run.network]
         batches = [inputs[forward.images] for forward in run.forwards]
-        set_updates(network, run.updates, counts=False)
+        set_updates(network, run.updates, counts=False, kernels=kernels)
         # An autocast context caches converted weights until it ends. Were there one around all passes,
         # PyTorch 2.8 would reuse those converted in a pass without gradients in a pass with them, and the
         # weights would get no gradient.
         learning = torch.set_grad_enabled(run.learns and torch.is_grad_enabled())
         with learning, self.format.autocasting(self.device):
-            logits: Tensor = network(batches[0] if len(batches) == 1 else torch.cat(batches))
+            logits: Tensor = called(batches[0] if len(batches) == 1 else torch.cat(batches))
         count_batches(network)
         # Others who run the network, such as an attack in train mode, expect plain BatchNorm.
         set_updates(network, (0,))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastpeer.config import Config, EngineConfig, Switch
+from fastpeer.kernels.batch_norm import BatchNorm
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
 from fastpeer.step.compile import Compiler
 from fastpeer.step.graph import captured
@@ -49,6 +50,7 @@ class Options:
     kernels: bool = False
     streams: bool = False
     double_backward: bool = False
+    batchnorm: bool = False
     choices: tuple[tuple[str, Choice], ...] = ()
     """Name and decision of each part, in the order of `EngineConfig`."""
     refused: tuple[str, ...] = ()
@@ -57,6 +59,12 @@ class Options:
     def formulas(self) -> Kernels:
         """Return the implementations of the formulas, in Triton or PyTorch."""
         return triton_kernels() if self.kernels else torch_kernels()
+
+    def batch_norm(self, device: torch.device) -> BatchNorm | None:
+        """Return what normalises in the training passes; none: PyTorch's own operators do."""
+        if not self.batchnorm:
+            return None
+        return (triton_kernels() if device.type == "cuda" else torch_kernels()).batch_norm
 
     def victim_factory(
         self, number_format: NumberFormat, device: torch.device, compiler: Compiler | None = None
@@ -150,8 +158,9 @@ def _choose(name: str, switch: Switch, obstacle: str, device: torch.device, work
         return Choice(True, f"engine.{name} = on")
     gain = nearest_gain(name, describe_device(device), workload)
     if gain is None:
-        # On two streams, student and peer cannot be compiled as one region: likely to be slower.
-        return Choice(name != "streams", GUESS)
+        # On two streams, student and peer cannot be compiled as one region: likely to be slower. Nor are
+        # they compiled with kernels for BatchNorm.
+        return Choice(name not in ("streams", "batchnorm"), GUESS)
     return Choice(gain.ratio >= 1, gain.reason, gain)
 
 
@@ -163,7 +172,10 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return "needs CUDA"
     if name == "compile":
         return _compile_obstacle(device)
-    return _kernels_obstacle(device, precision) if name == "kernels" else ""
+    if name == "batchnorm" and device.type == "cpu":
+        # The plain formula, for tests of the passes.
+        return ""
+    return _kernels_obstacle(device, precision) if name in ("kernels", "batchnorm") else ""
 
 
 def _compile_obstacle(device: torch.device) -> str:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastpeer.kernels.batch_norm import BatchNorm, Running
+from fastpeer.step.norm_function import normalised
+
 
 class SplitBatchNorm(_BatchNorm):
     """Normalises each of a batch's equal parts by its own statistics in train mode.
@@ -22,6 +25,7 @@ class SplitBatchNorm(_BatchNorm):
             that is listed twice moves them twice. There are 1 + max(updates) parts.
         counts: whether the forward increments `num_batches_tracked`; if not, `count_batches` does so later.
         pending: how much `count_batches` has to add.
+        kernels: normalise in train mode, where they take the input; none: PyTorch's do.
 
     Raises:
         ValueError: in the forward, if the statistics are cumulative (momentum=None).
@@ -31,6 +35,7 @@ class SplitBatchNorm(_BatchNorm):
     updates: tuple[int, ...] = (0,)
     counts = True
     pending: int = 0
+    kernels: BatchNorm | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, ...); in train mode, part by part."""
@@ -39,12 +44,37 @@ class SplitBatchNorm(_BatchNorm):
         if self.momentum is None:
             raise ValueError("the momentum of a split BatchNorm must be a number, got momentum=None")
         self._count(len(self.updates))
+        if self._has_kernels_for(input):
+            return self._by_kernels(input, None, relu=False)
         count = 1 + max(self.updates)
         # The backward of chunk copies the gradient, even for a single chunk.
         parts = input.chunk(count) if count > 1 else (input,)
         in_order = list(self.updates) == sorted(self.updates)
-        normalised = self._in_order(parts) if in_order else self._in_any_order(parts)
-        return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
+        results = self._in_order(parts) if in_order else self._in_any_order(parts)
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def sum_relu(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        """Return relu(forward(input) [+ residual]), in one call where the kernels take the tensors."""
+        alike = residual is None or (residual.shape == input.shape and residual.device == input.device)
+        if self.training and alike and self._has_kernels_for(input):
+            self._count(len(self.updates))
+            return self._by_kernels(input, residual, relu=True)
+        out = self.forward(input)
+        return torch.relu(out if residual is None else out + residual)
+
+    def _has_kernels_for(self, input: Tensor) -> bool:
+        if self.kernels is None or self.weight is None or self.bias is None or self.momentum is None:
+            return False
+        return self.kernels.fits(input, 1 + max(self.updates))
+
+    def _by_kernels(self, input: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        assert self.kernels is not None  # _has_kernels_for checked it
+        running = None
+        if self.running_mean is not None and self.running_var is not None:
+            running = Running(self.running_mean, self.running_var, self._momentum, self.updates)
+        return normalised(
+            self.kernels, input, 1 + max(self.updates), self.weight, self.bias, self.eps, residual, relu, running
+        )
 
     def _count(self, batches: int) -> None:
         if self.num_batches_tracked is None:
@@ -59,13 +89,13 @@ class SplitBatchNorm(_BatchNorm):
 
         The update r ← (1 − m)·r + m·a, n times with the same a, is one with the momentum 1 − (1 − m)ⁿ.
         """
-        normalised = []
+        results = []
         for number, part in enumerate(parts):
             # Not updates.count(number): PyTorch 2.8 cannot compile that.
             count = sum([update == number for update in self.updates])
             momentum = self._momentum if count == 1 else 1 - (1 - self._momentum) ** count
-            normalised.append(self._normalised(part, self.running_mean, self.running_var, momentum))
-        return normalised
+            results.append(self._normalised(part, self.running_mean, self.running_var, momentum))
+        return results
 
     def _in_any_order(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
         """Normalise the parts, then move the running statistics in the order of `updates`.
@@ -74,7 +104,7 @@ class SplitBatchNorm(_BatchNorm):
         """
         measured = [[None if r is None else torch.zeros_like(r) for r in self._running] for _ in parts]
         pairs = zip(parts, measured, strict=True)
-        normalised = [self._normalised(part, mean, variance, 1.0) for part, (mean, variance) in pairs]
+        results = [self._normalised(part, mean, variance, 1.0) for part, (mean, variance) in pairs]
         for number in self.updates:
             for running, own in zip(self._running, measured[number], strict=True):
                 if running is not None and own is not None:
@@ -82,7 +112,7 @@ class SplitBatchNorm(_BatchNorm):
                     # backward does not use them in train mode, but would fail on their new version;
                     # batch_norm itself changes them without a new version too.
                     running.data.lerp_(own, self._momentum)
-        return normalised
+        return results
 
     def _normalised(
         self, part: Tensor, mean: Tensor | None, variance: Tensor | None, momentum: float
@@ -132,15 +162,18 @@ def split_batchnorms(network: nn.Module) -> bool:
     return True
 
 
-def set_updates(network: nn.Module, updates: tuple[int, ...], counts: bool = True) -> None:
+def set_updates(
+    network: nn.Module, updates: tuple[int, ...], counts: bool = True, kernels: BatchNorm | None = None
+) -> None:
     """Set which parts the network's next batches consist of, and in which order they move the statistics.
 
-    With `counts=False`, the caller calls `count_batches` after the pass.
+    With `counts=False`, the caller calls `count_batches` after the pass. With kernels, those normalise.
     """
     for norm in batchnorms(network):
         if isinstance(norm, SplitBatchNorm):
             norm.updates = updates
             norm.counts = counts
+            norm.kernels = kernels
             # Here, not in the forward: an attribute that appears on a layer later makes torch.compile
             # compile the network again.
             norm.pending = 0

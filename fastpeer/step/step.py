@@ -122,6 +122,10 @@ class TrainingStep:
                 f"engine: the {victim} is attacked in train mode, unfolded (--attack.batchnorm eval folds it)"
                 for victim in unfolded
             ]
+        lines += [
+            f"engine, the {name} in training passes: uncompiled for engine.batchnorm, {fused.describe()}"
+            for name, fused in self.forwards.fused.items()
+        ]
         for name in sorted(self.method.trained, key=list(self.networks).index):
             lines += describe_frozen(name, self.networks[name])
         if self.device.type == "cpu" and self.format.autocast is not None:

@@ -1,4 +1,4 @@
-"""Traces a network in eval mode to a graph, or refuses where the graph might compute something else."""
+"""Traces a network in one mode to a graph, or refuses where the graph might compute something else."""
 
 import ctypes
 import operator
@@ -20,8 +20,8 @@ class NotFoldable(Exception):
     """torch.fx cannot trace the network, or its folded form might compute something else; says why."""
 
 
-def trace(network: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
-    """Trace what a network computes from images in eval mode; the network itself is left unchanged.
+def trace(network: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str, nn.Module]]:
+    """Trace what a network computes from images in eval (or train) mode; the network is left unchanged.
 
     Returns:
         Its graph, and its modules by their names in the graph.
@@ -30,17 +30,17 @@ def trace(network: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
         NotFoldable: torch.fx cannot trace it, or its code depends on more than its weights and the images.
     """
     root = _CalledWithImages(network)
-    graph = _trace_in_eval_mode(root)
+    graph = _trace_in_mode(root, training)
     modules = dict(root.named_modules())
     _check_calls([node.target for node in graph.nodes if node.op == "call_module"], modules)
     return graph, modules
 
 
-def _trace_in_eval_mode(root: nn.Module) -> fx.Graph:
+def _trace_in_mode(root: nn.Module, training: bool) -> fx.Graph:
     rng_state = torch.get_rng_state()
     before = _bytes(rng_state)
     try:
-        with _restored_from_eval_mode(root):
+        with _restored_from_mode(root, training):
             graph = _Tracer().trace(root)
     except NotFoldable:
         raise
@@ -181,10 +181,10 @@ class _Tracer(fx.Tracer):
 
 
 @contextmanager
-def _restored_from_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode; at the end, undo that and whatever its code stored in attributes."""
+def _restored_from_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """Put a network into eval or train mode; at the end, undo that and whatever its code stored in attributes."""
     before = [(module, dict(vars(module))) for module in network.modules()]
-    network.eval()
+    network.train(training)
     try:
         yield
     finally:

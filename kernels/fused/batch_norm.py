@@ -16,13 +16,13 @@ from fastpeer.kernels.refusal import require
 
 _NAME = "fused BatchNorm"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_COLUMNS, _ROWS = 32, 256
+_COLUMNS, _ROWS = 32, 128
 """Channels of a program, 64 bytes of bfloat16; and rows that it takes at once. Few channels make for few
 programs of which each later one has to read the sums."""
 _PROGRAMS = 256
 """Two for each multiprocessor of an H100 or H200, which hold as many of 16 warps."""
-_PER_THREAD = 16
-"""Values of a tile."""
+_PER_THREAD = 8
+"""Values of a tile: 16 bytes of bfloat16, and so few registers that two programs fit."""
 _MOST = (1 << 31) - _ROWS * 1024 * 8
 """The most values that can be numbered in 32 bits, with those of rows behind the last."""
 
@@ -74,7 +74,9 @@ def forward(
             work.rows / (work.rows - 1),
             UPDATES=() if running is None else tuple(running.updates),
             SUMS=residual is not None, RECTIFIES=relu, SPLITS=work.padded_splits,
-            ROWS=work.tile, COLUMNS=_COLUMNS, num_warps=work.warps, enable_fp_fusion=True,
+            # Loads do not wait for sums here, but stores are not overtaken: more of them at once.
+            ROWS=work.tile * (1 if work.chunk <= work.tile else 2), COLUMNS=_COLUMNS,
+            num_warps=work.warps, enable_fp_fusion=True,
         )  # fmt: skip
     return Normalised(y, mean, variance, rstd)
 
@@ -112,6 +114,8 @@ def backward(
             gradient, x, read, mean, rstd, weight, bias, partial,
             work.rows, work.chunk, work.splits, work.channels,
             STOPS=stops, ROWS=work.tile, COLUMNS=_COLUMNS, num_warps=work.warps, enable_fp_fusion=True,
+            # A few more would leave room for one program on a multiprocessor in place of two.
+            maxnreg=64,
         )  # fmt: skip
         _input_gradient[work.grid](
             gradient, x, read, mean, rstd, weight, bias, partial,
@@ -215,7 +219,7 @@ def _statistics(
     first = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for done in range(ROWS, count, ROWS):
+    for done in tl.range(ROWS, count, ROWS, loop_unroll_factor=4):
         place += ROWS * channels
         present = (slot < count - done)[:, None] & known[None, :]
         value = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
