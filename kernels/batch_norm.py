@@ -104,13 +104,13 @@ def forward(
     variance, mean = torch.var_mean(by_part, (1, 3, 4), correction=0)
     rstd = (variance + eps).rsqrt()
     y = (by_part - _wide(mean)) * _wide(rstd * weight.to(exact)) + bias.to(exact).view(1, 1, -1, 1, 1)
-    y = y.view(x.shape)
+    y = y.reshape(x.shape)
     if residual is not None:
         y = y + residual.to(exact)
-    y = (torch.relu(y) if relu else y).to(x.dtype)
+    y = torch.relu(y) if relu else y
     if running is not None:
         _move(running, mean, variance, x.numel() // x.shape[1] // parts)
-    return Normalised(y.contiguous(memory_format=_layout(x)), mean, variance, rstd)
+    return Normalised(torch.empty_like(x, memory_format=_layout(x)).copy_(y), mean, variance, rstd)
 
 
 def backward(

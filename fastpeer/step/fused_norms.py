@@ -152,6 +152,7 @@ def _other_summand(node: fx.Node, norm: fx.Node) -> fx.Node | None:
 
 def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
-        return type(modules[str(node.target)]) is nn.ReLU
+        # Calls that were put in are not among the modules.
+        return type(modules.get(str(node.target))) is nn.ReLU
     by_method = node.op == "call_method" and node.target in ("relu", "relu_")
     return by_method or (node.op == "call_function" and node.target in _RELUS)

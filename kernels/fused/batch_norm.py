@@ -113,9 +113,9 @@ def backward(
         _gradient_sums[work.grid](
             gradient, x, read, mean, rstd, weight, bias, partial,
             work.rows, work.chunk, work.splits, work.channels,
-            STOPS=stops, ROWS=work.tile, COLUMNS=_COLUMNS, num_warps=work.warps, enable_fp_fusion=True,
-            # A few more would leave room for one program on a multiprocessor in place of two.
-            maxnreg=64,
+            # Fewer threads with more registers: the loads of several rows are on their way at once.
+            STOPS=stops, ROWS=work.tile // 2, COLUMNS=_COLUMNS, num_warps=max(1, work.warps // 2),
+            enable_fp_fusion=True,
         )  # fmt: skip
         _input_gradient[work.grid](
             gradient, x, read, mean, rstd, weight, bias, partial,
@@ -315,7 +315,7 @@ def _normalise(
     for done in range(0, count, ROWS):
         present = (slot < count - done)[:, None] & known[None, :]
         value = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
-        value = _scaled(value, mean, scale, shift)
+        value = _scaled(value - mean[None, :], scale, shift)
         if SUMS:
             value += tl.load(residual + place, mask=present, other=0.0).to(tl.float32)
         if RECTIFIES:
@@ -325,17 +325,17 @@ def _normalise(
 
 
 @triton.jit
-def _scaled(value, mean, scale, shift):
-    """Return a value before sum and ReLU: of the same bits forward and backward."""
-    value = value - mean[None, :]
-    return tl.fma(value, tl.broadcast_to(scale[None, :], value.shape), tl.broadcast_to(shift[None, :], value.shape))
+def _scaled(off, scale, shift):
+    """Return values before sum and ReLU, from those about the mean: of the same bits forward and backward."""
+    scale = tl.broadcast_to(scale[None, :], off.shape)
+    return tl.fma(off, scale, tl.broadcast_to(shift[None, :], off.shape))
 
 
 @triton.jit
-def _let_through(gradient, value, y, place, present, mean, scale, shift, STOPS: tl.constexpr):
+def _let_through(gradient, off, y, place, present, scale, shift, STOPS: tl.constexpr):
     """Return the gradient before ReLU; STOPS: 0 there is none, 1 found from x, 2 from y."""
     if STOPS == 1:
-        gradient = tl.where(_scaled(value, mean, scale, shift) <= 0, 0.0, gradient)
+        gradient = tl.where(_scaled(off, scale, shift) <= 0, 0.0, gradient)
     if STOPS == 2:
         gradient = tl.where(tl.load(y + place, mask=present, other=0.0).to(tl.float32) <= 0, 0.0, gradient)
     return gradient
@@ -372,13 +372,13 @@ def _gradient_sums(
     place = (part * rows + split * chunk + slot)[:, None] * channels + channel[None, :]
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     products = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for done in range(0, count, ROWS):
+    for done in tl.range(0, count, ROWS, loop_unroll_factor=4):
         present = (slot < count - done)[:, None] & known[None, :]
-        value = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
+        off = tl.load(x + place, mask=present, other=0.0).to(tl.float32) - own_mean[None, :]
         at = tl.load(gradient + place, mask=present, other=0.0).to(tl.float32)
-        at = _let_through(at, value, y, place, present, own_mean, scale, shift, STOPS)
+        at = _let_through(at, off, y, place, present, scale, shift, STOPS)
         sums += at
-        products += at * (value - own_mean[None, :])
+        products += at * off
         place += ROWS * channels
     out = partial + (part * 2 * splits + split) * channels + channel
     tl.store(out, tl.sum(sums, 0), mask=known)
@@ -441,11 +441,11 @@ def _input_gradient(
     place = (part * rows + split * chunk + slot)[:, None] * channels + channel[None, :]
     for done in range(0, count, ROWS):
         present = (slot < count - done)[:, None] & known[None, :]
-        value = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
+        off = tl.load(x + place, mask=present, other=0.0).to(tl.float32) - own_mean[None, :]
         at = tl.load(gradient + place, mask=present, other=0.0).to(tl.float32)
-        at = _let_through(at, value, y, place, present, own_mean, scale, shift, STOPS)
+        at = _let_through(at, off, y, place, present, scale, shift, STOPS)
         if STOPS == 2:
             tl.store(at_residual + place, at.to(at_residual.dtype.element_ty), mask=present)
-        off = at - average[None, :] - (value - own_mean[None, :]) * slope[None, :]
-        tl.store(at_x + place, (off * scale[None, :]).to(at_x.dtype.element_ty), mask=present)
+        change = at - average[None, :] - off * slope[None, :]
+        tl.store(at_x + place, (change * scale[None, :]).to(at_x.dtype.element_ty), mask=present)
         place += ROWS * channels

@@ -23,8 +23,7 @@ class Block(nn.Module):
         self.kind = kind
 
     def forward(self, x):
-        x = self.other(x)
-        out = self.norm(self.conv(x))
+        x, out = self.other(x), self.norm(self.conv(x))
         if self.kind == "relu":
             return self.act(out) * x
         if self.kind == "sum":
@@ -33,8 +32,9 @@ class Block(nn.Module):
             out += x
             return F.relu(out)
         if self.kind == "into the residual":
+            same = x
             x += out
-            return F.relu(x) + self.other.bias.view(1, -1, 1, 1)
+            return F.relu(x) + 0.5 * same
         if self.kind == "read between":
             return F.relu(out) + out
         if self.kind == "sum read":
@@ -144,4 +144,4 @@ def test_each_gradient_is_taken_once_only():
     x = images().requires_grad_()
     gradient = torch.autograd.grad(network(x).square().sum(), x, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(gradient.sum(), x)
+        gradient.sum().backward()
