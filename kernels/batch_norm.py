@@ -1,7 +1,7 @@
 """BatchNorm in train mode, with the sum and the ReLU behind it, for a batch of equal parts.
 
-Each part is normalised by its own statistics. The functions know nothing of autograd: `backward` computes what
-the chain rule gives for `forward`.
+Each part is normalised by its own statistics. The functions know nothing of autograd: `backward` computes
+what the chain rule gives for `forward`.
 """
 
 from collections.abc import Callable
@@ -160,7 +160,7 @@ def _exact(x: Tensor) -> torch.dtype:
 
 def _by_part(x: Tensor, parts: int) -> Tensor:
     """Return (B, C, H, W) as (parts, B/parts, C, H, W) in the dtype to compute in."""
-    return x.to(_exact(x)).unflatten(0, (parts, -1))
+    return x.to(_exact(x)).reshape(parts, x.shape[0] // parts, *x.shape[1:])
 
 
 def _wide(statistics: Tensor) -> Tensor:

@@ -261,10 +261,27 @@ def _batchnorm(stage: Stage, batch: int, dtype: str, compiled: bool, device: tor
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"eager": forward}
     if compiled:
         kinds["compiled"] = torch.compile(forward, dynamic=False)
+    if device.type == "cuda":
+        kinds["Triton"] = _norm_in_triton(norm)
     return [
         Item(f"BatchNorm, ReLU, {name}, {dtype}", labels, _trained(kind, inputs), 0, dtype)
         for name, kind in kinds.items()
     ]
+
+
+def _norm_in_triton(norm: torch.nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
+    from fastpeer.kernels.batch_norm import Running
+    from fastpeer.kernels.fused import batch_norm
+    from fastpeer.step.norm_function import normalised
+
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    running = Running(norm.running_mean, norm.running_var, 0.1, (0,))
+
+    def forward(x: Tensor) -> Tensor:
+        return normalised(batch_norm.KERNELS, x, 1, norm.weight, norm.bias, norm.eps, None, True, running)
+
+    return forward
 
 
 def _trained(forward: Callable[[Tensor], Tensor], inputs: Sequence[tuple[Tensor, Tensor]]) -> list[Call]:

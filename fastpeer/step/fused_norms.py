@@ -1,4 +1,4 @@
-"""A network whose BatchNorms take the sum and the ReLU behind them along, where nothing reads between them."""
+"""A network whose BatchNorms take sum and ReLU behind them along, where nothing reads between them."""
 
 import operator
 from collections.abc import Mapping
@@ -130,7 +130,7 @@ def _followers(
 
 
 def _is_untouched(norm: fx.Node) -> bool:
-    """Tell whether what a BatchNorm reads is a layer's result that nobody else could change before the sum."""
+    """Tell whether a BatchNorm reads a layer's result that nobody else could change before the sum."""
     x = norm.args[0]
     return isinstance(x, fx.Node) and x.op == "call_module" and _only_user(x) is norm
 
@@ -147,7 +147,11 @@ def _other_summand(node: fx.Node, norm: fx.Node) -> fx.Node | None:
     if first is norm and second is not norm:
         return second if isinstance(second, fx.Node) else None
     # x += norm(y) changes x, which others may read.
-    return first if isinstance(first, fx.Node) and first is not norm and node.target is not add_in_place else None
+    return (
+        first
+        if isinstance(first, fx.Node) and first is not norm and node.target is not add_in_place
+        else None
+    )
 
 
 def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

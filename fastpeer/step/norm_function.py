@@ -14,7 +14,9 @@ def normalised(
     residual: Tensor | None = None, relu: bool = False, running: Running | None = None,
 ) -> Tensor:  # fmt: skip
     """Return what `kernels.forward` computes, differentiable once at x, weight, bias and residual."""
-    result: Tensor = _Normalised.apply(x, weight, bias, residual, kernels, parts, eps, relu, running)
+    result: Tensor = _Normalised.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, residual, kernels, parts, eps, relu, running
+    )
     return result
 
 

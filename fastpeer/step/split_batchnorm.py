@@ -73,7 +73,15 @@ class SplitBatchNorm(_BatchNorm):
         if self.running_mean is not None and self.running_var is not None:
             running = Running(self.running_mean, self.running_var, self._momentum, self.updates)
         return normalised(
-            self.kernels, input, 1 + max(self.updates), self.weight, self.bias, self.eps, residual, relu, running
+            self.kernels,
+            input,
+            1 + max(self.updates),
+            self.weight,
+            self.bias,
+            self.eps,
+            residual,
+            relu,
+            running,
         )
 
     def _count(self, batches: int) -> None:

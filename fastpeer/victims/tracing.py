@@ -182,7 +182,7 @@ class _Tracer(fx.Tracer):
 
 @contextmanager
 def _restored_from_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """Put a network into eval or train mode; at the end, undo that and whatever its code stored in attributes."""
+    """Put a network into one mode; at the end, undo that and whatever its code stored in attributes."""
     before = [(module, dict(vars(module))) for module in network.modules()]
     network.train(training)
     try:

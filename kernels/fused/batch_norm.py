@@ -1,7 +1,7 @@
 """BatchNorm in train mode, with the sum and the ReLU behind it: two launches forward, two backward.
 
-The first of each two sums up: programs by rows and channels write what they found to a buffer. Each program of
-the second puts together, in a fixed order, what was found of its channels, and then writes its rows.
+The first of each two sums up: programs by rows and channels write what they found to a buffer. Each program
+of the second puts together, in a fixed order, what was found of its channels, and then writes its rows.
 """
 
 from typing import NamedTuple
@@ -87,14 +87,16 @@ def backward(
 ) -> Gradients:  # fmt: skip
     """Return the gradients at x, weight, bias and residual for the one at y.
 
-    Arguments and result are those of `fastpeer.kernels.batch_norm.backward`, within the limits of `forward`. A
-    gradient of another memory format is converted first. Without ReLU, the residual's is `gradient` itself.
+    Arguments and result are those of `fastpeer.kernels.batch_norm.backward`, within the limits of `forward`.
+    A gradient of another memory format is converted first. Without ReLU, the residual's is `gradient` itself.
 
     Raises:
         KernelRefusal: a shape, dtype, memory format or device does not fit.
     """
     _check(x, parts, weight, bias, y)
-    require(gradient.shape == x.shape, _NAME, f"gradient must be {tuple(x.shape)}, got {tuple(gradient.shape)}")
+    require(
+        gradient.shape == x.shape, _NAME, f"gradient must be {tuple(x.shape)}, got {tuple(gradient.shape)}"
+    )
     require(
         mean.shape == rstd.shape == (parts, x.shape[1]), _NAME,
         f"mean and rstd must be ({parts}, {x.shape[1]}), got {tuple(mean.shape)} and {tuple(rstd.shape)}",
@@ -108,7 +110,7 @@ def backward(
     at_weight, at_bias = (x.new_empty(work.channels, dtype=torch.float32) for _ in range(2))
     weight, bias = weight.detach().contiguous(), bias.detach().contiguous()
     read = y if y is not None and relu and residual else x
-    stops = (0 if not relu else 2 if residual else 1)
+    stops = 0 if not relu else 2 if residual else 1
     with torch.cuda.device_of(x):
         _gradient_sums[work.grid](
             gradient, x, read, mean, rstd, weight, bias, partial,
@@ -177,8 +179,8 @@ def _channels_last(tensor: Tensor) -> Tensor:
 def _check(x: Tensor, parts: int, weight: Tensor, bias: Tensor, other: Tensor | None) -> None:
     require(
         fits(x, parts), _NAME,
-        f"x must be channels-last float32, bfloat16 or float16 (B, C, H, W) of {parts} equal parts, C a multiple "
-        f"of 8, with 2 to {_MOST} values, got {x.dtype} {tuple(x.shape)} with strides {x.stride()}",
+        f"x must be channels-last float32, bfloat16 or float16 (B, C, H, W) of {parts} equal parts, C a "
+        f"multiple of 8, with 2 to {_MOST} values, got {x.dtype} {tuple(x.shape)} with strides {x.stride()}",
     )  # fmt: skip
     given = [x, weight, bias] if other is None else [x, weight, bias, other]
     described = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in given)
@@ -188,9 +190,20 @@ def _check(x: Tensor, parts: int, weight: Tensor, bias: Tensor, other: Tensor | 
         f"x, weight, bias and residual must be floating (B, C, H, W), (C,), (C,) and like x, got {described}",
     )  # fmt: skip
     devices = {tensor.device for tensor in given}
-    require(
-        len(devices) == 1, _NAME, f"all tensors must be on one device, got {sorted(map(str, devices))}"
-    )
+    require(len(devices) == 1, _NAME, f"all tensors must be on one device, got {sorted(map(str, devices))}")
+
+
+@triton.jit
+def _inside(left, known):
+    """Return where rows, of which so many are left, and channels are the program's: (ROWS, COLUMNS)."""
+    return (left > 0)[:, None] & known[None, :]
+
+
+@triton.jit
+def _measured(value, first, present, sums, squares):
+    """Return sums of the differences from the first values, and of their squares, with one more of each."""
+    off = tl.where(present, value.to(tl.float32) - first, 0.0)
+    return sums + off, squares + off * off
 
 
 @triton.jit
@@ -214,18 +227,24 @@ def _statistics(
     origin = tl.load(x + channel, mask=known, other=0.0).to(tl.float32)
     place = (split * chunk + slot)[:, None] * channels + channel[None, :]
     present = (slot < count)[:, None] & known[None, :]
-    # Each slot measures from its own first value: one of a few values is never so far from their mean that the
-    # difference of the sums below would lose much, whatever the values are.
+    # Each slot measures from its own first value: one of a few values is never so far from their mean that
+    # the difference of the sums below would lose much, whatever the values are.
     first = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for done in tl.range(ROWS, count, ROWS, loop_unroll_factor=4):
-        place += ROWS * channels
-        present = (slot < count - done)[:, None] & known[None, :]
-        value = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
-        off = tl.where(present, value - first, 0.0)
-        sums += off
-        squares += off * off
+    step = ROWS * channels
+    for done in range(ROWS, count, 4 * ROWS):
+        # All loads before the first use, so that they are on their way at once.
+        left = count - done - slot
+        one = tl.load(x + place + step, mask=_inside(left, known), other=0.0)
+        two = tl.load(x + place + 2 * step, mask=_inside(left - ROWS, known), other=0.0)
+        three = tl.load(x + place + 3 * step, mask=_inside(left - 2 * ROWS, known), other=0.0)
+        four = tl.load(x + place + 4 * step, mask=_inside(left - 3 * ROWS, known), other=0.0)
+        sums, squares = _measured(one, first, _inside(left, known), sums, squares)
+        sums, squares = _measured(two, first, _inside(left - ROWS, known), sums, squares)
+        sums, squares = _measured(three, first, _inside(left - 2 * ROWS, known), sums, squares)
+        sums, squares = _measured(four, first, _inside(left - 3 * ROWS, known), sums, squares)
+        place += 4 * step
     values = ((count - slot + ROWS - 1) // ROWS).to(tl.float32)[:, None]
     share = 1 / tl.maximum(values, 1.0)
     means = tl.where(values > 0, (first - origin[None, :]) + sums * share, 0.0)
@@ -238,9 +257,7 @@ def _statistics(
 
 
 @triton.jit
-def _put_together(
-    x, partial, part, channel, rows, chunk, splits, channels, SPLITS: tl.constexpr
-):
+def _put_together(x, partial, part, channel, rows, chunk, splits, channels, SPLITS: tl.constexpr):
     """Return mean and biased variance (COLUMNS,) of a part's channels."""
     known = channel < channels
     split = tl.arange(0, SPLITS)
@@ -293,7 +310,8 @@ def _normalise(
         tl.store(mean_out + kept, mean, mask=known)
         tl.store(variance_out + kept, variance, mask=known)
         tl.store(rstd_out + kept, rstd, mask=known)
-        if len(UPDATES) > 0:
+        # Nested: whether there are updates is known when this is compiled, the part is not.
+        if len(UPDATES) > 0:  # noqa: SIM102
             if part == 0:
                 # One program moves the running statistics of its channels, part by part.
                 of_mean = tl.load(running_mean + channel, mask=known, other=0.0).to(tl.float32)

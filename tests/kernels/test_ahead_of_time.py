@@ -21,7 +21,10 @@ KERNELS = {
 }
 LAUNCHES = {
     f"{name}-{case}-{capability}": pytest.param(
-        launch, capability, getattr(kernel, "LAUNCHES", 1), marks=pytest.mark.soak if capability == 100 else ()
+        launch,
+        capability,
+        getattr(kernel, "LAUNCHES", 1),
+        marks=pytest.mark.soak if capability == 100 else (),
     )
     for name, kernel in KERNELS.items()
     for case, launch in kernel.CASES.items()

@@ -127,7 +127,7 @@ def test_what_cannot_be_traced_is_called_as_it_is():
             self.norm = nn.BatchNorm2d(3)
 
         def forward(self, x):
-            return F.relu(self.norm(x)) if x.sum() > 1e9 else F.relu(self.norm(x))
+            return F.relu(self.norm(x)) if x.sum() < 1e9 else self.norm(x)
 
     network = Branching().double()
     assert split_batchnorms(network)
