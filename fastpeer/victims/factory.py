@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from fastpeer.kernels.choice import Kernels, torch_kernels
 from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
-from fastpeer.victims.convolution import Convolutions, CudnnConvolutions, PlainConvolutions
+from fastpeer.victims.convolution import (
+    Convolutions,
+    CudnnConvolutions,
+    OwnConvolutions,
+    PlainConvolutions,
+)
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.interface import Compile, Context, Victim
 from fastpeer.victims.moving_target import MovingTargetVictim, to_input_dtype
@@ -28,7 +33,8 @@ class VictimFactory:
         dtype: of convolutions.
         fold, chain: see `EngineConfig`.
         compiler: compiles logits and input gradients; None: nothing is compiled.
-        kernels: gradients at the logits, folding, and what follows a convolution.
+        kernels: gradients at the logits, folding, and convolutions with what surrounds them.
+        own_convolutions: see `EngineConfig.convolutions`.
         context: makes the context in which autograd runs a network, such as autocast.
     """
 
@@ -38,6 +44,7 @@ class VictimFactory:
     compiler: Compile | None
     kernels: Kernels
     context: Context
+    own_convolutions: bool = False
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -54,9 +61,8 @@ class VictimFactory:
         """
         if network not in self._victims:
             victim = self._eager(network, name)
-            self._victims[network] = (
-                victim if self.compiler is None else CompiledVictim(victim, name, self.compiler)
-            )
+            compiler = self._compiler_for(victim)
+            self._victims[network] = victim if compiler is None else CompiledVictim(victim, name, compiler)
         return self._victims[network]
 
     def describe(self, network: nn.Module) -> str:
@@ -91,7 +97,12 @@ class VictimFactory:
         """
         attacked = self.unfolded(student) if unfolded else _uncompiled(self.victim(student, name))
         victim = MovingTargetVictim(attacked, _uncompiled(self.victim(teacher, "teacher")), self.kernels)
-        return victim if unfolded or self.compiler is None else CompiledVictim(victim, name, self.compiler)
+        compiler = self._compiler_for(attacked)
+        return victim if unfolded or compiler is None else CompiledVictim(victim, name, compiler)
+
+    def _compiler_for(self, victim: EagerVictim) -> Compile | None:
+        """Return what compiles a victim: nothing, if it is a chain of our own kernels."""
+        return None if self.own_convolutions and isinstance(victim, ChainVictim) else self.compiler
 
     def _eager(self, network: nn.Module, name: str) -> EagerVictim:
         folded = self._folded(network, name)
@@ -116,7 +127,8 @@ class VictimFactory:
             return None
         device = next(folded.module.buffers()).device
         try:
-            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.kernels))
+            convolutions = choose_convolutions(device, self.dtype, self.kernels, self.own_convolutions)
+            chain = Chain(folded.module, convolutions)
         except NotAChain as reason:
             log.info("engine.chain: the %s is run through autograd: %s", name, reason)
             self._reasons[network] = f": {reason}"
@@ -129,8 +141,12 @@ class VictimFactory:
         return 1024.0 if self.dtype == torch.float16 else 1.0
 
 
-def choose_convolutions(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Convolutions:
+def choose_convolutions(
+    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: bool = False
+) -> Convolutions:
     """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype."""
+    if own:
+        return OwnConvolutions(kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient)
     if device.type == "cuda" and dtype != torch.float64:
         return CudnnConvolutions(kernels.bias_sum_relu)
     if device.type == "cpu" and onednn_supports(dtype):
