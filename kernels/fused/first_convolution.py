@@ -1,0 +1,228 @@
+"""The 3×3 convolution that reads the pixels, forward with bias and ReLU in one pass, and back to the pixels.
+
+Forward, a pixel's patch (9·C ≤ 36 values, which neighbours read from the cache) times the weights is one matrix
+product. Each factor is split into two TF32 numbers, and three products of these come to float32's accuracy.
+
+Back, three matrix products over rows of the gradient map (the row itself and its neighbours) give what each
+pixel adds to the three pixels left of, at and right of it; shifting by one pixel and adding these is all that
+remains. Thus the map is read three times, mostly from the cache, rather than nine times.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastpeer.kernels.refusal import require
+
+MOST_PIXEL_CHANNELS = 4
+MOST_CHANNELS = 160
+MOST_WIDTH = 256
+"""The largest shapes that the kernels take: channels of the images and of the result, and columns."""
+_PIXELS = 128
+"""Pixels of a program."""
+_WIDEST_PRODUCT = 64
+"""Channels of the result that one product computes forward, or sums over on the way back."""
+_RESULTS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def first_convolution(
+    images: Tensor, weight: Tensor, bias: Tensor, relu: bool, dtype: torch.dtype
+) -> Tensor:
+    """Return [relu](conv(images) + bias), (B, O, H, W) in channels-last memory.
+
+    Arguments and result are those of `fastpeer.kernels.first_convolution.first_convolution`, in float32; the
+    result is bfloat16, float16 or float32. Images and weights that are not channels-last are converted first,
+    which is a launch more for each.
+
+    Raises:
+        KernelRefusal: a shape, dtype or device does not fit.
+    """
+    _check_forward(images, weight, bias, dtype)
+    batch, into, height, width = images.shape
+    out = len(weight)
+    y = torch.empty(batch, height, width, out, dtype=dtype, device=images.device)
+    pixels = batch * height * width
+    channels = min(_WIDEST_PRODUCT, triton.next_power_of_2(out))
+    with torch.cuda.device_of(images):
+        _forward[(triton.cdiv(pixels, _PIXELS), triton.cdiv(out, channels))](
+            _last(images), _last(weight), bias.detach().contiguous(), y, pixels,
+            INTO=into, HEIGHT=height, WIDTH=width, OUT=out,
+            PIXELS=_PIXELS, CHANNELS=channels, TAPS=max(16, triton.next_power_of_2(9 * into)), RECTIFIES=relu,
+            num_warps=4, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
+    return y.permute(0, 3, 1, 2)
+
+
+def first_convolution_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient at the pixels, (B, C, H, W) in channels-last memory.
+
+    Arguments and result are those of `fastpeer.kernels.first_convolution.first_convolution_gradient`, with
+    weights in float32. A gradient or weights that are not channels-last are converted first.
+
+    Raises:
+        KernelRefusal: a shape, dtype or device does not fit.
+    """
+    _check_back(gradient, weight)
+    batch, out, height, width = gradient.shape
+    into = weight.shape[1]
+    found = torch.empty(batch, height, width, into, dtype=gradient.dtype, device=gradient.device)
+    columns = triton.next_power_of_2(width)
+    pixels = max(_PIXELS, columns)
+    with torch.cuda.device_of(gradient):
+        _back[(triton.cdiv(batch * height, pixels // columns),)](
+            _last(gradient), _last(weight), found, batch * height,
+            INTO=into, HEIGHT=height, WIDTH=width, OUT=out,
+            PIXELS=pixels, COLUMNS=columns, DEPTH=min(_WIDEST_PRODUCT, out & -out),
+            num_warps=4, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
+    return found.permute(0, 3, 1, 2)
+
+
+def _last(tensor: Tensor) -> Tensor:
+    """View (N, C, H, W) as (N, H, W, C) without gaps; another memory format is converted."""
+    return tensor.detach().permute(0, 2, 3, 1).contiguous()
+
+
+def _check_forward(images: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+    _check_weight(weight)
+    fits = images.dtype == torch.float32 and images.dim() == 4 and images.shape[1] == weight.shape[1]
+    must = f"images must be float32 (B, {weight.shape[1]}, H, W)"
+    _require(fits, f"{must}, got {images.dtype} {tuple(images.shape)}")
+    fits = bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
+    _require(fits, f"bias must be float32 ({len(weight)},), got {bias.dtype} {tuple(bias.shape)}")
+    _require(dtype in _RESULTS, f"the result must be bfloat16, float16 or float32, got {dtype}")
+    _check_places(images, weight, bias)
+
+
+def _check_back(gradient: Tensor, weight: Tensor) -> None:
+    _check_weight(weight)
+    fits = gradient.dtype in _RESULTS and gradient.dim() == 4 and gradient.shape[1] == len(weight)
+    must = f"gradient must be bfloat16, float16 or float32 (B, {len(weight)}, H, W)"
+    _require(fits, f"{must}, got {gradient.dtype} {tuple(gradient.shape)}")
+    _check_places(gradient, weight)
+
+
+def _check_weight(weight: Tensor) -> None:
+    fits = weight.dtype == torch.float32 and weight.dim() == 4 and weight.shape[2:] == (3, 3)
+    fits = fits and 1 <= weight.shape[1] <= MOST_PIXEL_CHANNELS
+    fits = fits and 16 <= len(weight) <= MOST_CHANNELS and len(weight) % 16 == 0
+    must = (
+        f"weights must be float32 (O, C, 3, 3) with C up to {MOST_PIXEL_CHANNELS} and O a multiple of 16 "
+        f"up to {MOST_CHANNELS}"
+    )
+    _require(fits, f"{must}, got {weight.dtype} {tuple(weight.shape)}")
+
+
+def _check_places(maps: Tensor, *others: Tensor) -> None:
+    """Refuse maps (B, C, H, W) whose values cannot be numbered in 32 bits, and tensors of several devices."""
+    batch, _, height, width = maps.shape
+    fits = 0 < batch * height * (width + _PIXELS) * MOST_CHANNELS < 1 << 31 and 0 < width <= MOST_WIDTH
+    must = f"images must be up to {MOST_WIDTH} pixels wide and have fewer than {(1 << 31) // MOST_CHANNELS} pixels"
+    _require(fits, f"{must}, got {tuple(maps.shape)}")
+    devices = {tensor.device for tensor in (maps, *others)}
+    _require(len(devices) == 1, f"all tensors must be on one device, got {sorted(map(str, devices))}")
+
+
+def _require(fulfilled: bool, message: str) -> None:
+    require(fulfilled, "fused first convolution", message)
+
+
+@triton.jit
+def _forward(
+    images,  # (pixels, INTO)
+    weight,  # (OUT, 3, 3, INTO)
+    bias,  # (OUT,)
+    y,  # (pixels, OUT)
+    pixels,  # of all images
+    INTO: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr, RECTIFIES: tl.constexpr,
+):  # fmt: skip
+    # Of a patch, the values of one row are neighbours in memory: three pixels with all their channels.
+    ROW: tl.constexpr = 3 * INTO
+    place = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    down = place // WIDTH % HEIGHT
+    right = place % WIDTH
+    tap = tl.arange(0, TAPS)
+    dy = tap // ROW - 1
+    dx = tap % ROW // INTO - 1
+    inside = ((down[:, None] + dy[None, :]).to(tl.uint32) < HEIGHT) & (
+        (right[:, None] + dx[None, :]).to(tl.uint32) < WIDTH
+    )
+    inside = inside & (place < pixels)[:, None] & (tap < 3 * ROW)[None, :]
+    offset = dy * (WIDTH * INTO) + tap % ROW - INTO
+    patch = tl.load(images + place[:, None] * INTO + offset[None, :], mask=inside, other=0.0)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    present = channel < OUT
+    filters = tl.load(
+        weight + channel[None, :] * (3 * ROW) + tap[:, None],
+        mask=present[None, :] & (tap < 3 * ROW)[:, None],
+        other=0.0,
+    )
+    out = tl.dot(patch, filters, input_precision="tf32x3")
+    out += tl.load(bias + channel, mask=present, other=0.0)[None, :]
+    if RECTIFIES:
+        out = tl.maximum(out, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    stored = (place < pixels)[:, None] & present[None, :]
+    tl.store(y + place[:, None] * OUT + channel[None, :], out.to(y.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _back(
+    gradient,  # (rows, WIDTH, OUT)
+    weight,  # (OUT, 3, 3, INTO)
+    found,  # (rows, WIDTH, INTO)
+    rows,  # of all images
+    INTO: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
+    PIXELS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    ROWS: tl.constexpr = PIXELS // COLUMNS
+    pixel = tl.arange(0, PIXELS)
+    right = pixel % COLUMNS
+    row = tl.program_id(0) * ROWS + pixel // COLUMNS
+    down = row % HEIGHT
+    present = (right < WIDTH) & (row < rows)
+    place = row * WIDTH + right
+    # Of the product's 16 columns, 4·dx + c is what a pixel adds at channel c of the pixel 1 - dx left of it.
+    total = tl.zeros((PIXELS, 16), tl.float32)
+    for step in tl.range(0, OUT // DEPTH, num_stages=1):
+        first = step * DEPTH
+        # All is loaded before the first product waits for anything.
+        above = _row(gradient, place - WIDTH, present & (down > 0), first, OUT, DEPTH)
+        here = _row(gradient, place, present, first, OUT, DEPTH)
+        below = _row(gradient, place + WIDTH, present & (down < HEIGHT - 1), first, OUT, DEPTH)
+        kind = gradient.dtype.element_ty
+        total = tl.dot(above, _taps(weight, first, 2, INTO, DEPTH, kind), total, input_precision="tf32x3")
+        total = tl.dot(here, _taps(weight, first, 1, INTO, DEPTH, kind), total, input_precision="tf32x3")
+        total = tl.dot(below, _taps(weight, first, 0, INTO, DEPTH, kind), total, input_precision="tf32x3")
+    # Column dx of the weights connects a pixel with the result's pixel at 1 - dx.
+    dx = (tl.arange(0, 16) // 4)[None, :]
+    source = right[:, None] + 1 - dx
+    inside = (dx < 3) & (source >= 0) & (source < COLUMNS)
+    index = tl.where(inside, pixel[:, None] + 1 - dx, pixel[:, None])
+    moved = tl.where(inside, tl.gather(total, index, 0), 0.0)
+    summed = tl.sum(tl.reshape(moved, (PIXELS, 4, 4)), axis=1)
+    channel = tl.arange(0, 4)
+    stored = present[:, None] & (channel < INTO)[None, :]
+    tl.store(found + place[:, None] * INTO + channel[None, :], summed.to(found.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _row(gradient, place, present, first, OUT: tl.constexpr, DEPTH: tl.constexpr):
+    """Return DEPTH channels of the gradient from `first` on, (PIXELS, DEPTH)."""
+    channel = first + tl.arange(0, DEPTH)
+    return tl.load(gradient + place[:, None] * OUT + channel[None, :], mask=present[:, None], other=0.0)
+
+
+@triton.jit
+def _taps(weight, first, dy: tl.constexpr, INTO: tl.constexpr, DEPTH: tl.constexpr, kind: tl.constexpr):
+    """Return row dy of the weights, (DEPTH, 4 · dx + c); zeros where there is no such column or channel."""
+    channel = first + tl.arange(0, DEPTH)
+    dx = tl.arange(0, 16) // 4
+    c = tl.arange(0, 16) % 4
+    offset = (dy * 3 + dx) * INTO + c
+    inside = (dx < 3) & (c < INTO)
+    found = tl.load(
+        weight + channel[:, None] * (9 * INTO) + offset[None, :], mask=inside[None, :], other=0.0
+    )
+    return found.to(kind)
