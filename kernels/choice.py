@@ -9,6 +9,7 @@ from fastpeer.kernels import (
     bias_sum_relu,
     crop_and_flip,
     distill_loss,
+    first_convolution,
     fold,
     gaussian_start,
     moving_attack_gradient,
@@ -29,6 +30,8 @@ class Kernels:
     pgd_update: Callable[..., Any]
     pgd_l2_update: Callable[..., Any]
     bias_sum_relu: Callable[..., Any]
+    first_convolution: Callable[..., Any]
+    first_convolution_gradient: Callable[..., Any]
     gaussian_start: Callable[..., Any]
     uniform_start: Callable[..., Any]
     uniform_l2_start: Callable[..., Any]
@@ -45,6 +48,8 @@ def torch_kernels() -> Kernels:
         pgd_update=pgd_update.pgd_update,
         pgd_l2_update=pgd_l2_update.pgd_l2_update,
         bias_sum_relu=bias_sum_relu.bias_sum_relu,
+        first_convolution=first_convolution.first_convolution,
+        first_convolution_gradient=first_convolution.first_convolution_gradient,
         gaussian_start=gaussian_start.gaussian_start,
         uniform_start=uniform_start.uniform_start,
         uniform_l2_start=uniform_l2_start.uniform_l2_start,
@@ -68,6 +73,8 @@ def triton_kernels() -> Kernels:
         pgd_update=fused.pgd_update.pgd_update,
         pgd_l2_update=fused.pgd_l2_update.pgd_l2_update,
         bias_sum_relu=fused.bias_sum_relu.bias_sum_relu,
+        first_convolution=fused.first_convolution.first_convolution,
+        first_convolution_gradient=fused.first_convolution.first_convolution_gradient,
         gaussian_start=fused.gaussian_start.gaussian_start,
         uniform_start=fused.uniform_start.uniform_start,
         uniform_l2_start=fused.uniform_l2_start.uniform_l2_start,

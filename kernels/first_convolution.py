@@ -1,8 +1,25 @@
 """The 3×3 convolution that reads the pixels, with bias and ReLU, and its gradient at the pixels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+MOST_PIXEL_CHANNELS = 4
+MOST_CHANNELS = 160
+MOST_WIDTH = 256
+"""The largest shapes that the Triton kernels take: channels of the images and of the result, and columns."""
+
+
+def takes(images: Sequence[int], weight: Sequence[int]) -> bool:
+    """Tell whether the Triton kernels take these shapes of images (B, C, H, W) and weights (O, C, 3, 3)."""
+    batch, into, height, width = images
+    out = weight[0]
+    channels = 1 <= into <= MOST_PIXEL_CHANNELS and 16 <= out <= MOST_CHANNELS and out % 16 == 0
+    # The last block's values, too, are numbered in 32 bits.
+    numbered = 0 < batch * height * width * out < (1 << 31) - MOST_WIDTH * MOST_CHANNELS
+    return channels and list(weight[1:]) == [into, 3, 3] and width <= MOST_WIDTH and numbered
 
 
 def first_convolution(

@@ -223,6 +223,8 @@ class EngineConfig:
     """Triton kernels in place of PyTorch's for loss, attack update, folding and noise."""
     streams: Switch = "auto"
     """Run the peer beside the student on a CUDA stream of its own; each is compiled by itself then."""
+    stem: Switch = "auto"
+    """Run the first convolution of an attack's chain by kernels of its own; the attack is not compiled then."""
     double_backward: Switch = "auto"
     """Take the second derivative of KDIGA's loss through operators that compute no more than it needs."""
 

@@ -48,6 +48,7 @@ class Options:
     graph: bool = False
     kernels: bool = False
     streams: bool = False
+    stem: bool = False
     double_backward: bool = False
     choices: tuple[tuple[str, Choice], ...] = ()
     """Name and decision of each part, in the order of `EngineConfig`."""
@@ -69,6 +70,7 @@ class Options:
             compiler=compiler,
             kernels=self.formulas(),
             context=lambda: number_format.autocasting(device),
+            stem=self.stem,
         )
 
     def recorded(
@@ -150,8 +152,9 @@ def _choose(name: str, switch: Switch, obstacle: str, device: torch.device, work
         return Choice(True, f"engine.{name} = on")
     gain = nearest_gain(name, describe_device(device), workload)
     if gain is None:
-        # On two streams, student and peer cannot be compiled as one region: likely to be slower.
-        return Choice(name != "streams", GUESS)
+        # On two streams, student and peer cannot be compiled as one region, and with kernels of their own for
+        # the stem, attacks are not compiled: likely to be slower.
+        return Choice(name not in ("streams", "stem"), GUESS)
     return Choice(gain.ratio >= 1, gain.reason, gain)
 
 
@@ -161,6 +164,9 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return "needs engine.fold"
     if name in ("graph", "streams") and device.type != "cuda":
         return "needs CUDA"
+    if name == "stem":
+        missing = [part for part in ("chain", "kernels") if not choices[part].used]
+        return f"needs engine.{missing[0]}" if missing else ""
     if name == "compile":
         return _compile_obstacle(device)
     return _kernels_obstacle(device, precision) if name == "kernels" else ""

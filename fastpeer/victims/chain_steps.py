@@ -86,7 +86,10 @@ class Convolve(Step):
             _accumulate(gradients, self.residual, gradient)
         # Pixels need more bits than bf16 has; their gradient does not, since the attack uses its sign. The
         # first layer's backward therefore stays in the dtype of the layers behind it.
-        x = values[self.source].to(gradient.dtype)
+        x = values[self.source]
+        if x.dtype != gradient.dtype:
+            # The shape and dtype of x are all that its gradient depends on: nothing has to be converted.
+            x = torch.empty_like(x, dtype=gradient.dtype)
         gradients[self.source] = self.convolutions.input_gradient(
             self.conv, x, gradient, gradients.get(self.source)
         )

@@ -11,6 +11,7 @@ from fastpeer.kernels.choice import Kernels, torch_kernels
 from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.convolution import Convolutions, CudnnConvolutions, PlainConvolutions
+from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.interface import Compile, Context, Victim
 from fastpeer.victims.moving_target import MovingTargetVictim, to_input_dtype
@@ -30,6 +31,7 @@ class VictimFactory:
         compiler: compiles logits and input gradients; None: nothing is compiled.
         kernels: gradients at the logits, folding, and what follows a convolution.
         context: makes the context in which autograd runs a network, such as autocast.
+        stem: see `EngineConfig`; chains are not compiled then.
     """
 
     dtype: torch.dtype
@@ -38,6 +40,7 @@ class VictimFactory:
     compiler: Compile | None
     kernels: Kernels
     context: Context
+    stem: bool = False
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -54,8 +57,9 @@ class VictimFactory:
         """
         if network not in self._victims:
             victim = self._eager(network, name)
+            compiler = self._compiler(victim)
             self._victims[network] = (
-                victim if self.compiler is None else CompiledVictim(victim, name, self.compiler)
+                victim if compiler is None else CompiledVictim(victim, name, compiler)
             )
         return self._victims[network]
 
@@ -90,8 +94,15 @@ class VictimFactory:
             unfolded: neither fold the student nor compile the attack.
         """
         attacked = self.unfolded(student) if unfolded else _uncompiled(self.victim(student, name))
-        victim = MovingTargetVictim(attacked, _uncompiled(self.victim(teacher, "teacher")), self.kernels)
-        return victim if unfolded or self.compiler is None else CompiledVictim(victim, name, self.compiler)
+        fixed = _uncompiled(self.victim(teacher, "teacher"))
+        victim = MovingTargetVictim(attacked, fixed, self.kernels)
+        compiler = None if unfolded else self._compiler(attacked, fixed)
+        return victim if compiler is None else CompiledVictim(victim, name, compiler)
+
+    def _compiler(self, *victims: EagerVictim) -> Compile | None:
+        """Return what compiles an attack on all of these at once; chains are left to their own kernels."""
+        chains = all(isinstance(victim, ChainVictim) for victim in victims)
+        return None if self.stem and chains else self.compiler
 
     def _eager(self, network: nn.Module, name: str) -> EagerVictim:
         folded = self._folded(network, name)
@@ -116,7 +127,7 @@ class VictimFactory:
             return None
         device = next(folded.module.buffers()).device
         try:
-            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.kernels))
+            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.kernels, self.stem))
         except NotAChain as reason:
             log.info("engine.chain: the %s is run through autograd: %s", name, reason)
             self._reasons[network] = f": {reason}"
@@ -129,10 +140,16 @@ class VictimFactory:
         return 1024.0 if self.dtype == torch.float16 else 1.0
 
 
-def choose_convolutions(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Convolutions:
-    """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype."""
+def choose_convolutions(
+    device: torch.device, dtype: torch.dtype, kernels: Kernels, stem: bool = False
+) -> Convolutions:
+    """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype.
+
+    With `stem`, kernels of their own run the first layer on CUDA.
+    """
     if device.type == "cuda" and dtype != torch.float64:
-        return CudnnConvolutions(kernels.bias_sum_relu)
+        found = CudnnConvolutions(kernels.bias_sum_relu)
+        return FirstLayerConvolutions(found, kernels) if stem else found
     if device.type == "cpu" and onednn_supports(dtype):
         return OnednnConvolutions()
     return PlainConvolutions()

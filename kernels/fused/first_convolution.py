@@ -8,17 +8,16 @@ pixel adds to the three pixels left of, at and right of it; shifting by one pixe
 remains. Thus the map is read three times, mostly from the cache, rather than nine times.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastpeer.kernels.first_convolution import MOST_CHANNELS, MOST_PIXEL_CHANNELS, MOST_WIDTH, takes
 from fastpeer.kernels.refusal import require
 
-MOST_PIXEL_CHANNELS = 4
-MOST_CHANNELS = 160
-MOST_WIDTH = 256
-"""The largest shapes that the kernels take: channels of the images and of the result, and columns."""
 _PIXELS = 128
 """Pixels of a program."""
 _WIDEST_PRODUCT = 64
@@ -43,12 +42,14 @@ def first_convolution(
     out = len(weight)
     y = torch.empty(batch, height, width, out, dtype=dtype, device=images.device)
     pixels = batch * height * width
-    channels = min(_WIDEST_PRODUCT, triton.next_power_of_2(out))
+    taps = max(16, triton.next_power_of_2(9 * into))
+    # Twice as many would not fit into registers where a patch of four channels takes 64 taps.
+    channels = min(_WIDEST_PRODUCT if taps < 64 else 32, triton.next_power_of_2(out))
     with torch.cuda.device_of(images):
         _forward[(triton.cdiv(pixels, _PIXELS), triton.cdiv(out, channels))](
             _last(images), _last(weight), bias.detach().contiguous(), y, pixels,
             INTO=into, HEIGHT=height, WIDTH=width, OUT=out,
-            PIXELS=_PIXELS, CHANNELS=channels, TAPS=max(16, triton.next_power_of_2(9 * into)), RECTIFIES=relu,
+            PIXELS=_PIXELS, CHANNELS=channels, TAPS=taps, RECTIFIES=relu,
             num_warps=4, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return y.permute(0, 3, 1, 2)
@@ -85,42 +86,36 @@ def _last(tensor: Tensor) -> Tensor:
 
 
 def _check_forward(images: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-    _check_weight(weight)
-    fits = images.dtype == torch.float32 and images.dim() == 4 and images.shape[1] == weight.shape[1]
-    must = f"images must be float32 (B, {weight.shape[1]}, H, W)"
-    _require(fits, f"{must}, got {images.dtype} {tuple(images.shape)}")
-    fits = bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
-    _require(fits, f"bias must be float32 ({len(weight)},), got {bias.dtype} {tuple(bias.shape)}")
+    given = [images, weight, bias]
+    fits = all(tensor.dtype == torch.float32 for tensor in given) and bias.shape == weight.shape[:1]
+    described = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in given)
+    must = "images, weight and bias must be float32 (B, C, H, W), (O, C, 3, 3) and (O,)"
+    _require(fits and images.dim() == weight.dim() == 4, f"{must}, got {described}")
     _require(dtype in _RESULTS, f"the result must be bfloat16, float16 or float32, got {dtype}")
-    _check_places(images, weight, bias)
+    _check_shapes(images.shape, weight.shape)
+    _check_devices(*given)
 
 
 def _check_back(gradient: Tensor, weight: Tensor) -> None:
-    _check_weight(weight)
-    fits = gradient.dtype in _RESULTS and gradient.dim() == 4 and gradient.shape[1] == len(weight)
-    must = f"gradient must be bfloat16, float16 or float32 (B, {len(weight)}, H, W)"
-    _require(fits, f"{must}, got {gradient.dtype} {tuple(gradient.shape)}")
-    _check_places(gradient, weight)
+    fits = gradient.dtype in _RESULTS and weight.dtype == torch.float32
+    fits = fits and gradient.dim() == weight.dim() == 4 and gradient.shape[1] == len(weight)
+    described = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (gradient, weight))
+    must = "gradient and weight must be bfloat16, float16 or float32 (B, O, H, W) and float32 (O, C, 3, 3)"
+    _require(fits, f"{must}, got {described}")
+    _check_shapes([len(gradient), weight.shape[1], *gradient.shape[2:]], weight.shape)
+    _check_devices(gradient, weight)
 
 
-def _check_weight(weight: Tensor) -> None:
-    fits = weight.dtype == torch.float32 and weight.dim() == 4 and weight.shape[2:] == (3, 3)
-    fits = fits and 1 <= weight.shape[1] <= MOST_PIXEL_CHANNELS
-    fits = fits and 16 <= len(weight) <= MOST_CHANNELS and len(weight) % 16 == 0
+def _check_shapes(images: Sequence[int], weight: Sequence[int]) -> None:
     must = (
-        f"weights must be float32 (O, C, 3, 3) with C up to {MOST_PIXEL_CHANNELS} and O a multiple of 16 "
-        f"up to {MOST_CHANNELS}"
+        f"images (B, C, H, W) must have up to {MOST_PIXEL_CHANNELS} channels and {MOST_WIDTH} columns, and "
+        f"weights (O, C, 3, 3) a multiple of 16 up to {MOST_CHANNELS} filters"
     )
-    _require(fits, f"{must}, got {weight.dtype} {tuple(weight.shape)}")
+    _require(takes(images, weight), f"{must}, got {tuple(images)} and {tuple(weight)}")
 
 
-def _check_places(maps: Tensor, *others: Tensor) -> None:
-    """Refuse maps (B, C, H, W) whose values cannot be numbered in 32 bits, and tensors of several devices."""
-    batch, _, height, width = maps.shape
-    fits = 0 < batch * height * (width + _PIXELS) * MOST_CHANNELS < 1 << 31 and 0 < width <= MOST_WIDTH
-    must = f"images must be up to {MOST_WIDTH} pixels wide and have fewer than {(1 << 31) // MOST_CHANNELS} pixels"
-    _require(fits, f"{must}, got {tuple(maps.shape)}")
-    devices = {tensor.device for tensor in (maps, *others)}
+def _check_devices(*given: Tensor) -> None:
+    devices = {tensor.device for tensor in given}
     _require(len(devices) == 1, f"all tensors must be on one device, got {sorted(map(str, devices))}")
 
 

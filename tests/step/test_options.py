@@ -44,12 +44,12 @@ def _nothing_measured(monkeypatch):
 @pytest.mark.usefixtures("_triton_and_compiler", "_nothing_measured")
 def test_auto_takes_all_but_streams_where_nothing_was_measured_and_calls_it_a_guess():
     made, refused = options(CUDA)
-    assert used(made) == set(PARTS) - {"streams"}
+    assert used(made) == set(PARTS) - {"streams", "stem"}
     assert not refused
     assert made.describe() == [
         "engine: fold, chain, merge, compile, graph, kernels (fold, chain, merge, compile, graph, kernels"
         " a guess)",
-        "engine, not used: streams (a guess)",
+        "engine, not used: streams (a guess); stem (a guess)",
     ]
 
 
@@ -66,12 +66,12 @@ def test_auto_goes_by_what_was_measured(monkeypatch):
     gains = gain("fold", 1.2), gain("chain", 0.98), gain("streams", 1.03), gain("merge", 1.0)
     monkeypatch.setattr("fastpeer.step.measured.shipped_gains", lambda: gains)
     made, refused = options(CUDA)
-    assert used(made) == set(PARTS) - {"chain"}
+    assert used(made) == set(PARTS) - {"chain", "stem"}
     assert not refused
     assert made.describe() == [
         "engine: fold, merge, compile, graph, kernels, streams (measured on NVIDIA H200 with resnet18, 32×32,"
         " batch 128, bf16; compile, graph, kernels a guess)",
-        "engine, not used: chain (measured 0.98× on NVIDIA H200)",
+        "engine, not used: chain (measured 0.98× on NVIDIA H200); stem (needs engine.chain)",
     ]
     # What was measured on a GPU says nothing of a CPU.
     assert used(options(CPU)[0]) == {"fold", "chain", "merge", "compile"}
@@ -120,6 +120,8 @@ def test_on_is_on_where_it_can_be_had(part):
         ({"streams": "on"}, "engine.streams: not used, needs CUDA"),
         ({"kernels": "on"}, "engine.kernels: not used, needs CUDA"),
         ({"fold": "off", "chain": "on"}, "engine.chain: not used, needs engine.fold"),
+        ({"chain": "off", "stem": "on"}, "engine.stem: not used, needs engine.chain"),
+        ({"stem": "on"}, "engine.stem: not used, needs engine.kernels"),
     ],
 )
 def test_on_where_it_cannot_be_had_is_told_in_one_line(switches, reason):
