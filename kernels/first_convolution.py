@@ -22,9 +22,7 @@ def takes(images: Sequence[int], weight: Sequence[int]) -> bool:
     return channels and list(weight[1:]) == [into, 3, 3] and width <= MOST_WIDTH and numbered
 
 
-def first_convolution(
-    images: Tensor, weight: Tensor, bias: Tensor, relu: bool, dtype: torch.dtype
-) -> Tensor:
+def first_convolution(images: Tensor, weight: Tensor, bias: Tensor, relu: bool, dtype: torch.dtype) -> Tensor:
     """Return [relu](conv(images) + bias), (B, O, H, W), computed in the images' dtype and rounded once.
 
     Args:
@@ -39,7 +37,7 @@ def first_convolution(
 
 
 def first_convolution_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient at the pixels, (B, C, H, W), summed up exactly and rounded once to `gradient`'s dtype.
+    """Return the gradient at the pixels, (B, C, H, W), rounded once to the dtype of `gradient`.
 
     Args:
         gradient: at the convolution's result, (B, O, H, W), any floating dtype.

@@ -224,7 +224,7 @@ class EngineConfig:
     streams: Switch = "auto"
     """Run the peer beside the student on a CUDA stream of its own; each is compiled by itself then."""
     stem: Switch = "auto"
-    """Run the first convolution of an attack's chain by kernels of its own; the attack is not compiled then."""
+    """Run the first convolution of a chain by kernels of its own; the attack is not compiled then."""
     double_backward: Switch = "auto"
     """Take the second derivative of KDIGA's loss through operators that compute no more than it needs."""
 

@@ -58,9 +58,7 @@ class VictimFactory:
         if network not in self._victims:
             victim = self._eager(network, name)
             compiler = self._compiler(victim)
-            self._victims[network] = (
-                victim if compiler is None else CompiledVictim(victim, name, compiler)
-            )
+            self._victims[network] = victim if compiler is None else CompiledVictim(victim, name, compiler)
         return self._victims[network]
 
     def describe(self, network: nn.Module) -> str:

@@ -1,11 +1,11 @@
 """The 3×3 convolution that reads the pixels, forward with bias and ReLU in one pass, and back to the pixels.
 
-Forward, a pixel's patch (9·C ≤ 36 values, which neighbours read from the cache) times the weights is one matrix
-product. Each factor is split into two TF32 numbers, and three products of these come to float32's accuracy.
+Forward, a pixel's patch times the weights is one matrix product. Patches are up to 36 values, which neighbours
+find in the cache. Each factor is split into two TF32 numbers: three products of these are as exact as float32's.
 
-Back, three matrix products over rows of the gradient map (the row itself and its neighbours) give what each
-pixel adds to the three pixels left of, at and right of it; shifting by one pixel and adding these is all that
-remains. Thus the map is read three times, mostly from the cache, rather than nine times.
+Back, matrix products over three rows of the gradient map (a row and its neighbours) give what each pixel adds
+to the pixels left of, at and right of it; moving that by one pixel and adding it up is all that remains. Thus
+the map is read three times, partly from the cache, rather than nine times.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,7 @@ _WIDEST_PRODUCT = 64
 _RESULTS = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def first_convolution(
-    images: Tensor, weight: Tensor, bias: Tensor, relu: bool, dtype: torch.dtype
-) -> Tensor:
+def first_convolution(images: Tensor, weight: Tensor, bias: Tensor, relu: bool, dtype: torch.dtype) -> Tensor:
     """Return [relu](conv(images) + bias), (B, O, H, W) in channels-last memory.
 
     Arguments and result are those of `fastpeer.kernels.first_convolution.first_convolution`, in float32; the
@@ -55,11 +53,12 @@ def first_convolution(
     return y.permute(0, 3, 1, 2)
 
 
-def first_convolution_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+def first_convolution_gradient(gradient: Tensor, weight: Tensor, stages: int = 1) -> Tensor:
     """Return the gradient at the pixels, (B, C, H, W) in channels-last memory.
 
     Arguments and result are those of `fastpeer.kernels.first_convolution.first_convolution_gradient`, with
-    weights in float32. A gradient or weights that are not channels-last are converted first.
+    weights in float32. A gradient or weights that are not channels-last are converted first. `stages` above 1
+    copy rows ahead of their product, past the first-level cache, which else holds rows for the next product.
 
     Raises:
         KernelRefusal: a shape, dtype or device does not fit.
@@ -74,8 +73,8 @@ def first_convolution_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
         _back[(triton.cdiv(batch * height, pixels // columns),)](
             _last(gradient), _last(weight), found, batch * height,
             INTO=into, HEIGHT=height, WIDTH=width, OUT=out,
-            PIXELS=pixels, COLUMNS=columns, DEPTH=min(_WIDEST_PRODUCT, out & -out),
-            num_warps=4, num_stages=1, enable_fp_fusion=True,
+            PIXELS=pixels, COLUMNS=columns, DEPTH=min(_WIDEST_PRODUCT, out & -out), STAGES=stages,
+            num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return found.permute(0, 3, 1, 2)
 
@@ -169,7 +168,7 @@ def _back(
     found,  # (rows, WIDTH, INTO)
     rows,  # of all images
     INTO: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
-    PIXELS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    PIXELS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = PIXELS // COLUMNS
     pixel = tl.arange(0, PIXELS)
@@ -180,16 +179,16 @@ def _back(
     place = row * WIDTH + right
     # Of the product's 16 columns, 4·dx + c is what a pixel adds at channel c of the pixel 1 - dx left of it.
     total = tl.zeros((PIXELS, 16), tl.float32)
-    for step in tl.range(0, OUT // DEPTH, num_stages=1):
-        first = step * DEPTH
-        # All is loaded before the first product waits for anything.
-        above = _row(gradient, place - WIDTH, present & (down > 0), first, OUT, DEPTH)
-        here = _row(gradient, place, present, first, OUT, DEPTH)
-        below = _row(gradient, place + WIDTH, present & (down < HEIGHT - 1), first, OUT, DEPTH)
-        kind = gradient.dtype.element_ty
-        total = tl.dot(above, _taps(weight, first, 2, INTO, DEPTH, kind), total, input_precision="tf32x3")
-        total = tl.dot(here, _taps(weight, first, 1, INTO, DEPTH, kind), total, input_precision="tf32x3")
-        total = tl.dot(below, _taps(weight, first, 0, INTO, DEPTH, kind), total, input_precision="tf32x3")
+    for step in tl.range(0, 3 * (OUT // DEPTH), num_stages=STAGES):
+        # From the row above to the one below; the weights' rows are the other way round.
+        dy = step % 3
+        first = step // 3 * DEPTH
+        inside = present & ((down + dy - 1).to(tl.uint32) < HEIGHT)
+        channel = first + tl.arange(0, DEPTH)
+        offset = (place + (dy - 1) * WIDTH)[:, None] * OUT + channel[None, :]
+        row_of_map = tl.load(gradient + offset, mask=inside[:, None], other=0.0)
+        taps = _taps(weight, channel, 2 - dy, INTO).to(gradient.dtype.element_ty)
+        total = tl.dot(row_of_map, taps, total, input_precision="tf32x3")
     # Column dx of the weights connects a pixel with the result's pixel at 1 - dx.
     dx = (tl.arange(0, 16) // 4)[None, :]
     source = right[:, None] + 1 - dx
@@ -203,21 +202,10 @@ def _back(
 
 
 @triton.jit
-def _row(gradient, place, present, first, OUT: tl.constexpr, DEPTH: tl.constexpr):
-    """Return DEPTH channels of the gradient from `first` on, (PIXELS, DEPTH)."""
-    channel = first + tl.arange(0, DEPTH)
-    return tl.load(gradient + place[:, None] * OUT + channel[None, :], mask=present[:, None], other=0.0)
-
-
-@triton.jit
-def _taps(weight, first, dy: tl.constexpr, INTO: tl.constexpr, DEPTH: tl.constexpr, kind: tl.constexpr):
-    """Return row dy of the weights, (DEPTH, 4 · dx + c); zeros where there is no such column or channel."""
-    channel = first + tl.arange(0, DEPTH)
+def _taps(weight, channel, dy, INTO: tl.constexpr):
+    """Return row dy of some channels' weights, (DEPTH, 4 · dx + c); zeros where there is no such tap."""
     dx = tl.arange(0, 16) // 4
     c = tl.arange(0, 16) % 4
     offset = (dy * 3 + dx) * INTO + c
     inside = (dx < 3) & (c < INTO)
-    found = tl.load(
-        weight + channel[:, None] * (9 * INTO) + offset[None, :], mask=inside[None, :], other=0.0
-    )
-    return found.to(kind)
+    return tl.load(weight + channel[:, None] * (9 * INTO) + offset[None, :], mask=inside[None, :], other=0.0)

@@ -11,11 +11,11 @@ def forward(channels, side=32, into=3, dtype=torch.bfloat16):
     return lambda: first_convolution(images, weight, torch.empty(channels), True, dtype)
 
 
-def back(channels, side=32, into=3, dtype=torch.bfloat16):
+def back(channels, side=32, into=3, dtype=torch.bfloat16, stages=1):
     gradient = torch.empty(128, channels, side, side, dtype=dtype)
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     weight = torch.empty(channels, into, 3, 3).contiguous(memory_format=torch.channels_last)
-    return lambda: first_convolution_gradient(gradient, weight)
+    return lambda: first_convolution_gradient(gradient, weight, stages)
 
 
 CASES = {
@@ -27,5 +27,6 @@ CASES = {
     "back-16": back(16),
     "back-160": back(160, 64, 4, torch.float16),
     "back-32-float32": back(32, 28, 1, torch.float32),
+    "back-64-copied": back(64, stages=3),
     "back-64-wide": back(64, 224),
 }
