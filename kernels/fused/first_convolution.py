@@ -1,7 +1,8 @@
 """The 3×3 convolution that reads the pixels, forward with bias and ReLU in one pass, and back to the pixels.
 
-Forward, a pixel's patch times the weights is one matrix product. Patches are up to 36 values, which neighbours
-find in the cache. Each factor is split into two TF32 numbers: three products of these are as exact as float32's.
+Forward, a pixel's patch times the weights is one matrix product. Patches are up to 36 values, which their
+neighbours find in the cache. Each factor is split into two TF32 numbers, and the three products of these that
+matter come to float32's accuracy.
 
 Back, matrix products over three rows of the gradient map (a row and its neighbours) give what each pixel adds
 to the pixels left of, at and right of it; moving that by one pixel and adding it up is all that remains. Thus
