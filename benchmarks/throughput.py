@@ -35,6 +35,8 @@ from fastpeer.config import EngineConfig, Precision
 FIRST = "released step, fp32"
 LONGEST = 60
 """Kernels that are named."""
+FEW = 5
+"""Kernels of the other steps that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,8 @@ class Arguments(Timed):
     reference: Path | None = None
     """Checkout of the released code, whose own step is then measured too."""
     profile: bool = False
-    """Name the kernels of fastpeer's step that take longest, as timeline.py does."""
+    """Name the kernels of fastpeer's step that take longest, as timeline.py does, and say how long those of
+    the others take: a step that takes much longer than its kernels waits for the host."""
 
 
 def main(arguments: Arguments) -> None:
@@ -91,14 +94,15 @@ def measure(case: Case, arguments: Arguments, limits: Limits, device: torch.devi
 def profile(
     names: Sequence[str], ready: Mapping[str, Ready], case: Case, device: torch.device, report: Report
 ) -> None:
-    """Profile fastpeer's steps, and show their kernels."""
-    for name in names:
-        if name in ready:
-            steps = 5 if device.type == "cuda" else 1
-            rate = next(entry for entry in report.select("images/s", **case.labels) if entry.name == name)
-            report.add(counted(name, 1e3 * case.batch / rate.value, "ms/step", **case.labels))
-            add_kernels(name, ready[name], steps, LONGEST, case, device, report)
-            show(timeline_of(name, case, report))
+    """Profile all steps; show the kernels of those that are named, and the others' sums."""
+    for name, step in ready.items():
+        steps = 5 if device.type == "cuda" else 1
+        rate = next(entry for entry in report.select("images/s", **case.labels) if entry.name == name)
+        report.add(counted(name, 1e3 * case.batch / rate.value, "ms/step", **case.labels))
+        add_kernels(name, step, steps, LONGEST if name in names else FEW, case, device, report)
+        found = timeline_of(name, case, report)
+        show(found if name in names else str(found.title))
+        report.save()
 
 
 def variants(arguments: Arguments) -> dict[str, Build]:

@@ -7,6 +7,7 @@ from typing import Any
 from fastpeer.kernels import (
     attack_gradient,
     bias_sum_relu,
+    conv3x3,
     crop_and_flip,
     distill_loss,
     first_convolution,
@@ -30,6 +31,8 @@ class Kernels:
     pgd_update: Callable[..., Any]
     pgd_l2_update: Callable[..., Any]
     bias_sum_relu: Callable[..., Any]
+    convolution: Callable[..., Any]
+    convolution_input_gradient: Callable[..., Any]
     first_convolution: Callable[..., Any]
     first_convolution_gradient: Callable[..., Any]
     gaussian_start: Callable[..., Any]
@@ -48,6 +51,8 @@ def torch_kernels() -> Kernels:
         pgd_update=pgd_update.pgd_update,
         pgd_l2_update=pgd_l2_update.pgd_l2_update,
         bias_sum_relu=bias_sum_relu.bias_sum_relu,
+        convolution=conv3x3.convolution,
+        convolution_input_gradient=conv3x3.convolution_input_gradient,
         first_convolution=first_convolution.first_convolution,
         first_convolution_gradient=first_convolution.first_convolution_gradient,
         gaussian_start=gaussian_start.gaussian_start,
@@ -73,6 +78,8 @@ def triton_kernels() -> Kernels:
         pgd_update=fused.pgd_update.pgd_update,
         pgd_l2_update=fused.pgd_l2_update.pgd_l2_update,
         bias_sum_relu=fused.bias_sum_relu.bias_sum_relu,
+        convolution=fused.conv3x3.convolution,
+        convolution_input_gradient=fused.conv3x3.convolution_input_gradient,
         first_convolution=fused.first_convolution.first_convolution,
         first_convolution_gradient=fused.first_convolution.first_convolution_gradient,
         gaussian_start=fused.gaussian_start.gaussian_start,

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Arguments(Common):
     """Images in a step; 0: the recipe's."""
     precision: Precision = "bf16"
     """Of `fastpeer train`."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Parts of its step."""
     attacks: str = "clean,fgsm,pgd20"
     """Of `fastpeer eval`, on the student of the last epoch."""
     examples: int = 0
@@ -123,7 +125,7 @@ def measured_rate(arguments: Arguments, device: torch.device) -> float:
     """Return the images/s of a few steps on random images; what is compiled here, the training finds done."""
     config = arguments.settings
     case = Case(config.model.student, "cifar10", config.train.batch_size)
-    build = literal if arguments.literal else fast_step(config.precision, EngineConfig())
+    build = literal if arguments.literal else fast_step(config.precision, arguments.engine)
     built = build(case, device)
     steps = 30 if device.type == "cuda" else 1
     built.run(3 if device.type == "cuda" else 1)
@@ -152,6 +154,9 @@ def train_by_command(arguments: Arguments, epochs: int, device: torch.device) ->
         "--train.batch-size": arguments.settings.train.batch_size,
         "--selection.every": max(1, epochs // 8), "--selection.examples": arguments.examples or SELECTED_ON,
     }  # fmt: skip
+    flags |= {
+        f"--engine.{part}": switch for part, switch in asdict(arguments.engine).items() if switch != "auto"
+    }
     if arguments.model:
         flags |= {"--model.student": arguments.model, "--model.peer": arguments.model}
     words = [str(word) for flag in flags.items() for word in flag]

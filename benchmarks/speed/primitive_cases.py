@@ -179,20 +179,18 @@ def _cudnn_forms() -> dict[str, Callable[..., object]]:
 def _own_forms(sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Sequence[Call]]:
     """Our kernels: cuDNN with the epilogue behind it, and all in one, with several tiles."""
     from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
-    from fastpeer.kernels.fused.conv3x3 import TILES, Taps, convolution, convolution_input_gradient
+    from fastpeer.kernels.fused.conv3x3 import TILES, convolution, convolution_input_gradient
 
     def behind(x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> object:
         return bias_sum_relu(F.conv2d(x, w, padding=1), b.float(), r, relu=True)
 
-    # Of each set's own weights: one that serves all sets would stay in the cache.
-    tapped = [(x, Taps(w), r, b) for x, w, r, b in sets]
     found: dict[str, Sequence[Call]] = {"forward: cuDNN, then Triton": _bound(behind, sets)}
     for tile in TILES:
         found[f"forward: Triton, {tile}"] = [
-            partial(convolution, x, w, b, r, True, tile) for x, w, r, b in tapped
+            partial(convolution, x, w, b, r, True, tile) for x, w, r, b in sets
         ]
         found[f"back: Triton, {tile}"] = [
-            partial(convolution_input_gradient, x, w, r, r, tile) for x, w, r, _ in tapped
+            partial(convolution_input_gradient, x, w, r, r, tile) for x, w, r, _ in sets
         ]
     return found
 

@@ -1,6 +1,6 @@
 """Everything worth knowing of a GPU, in stages, the most valuable first; each stage is one command.
 
-python -m benchmarks.suite first --out RESULTS     right, and how fast? at most 4 minutes
+python -m benchmarks.suite first --out RESULTS     right, and how fast? at most 5 minutes
 python -m benchmarks.suite speed --out RESULTS     what brings what, other networks; at most 8 minutes
 python -m benchmarks.suite train --out RESULTS     a short training, attacked; at most 9 minutes
 python -m benchmarks.suite rest --out RESULTS      methods, kernels, evaluation, loader, attack strength

@@ -221,6 +221,9 @@ class EngineConfig:
     """Replay the whole step as one CUDA graph."""
     kernels: Switch = "auto"
     """Triton kernels in place of PyTorch's for loss, attack update, folding and noise."""
+    convolutions: Switch = "auto"
+    """Run the attack's 3×3 convolutions, and whatever surrounds each, in one Triton kernel for Hopper; the
+    attack is then not compiled."""
     streams: Switch = "auto"
     """Run the peer beside the student on a CUDA stream of its own; each is compiled by itself then."""
     stem: Switch = "auto"

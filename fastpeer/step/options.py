@@ -18,6 +18,10 @@ from fastpeer.step.measured import Gain, Workload, describe_device, nearest_gain
 from fastpeer.step.precision import NumberFormat
 from fastpeer.victims.factory import VictimFactory
 
+DOUBTFUL = ("streams", "convolutions", "stem")
+"""Parts that are likely to be slower where nothing was measured: they cost the compiling of whole regions."""
+HOPPER = 9.0
+"""Its compute capability."""
 GUESS = "a guess"
 """The reason given for a part that was not measured on any device of the kind."""
 
@@ -47,6 +51,7 @@ class Options:
     compile: bool = False
     graph: bool = False
     kernels: bool = False
+    convolutions: bool = False
     streams: bool = False
     stem: bool = False
     double_backward: bool = False
@@ -69,6 +74,7 @@ class Options:
             chain=self.chain,
             compiler=compiler,
             kernels=self.formulas(),
+            own_convolutions=self.convolutions,
             context=lambda: number_format.autocasting(device),
             stem=self.stem,
         )
@@ -152,9 +158,7 @@ def _choose(name: str, switch: Switch, obstacle: str, device: torch.device, work
         return Choice(True, f"engine.{name} = on")
     gain = nearest_gain(name, describe_device(device), workload)
     if gain is None:
-        # On two streams, student and peer cannot be compiled as one region, and with kernels of their own for
-        # the stem, attacks are not compiled: likely to be slower.
-        return Choice(name not in ("streams", "stem"), GUESS)
+        return Choice(name not in DOUBTFUL, GUESS)
     return Choice(gain.ratio >= 1, gain.reason, gain)
 
 
@@ -169,6 +173,8 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return f"needs engine.{missing[0]}" if missing else ""
     if name == "compile":
         return _compile_obstacle(device)
+    if name == "convolutions":
+        return _convolutions_obstacle(device, precision, choices)
     return _kernels_obstacle(device, precision) if name == "kernels" else ""
 
 
@@ -182,6 +188,16 @@ def _kernels_obstacle(device: torch.device, precision: str) -> str:
     if precision == "fp64":
         return "Triton's kernels compute in float32"
     return _triton_obstacle() if device.type == "cuda" else "needs CUDA"
+
+
+def _convolutions_obstacle(device: torch.device, precision: str, choices: dict[str, Choice]) -> str:
+    if not (choices["chain"].used and choices["kernels"].used):
+        return "needs engine.chain and engine.kernels"
+    if precision not in ("bf16", "fp16"):
+        return "needs bf16 or fp16"
+    # The copy engine that feeds the kernel came with Hopper.
+    capability = describe_device(device).capability
+    return "" if float(capability or 0) >= HOPPER else "needs a GPU of compute capability 9.0 or more"
 
 
 def _triton_obstacle() -> str:

@@ -98,6 +98,7 @@ class _Builder:
         steps = _leading_to(logits, self.steps)
         if not steps or not isinstance(steps[-1], (ApplyLinear, Mean, Reshape)):
             raise NotAChain("its logits come neither from a linear layer nor from pooling")
+        _move_masks(steps)
         return steps, images, logits
 
     def _add(self, number: int, node: fx.Node) -> None:
@@ -165,6 +166,20 @@ def _leading_to(logits: int, steps: list[Step]) -> list[Step]:
             needed |= step.sources
             leading.append(step)
     return leading[::-1]
+
+
+def _move_masks(steps: list[Step]) -> None:
+    """Let a convolution apply the mask of the ReLU that its source comes from, where one kernel can do both.
+
+    It must be the first step that reads the source: on the way back it is the last to add to the gradient.
+    """
+    writers = {step.result: step for step in steps}
+    read: set[int] = set()
+    for step in steps:
+        writer = writers.get(step.source)
+        if isinstance(step, Convolve) and step.source not in read and writer is not None and writer.relu:
+            step.masks = writer.masked = True
+        read |= step.sources
 
 
 class ChainVictim:

@@ -6,14 +6,14 @@ step's backward removes the gradient of its result, and adds to the gradients of
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastpeer.models.normalized import InputNormalization
-from fastpeer.victims.convolution import Convolutions
+from fastpeer.victims.convolution import Convolutions, through_relu
 from fastpeer.victims.folding import EvalBatchNorm, FoldedConv2d, FoldedLinear
 
 Values = dict[int, Tensor]
@@ -27,10 +27,15 @@ class Step:
     Attributes:
         source: number of the value it reads.
         result: number of the value it writes.
+        relu: whether a ReLU ends it.
+        masked: whether the gradient at its result is already that in front of its ReLU: the first step that
+            reads the result, which is the last to add to the gradient, has applied the ReLU's mask.
     """
 
     source: int
     result: int
+    relu: bool = field(default=False, kw_only=True)
+    masked: bool = field(default=False, kw_only=True)
 
     @property
     def sources(self) -> set[int]:
@@ -45,6 +50,11 @@ class Step:
         """Remove the result's gradient from `gradients`, and add the sources' gradients to it."""
         raise NotImplementedError
 
+    def _gradient(self, values: Values, gradients: Values) -> Tensor:
+        """Remove the result's gradient from `gradients`, and return it as it is in front of the ReLU."""
+        gradient = gradients.pop(self.result)
+        return through_relu(gradient, values[self.result]) if self.relu and not self.masked else gradient
+
 
 @dataclass
 class Convolve(Step):
@@ -54,13 +64,13 @@ class Convolve(Step):
         conv: the folded layer.
         convolutions: runs it.
         residual: number of the value that is added, if any.
-        relu: whether a ReLU ends the step.
+        masks: whether the step that its source comes from ends in a ReLU, whose mask this one applies.
     """
 
     conv: FoldedConv2d
     convolutions: Convolutions
     residual: int | None = None
-    relu: bool = False
+    masks: bool = False
 
     @property
     def sources(self) -> set[int]:
@@ -81,18 +91,22 @@ class Convolve(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Pass the masked gradient to the residual, and its transposed convolution to the source."""
-        gradient = _through_relu(gradients.pop(self.result), values[self.result], self.relu)
+        gradient = self._gradient(values, gradients)
         if self.residual is not None:
             _accumulate(gradients, self.residual, gradient)
         # Pixels need more bits than bf16 has; their gradient does not, since the attack uses its sign. The
         # first layer's backward therefore stays in the dtype of the layers behind it.
         x = values[self.source]
-        if x.dtype != gradient.dtype:
-            # The shape and dtype of x are all that its gradient depends on: nothing has to be converted.
-            x = torch.empty_like(x, dtype=gradient.dtype)
-        gradients[self.source] = self.convolutions.input_gradient(
-            self.conv, x, gradient, gradients.get(self.source)
-        )
+        if self.masks:
+            run, x = self.convolutions.masked_input_gradient, x.to(gradient.dtype)
+        else:
+            # Its shape and dtype are all that the gradient depends on then: nothing has to be converted.
+            same = x.dtype == gradient.dtype
+            run, x = (
+                self.convolutions.input_gradient,
+                x if same else torch.empty_like(x, dtype=gradient.dtype),
+            )
+        gradients[self.source] = run(self.conv, x, gradient, gradients.get(self.source))
 
 
 @dataclass
@@ -100,7 +114,6 @@ class Normalise(Step):
     """[relu](scale and shift) of a BatchNorm that no convolution precedes, at its running statistics."""
 
     norm: EvalBatchNorm
-    relu: bool = False
 
     def forward(self, values: Values) -> Tensor:
         """Scale and shift; the ReLU overwrites the fresh result, which nothing else reads."""
@@ -109,7 +122,7 @@ class Normalise(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Multiply the masked gradient by the BatchNorm's scale."""
-        gradient = _through_relu(gradients.pop(self.result), values[self.result], self.relu)
+        gradient = self._gradient(values, gradients)
         _accumulate(gradients, self.source, self.norm.input_gradient(gradient))
 
 
@@ -134,7 +147,6 @@ class Add(Step):
     """[relu](source + other)."""
 
     other: int
-    relu: bool = False
 
     @property
     def sources(self) -> set[int]:
@@ -148,7 +160,7 @@ class Add(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Pass the masked gradient to both summands; for x + x that counts twice."""
-        gradient = _through_relu(gradients.pop(self.result), values[self.result], self.relu)
+        gradient = self._gradient(values, gradients)
         _accumulate(gradients, self.source, gradient)
         _accumulate(gradients, self.other, gradient)
 
@@ -162,7 +174,7 @@ class ApplyRelu(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Let the gradient through where the result is positive."""
-        gradient = _through_relu(gradients.pop(self.result), values[self.result], relu=True)
+        gradient = through_relu(gradients.pop(self.result), values[self.result])
         _accumulate(gradients, self.source, gradient)
 
 
@@ -256,15 +268,6 @@ class ApplyLinear(Step):
         """Multiply the result's gradient by the weights."""
         gradient = gradients.pop(self.result).to(self.linear.weight.dtype) @ self.linear.weight
         _accumulate(gradients, self.source, gradient.to(values[self.source].dtype))
-
-
-def _through_relu(gradient: Tensor, result: Tensor, relu: bool) -> Tensor:
-    """Return the gradient in front of a step's ReLU, if it has one: 0 where the result is not positive."""
-    if not relu:
-        return gradient
-    # What autograd calls for a ReLU: one kernel, without a mask in memory.
-    masked: Tensor = torch.ops.aten.threshold_backward(gradient, result, 0)
-    return masked
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:

@@ -34,6 +34,11 @@ class Convolutions(Protocol):
         All in the gradient's dtype, which the weights are converted to.
         """
 
+    def masked_input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
+    ) -> Tensor:
+        """Return the input gradient in front of the ReLU that x comes from: 0 where x is not positive."""
+
 
 class PlainConvolutions:
     """PyTorch's operators, one by one: for any device and dtype, and what torch.compile fuses best."""
@@ -59,6 +64,12 @@ class PlainConvolutions:
             gradient, x, conv.weight.to(x.dtype), None, *shape, [True, False, False]
         )[0]
         return found if accumulated is None else found + accumulated
+
+    def masked_input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
+    ) -> Tensor:
+        """Return the input gradient, and then 0 where x is not positive."""
+        return through_relu(self.input_gradient(conv, x, gradient, accumulated), x)
 
 
 class CudnnConvolutions(PlainConvolutions):
@@ -92,6 +103,69 @@ class CudnnConvolutions(PlainConvolutions):
         out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         finished: Tensor = self._bias_sum_relu(out, conv.bias, residual, relu)
         return finished
+
+
+class OwnConvolutions(CudnnConvolutions):
+    """3×3 convolutions at stride 1 by our own kernel, with all that surrounds them; cuDNN's for all others.
+
+    Args:
+        bias_sum_relu: see `CudnnConvolutions`.
+        forward, input_gradient: the kernel (`fastpeer.kernels.conv3x3`'s functions, or their Triton version).
+    """
+
+    def __init__(
+        self, bias_sum_relu: Callable[..., Any], forward: Callable[..., Tensor],
+        input_gradient: Callable[..., Tensor],
+    ) -> None:  # fmt: skip
+        super().__init__(bias_sum_relu)
+        self._own_forward = forward
+        self._own_input_gradient = input_gradient
+
+    def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        """Return [relu](conv(x) + bias [+ residual]), in the dtype of x."""
+        if _is_own(conv, x):
+            return self._own_forward(x, conv.weight, conv.bias, residual, relu)
+        return super().forward(conv, x, residual, relu)
+
+    def input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
+    ) -> Tensor:
+        """Return the gradient at x, plus what is accumulated."""
+        if _is_own(conv, x):
+            return self._own_input_gradient(_channels_last(gradient), conv.weight, accumulated)
+        return super().input_gradient(conv, x, gradient, accumulated)
+
+    def masked_input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
+    ) -> Tensor:
+        """Return the gradient at x, plus what is accumulated, where x is positive."""
+        if _is_own(conv, x):
+            return self._own_input_gradient(_channels_last(gradient), conv.weight, accumulated, x)
+        return super().masked_input_gradient(conv, x, gradient, accumulated)
+
+
+def _is_own(conv: FoldedConv2d, x: Tensor) -> bool:
+    """Tell whether a convolution is one that the own kernel takes (`fastpeer.kernels.fused.conv3x3`)."""
+    weight = conv.weight
+    ones = all(list(setting) == [1, 1] for setting in (conv.stride, conv.padding, conv.dilation))
+    return (
+        ones and conv.groups == 1 and weight.shape[2:] == (3, 3)
+        and weight.dtype == x.dtype and x.dtype in (torch.bfloat16, torch.float16)
+        and all(channels % 8 == 0 for channels in weight.shape[:2])
+        and all(side & (side - 1) == 0 for side in x.shape[2:])
+        and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (weight, x))
+    )  # fmt: skip
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def through_relu(gradient: Tensor, result: Tensor) -> Tensor:
+    """Return the gradient in front of a ReLU: 0 where the ReLU's result is not positive."""
+    # What autograd calls for a ReLU: one kernel, without a mask in memory.
+    masked: Tensor = torch.ops.aten.threshold_backward(gradient, result, 0)
+    return masked
 
 
 def _with_epilogue(conv: FoldedConv2d, x: Tensor, residual: Tensor) -> Tensor:

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from fastpeer.kernels.choice import Kernels, torch_kernels
 from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
-from fastpeer.victims.convolution import Convolutions, CudnnConvolutions, PlainConvolutions
+from fastpeer.victims.convolution import (
+    Convolutions,
+    CudnnConvolutions,
+    OwnConvolutions,
+    PlainConvolutions,
+)
 from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.interface import Compile, Context, Victim
@@ -29,9 +34,10 @@ class VictimFactory:
         dtype: of convolutions.
         fold, chain: see `EngineConfig`.
         compiler: compiles logits and input gradients; None: nothing is compiled.
-        kernels: gradients at the logits, folding, and what follows a convolution.
+        kernels: gradients at the logits, folding, and convolutions with what surrounds them.
+        own_convolutions: see `EngineConfig.convolutions`.
         context: makes the context in which autograd runs a network, such as autocast.
-        stem: see `EngineConfig`; chains are not compiled then.
+        stem: see `EngineConfig`.
     """
 
     dtype: torch.dtype
@@ -40,6 +46,7 @@ class VictimFactory:
     compiler: Compile | None
     kernels: Kernels
     context: Context
+    own_convolutions: bool = False
     stem: bool = False
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -57,7 +64,7 @@ class VictimFactory:
         """
         if network not in self._victims:
             victim = self._eager(network, name)
-            compiler = self._compiler(victim)
+            compiler = self._compiler_for(victim)
             self._victims[network] = victim if compiler is None else CompiledVictim(victim, name, compiler)
         return self._victims[network]
 
@@ -92,15 +99,14 @@ class VictimFactory:
             unfolded: neither fold the student nor compile the attack.
         """
         attacked = self.unfolded(student) if unfolded else _uncompiled(self.victim(student, name))
-        fixed = _uncompiled(self.victim(teacher, "teacher"))
-        victim = MovingTargetVictim(attacked, fixed, self.kernels)
-        compiler = None if unfolded else self._compiler(attacked, fixed)
-        return victim if compiler is None else CompiledVictim(victim, name, compiler)
+        victim = MovingTargetVictim(attacked, _uncompiled(self.victim(teacher, "teacher")), self.kernels)
+        compiler = self._compiler_for(attacked)
+        return victim if unfolded or compiler is None else CompiledVictim(victim, name, compiler)
 
-    def _compiler(self, *victims: EagerVictim) -> Compile | None:
-        """Return what compiles an attack on all of these at once; chains are left to their own kernels."""
-        chains = all(isinstance(victim, ChainVictim) for victim in victims)
-        return None if self.stem and chains else self.compiler
+    def _compiler_for(self, victim: EagerVictim) -> Compile | None:
+        """Return what compiles a victim: nothing, if it is a chain of our own kernels."""
+        own = self.own_convolutions or self.stem
+        return None if own and isinstance(victim, ChainVictim) else self.compiler
 
     def _eager(self, network: nn.Module, name: str) -> EagerVictim:
         folded = self._folded(network, name)
@@ -125,7 +131,10 @@ class VictimFactory:
             return None
         device = next(folded.module.buffers()).device
         try:
-            chain = Chain(folded.module, choose_convolutions(device, self.dtype, self.kernels, self.stem))
+            convolutions = choose_convolutions(
+                device, self.dtype, self.kernels, self.own_convolutions, self.stem
+            )
+            chain = Chain(folded.module, convolutions)
         except NotAChain as reason:
             log.info("engine.chain: the %s is run through autograd: %s", name, reason)
             self._reasons[network] = f": {reason}"
@@ -139,15 +148,23 @@ class VictimFactory:
 
 
 def choose_convolutions(
-    device: torch.device, dtype: torch.dtype, kernels: Kernels, stem: bool = False
+    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: bool = False, stem: bool = False
 ) -> Convolutions:
     """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype.
 
-    With `stem`, kernels of their own run the first layer on CUDA.
+    Args:
+        device: runs them.
+        dtype: of all but the first layer.
+        kernels: those that may be used.
+        own: 3×3 convolutions by kernels of our own.
+        stem: so also the first layer, on CUDA.
     """
+    if stem and device.type == "cuda" and dtype != torch.float64:
+        return FirstLayerConvolutions(choose_convolutions(device, dtype, kernels, own), kernels)
+    if own:
+        return OwnConvolutions(kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient)
     if device.type == "cuda" and dtype != torch.float64:
-        found = CudnnConvolutions(kernels.bias_sum_relu)
-        return FirstLayerConvolutions(found, kernels) if stem else found
+        return CudnnConvolutions(kernels.bias_sum_relu)
     if device.type == "cpu" and onednn_supports(dtype):
         return OnednnConvolutions()
     return PlainConvolutions()

@@ -44,6 +44,12 @@ class FirstLayerConvolutions:
         found: Tensor = self._gradient(gradient, conv.weight)
         return found if accumulated is None else found + accumulated
 
+    def masked_input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
+    ) -> Tensor:
+        """Return what the others do: no ReLU comes before the first layer."""
+        return self.others.masked_input_gradient(conv, x, gradient, accumulated)
+
 
 def _is_first(conv: FoldedConv2d, x: Tensor) -> bool:
     """Tell whether a layer reads exact pixels, and has a shape that the kernels take."""

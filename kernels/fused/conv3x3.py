@@ -3,12 +3,12 @@
 Of channels-last images, the input of a tile of output pixels (some images × some rows × all columns) at one
 of the nine taps is a box of the input, moved by that tap; what lies outside of the image is read as zeros.
 Bias, residual and ReLU, or a ReLU's mask on the way back, are applied before anything is stored. The gradient
-at the input is the same kernel over flipped and transposed weights.
+at the input is the same kernel, which then reads the weights flipped and transposed.
 
 The pixels are the product's second operand: then both come from shared memory as they are, and 64 channels
 fill a whole matrix instruction, 64 × 256.
 
-Nothing uses it yet but benchmarks/speed/primitives.py, which is to show where it beats cuDNN.
+On an H200 it takes about as long as cuDNN's convolution alone, and saves the pass over memory behind that.
 """
 
 from dataclasses import dataclass
@@ -52,34 +52,15 @@ TILES = (
 """Those worth measuring on Hopper."""
 DEPTH = 64
 """Input channels of a step of the product, at most: 128 bytes, which are copied without bank conflicts."""
+LARGE_PLANE = 16
+"""Sides of an image from which on three stages are faster than four."""
 LEAST_DEPTH = 16
 """What a product takes on a GPU, at least; beyond the last channel the copy engine fills in zeros."""
 
 
-class Taps:
-    """A convolution's weights as the kernel takes them: a matrix for each of the nine taps.
-
-    Args:
-        weight: (O, I, 3, 3), bfloat16 or float16.
-
-    Attributes:
-        forward: (9, O, I).
-        back: (9, I, O), flipped and transposed.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        _require(
-            weight.dim() == 4 and weight.shape[2:] == (3, 3),
-            f"weights must be (O, I, 3, 3), got {tuple(weight.shape)}",
-        )
-        out, into = weight.shape[:2]
-        self.forward = weight.detach().permute(2, 3, 0, 1).reshape(9, out, into).contiguous()
-        self.back = weight.detach().flip(2, 3).permute(2, 3, 1, 0).reshape(9, into, out).contiguous()
-
-
 def convolution(
     x: Tensor,
-    taps: Taps,
+    weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
@@ -87,57 +68,64 @@ def convolution(
 ) -> Tensor:
     """Return [relu](conv(x) [+ bias] [+ residual]), channels-last.
 
-    Arguments and result are those of `fastpeer.kernels.conv3x3.convolution`, but for the weights.
+    Arguments and result are those of `fastpeer.kernels.conv3x3.convolution`.
 
     Raises:
-        KernelRefusal: a shape, dtype or memory format does not fit: it takes channels-last images whose sides
-            are powers of two, in bfloat16 or float16, with multiples of 8 channels.
+        KernelRefusal: a shape, dtype or memory format does not fit: it takes images and weights that are
+            channels-last, in bfloat16 or float16, with multiples of 8 channels and sides that are powers of
+            two.
     """
-    return _run(x, taps.forward, bias, residual, None, relu, tile or Tile())
+    return _run(x, weight, bias, residual, None, relu, tile, back=False)
 
 
 def convolution_input_gradient(
     gradient: Tensor,
-    taps: Taps,
+    weight: Tensor,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
     """Return the gradient at the input, channels-last.
 
-    Arguments and result are those of `fastpeer.kernels.conv3x3.convolution_input_gradient`, but for the
-    weights.
+    Arguments and result are those of `fastpeer.kernels.conv3x3.convolution_input_gradient`.
 
     Raises:
         KernelRefusal: see `convolution`.
     """
-    return _run(gradient, taps.back, None, residual, mask, False, tile or Tile())
+    return _run(gradient, weight, None, residual, mask, False, tile, back=True)
 
 
 def _run(
-    x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None, relu: bool,
-    tile: Tile,
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None, relu: bool,
+    tile: Tile | None, back: bool,
 ) -> Tensor:  # fmt: skip
-    _check(x, taps, bias, residual, mask)
-    sizes = _sizes(x, taps, tile)
+    _check_weight(weight)
+    out = weight.shape[1] if back else weight.shape[0]
+    _check(x, weight, out, bias, residual, mask)
+    tile = tile or fastest_tile(x)
+    sizes = _sizes(x, out, tile)
     height, width, out = (sizes[name] for name in ("HEIGHT", "WIDTH", "OUT"))
     y = torch.empty(len(x), height, width, out, dtype=x.dtype, device=x.device)
     stripes = triton.cdiv(len(x), sizes["IMAGES"]) * triton.cdiv(height, sizes["ROWS"])
     with torch.cuda.device_of(x):
         _convolution[stripes, triton.cdiv(out, sizes["CHANNELS"])](
-            *_boxes(x, taps, y, residual, mask, sizes),
+            *_boxes(x, weight, y, residual, mask, sizes, back),
             y if bias is None else bias.detach(),
-            **sizes, STAGES=tile.stages,
+            **sizes, BACK=back, STAGES=tile.stages,
             BIAS=bias is not None, SUMS=residual is not None, RECTIFIES=relu, MASKS=mask is not None,
             num_warps=tile.warps, enable_fp_fusion=True,
         )  # fmt: skip
     return y.permute(0, 3, 1, 2)
 
 
-def _sizes(x: Tensor, taps: Tensor, tile: Tile) -> dict[str, int]:
+def fastest_tile(x: Tensor) -> Tile:
+    """Return the tile that took least time on an H200, at the stages of ResNet-18."""
+    return Tile(128, 128, 8, 3 if x.shape[2] >= LARGE_PLANE else 4)
+
+
+def _sizes(x: Tensor, out: int, tile: Tile) -> dict[str, int]:
     """Return the sizes of images and weights, and of a program's share in them, as the kernel names them."""
     into, height, width = x.shape[1:]
-    out = taps.shape[1]
     rows = min(height, max(1, tile.pixels // width))
     return {
         "HEIGHT": height, "WIDTH": width, "INTO": into, "OUT": out,
@@ -148,16 +136,18 @@ def _sizes(x: Tensor, taps: Tensor, tile: Tile) -> dict[str, int]:
 
 
 def _boxes(
-    x: Tensor, taps: Tensor, y: Tensor, residual: Tensor | None, mask: Tensor | None, sizes: dict[str, int]
-) -> list[TensorDescriptor]:
-    """Describe x, taps, y, residual and mask to the copy engine; y stands in for what is missing."""
+    x: Tensor, weight: Tensor, y: Tensor, residual: Tensor | None, mask: Tensor | None,
+    sizes: dict[str, int], back: bool,
+) -> list[TensorDescriptor]:  # fmt: skip
+    """Describe x, weights, y, residual and mask to the copy engine; y stands in for what is missing."""
     pixels = [sizes[name] for name in ("IMAGES", "ROWS", "WIDTH")]
     channels, depth = sizes["CHANNELS"], sizes["DEPTH"]
-    matrix = taps.view(9 * sizes["OUT"], sizes["INTO"])
+    # A row for each output channel of the forward convolution: nine taps by its input channels.
+    matrix = _rows_of(weight).reshape(len(weight), -1)
     like_y = [y, *(y if tensor is None else _rows_of(tensor) for tensor in (residual, mask))]
     return [
         TensorDescriptor.from_tensor(_rows_of(x), [*pixels, depth]),
-        TensorDescriptor.from_tensor(matrix, [channels, depth]),
+        TensorDescriptor.from_tensor(matrix, [depth, channels] if back else [channels, depth]),
         *(TensorDescriptor.from_tensor(tensor, [*pixels, channels]) for tensor in like_y),
     ]
 
@@ -167,12 +157,22 @@ def _rows_of(tensor: Tensor) -> Tensor:
     return tensor.detach().permute(0, 2, 3, 1)
 
 
+def _check_weight(weight: Tensor) -> None:
+    found = f"got {tuple(weight.shape)} with strides {weight.stride()}"
+    _require(weight.dim() == 4 and weight.shape[2:] == (3, 3), f"weights must be (O, I, 3, 3), {found}")
+    fits = weight.is_contiguous(memory_format=torch.channels_last)
+    _require(fits, f"weights must be channels-last, {found}")
+    # The copy engine wants every row of a box to begin at a multiple of 16 bytes.
+    out, into = weight.shape[:2]
+    _require(into % 8 == 0 and out % 8 == 0, f"channels must be multiples of 8, got {into} and {out}")
+
+
 def _check(
-    x: Tensor, taps: Tensor, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None
+    x: Tensor, weight: Tensor, out: int, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None
 ) -> None:
-    _check_images(x, taps)
-    batch, out = len(x), taps.shape[1]
-    shape = (batch, out, *x.shape[2:])
+    into = weight.numel() // (9 * out)
+    _check_images(x, weight, into)
+    shape = (len(x), out, *x.shape[2:])
     like_result = [tensor for tensor in (residual, mask) if tensor is not None]
     for tensor in like_result:
         fits = tensor.shape == shape and (tensor.dtype, tensor.device) == (x.dtype, x.device)
@@ -187,19 +187,16 @@ def _check(
         _require(fits, f"all images must be channels-last, got strides {tensor.stride()}")
 
 
-def _check_images(x: Tensor, taps: Tensor) -> None:
+def _check_images(x: Tensor, weight: Tensor, into: int) -> None:
     _require(x.dtype in (torch.bfloat16, torch.float16), f"images must be bfloat16 or float16, got {x.dtype}")
     _require(
-        taps.dtype == x.dtype and taps.device == x.device,
-        f"weights must be in {x.dtype} on {x.device}, got {taps.dtype} on {taps.device}",
+        weight.dtype == x.dtype and weight.device == x.device,
+        f"weights must be in {x.dtype} on {x.device}, got {weight.dtype} on {weight.device}",
     )
-    out, into = taps.shape[1:]
     found = f"got {tuple(x.shape)}"
     _require(x.dim() == 4 and x.shape[1] == into, f"images must be (B, {into}, H, W), {found}")
     powers = all(side == triton.next_power_of_2(side) for side in x.shape[2:])
     _require(powers and len(x) > 0, f"the sides of the images must be powers of two, {found}")
-    # The copy engine wants every row of a box to begin at a multiple of 16 bytes.
-    _require(into % 8 == 0 and out % 8 == 0, f"channels must be multiples of 8, got {into} and {out}")
 
 
 def _require(fulfilled: bool, message: str) -> None:
@@ -209,14 +206,14 @@ def _require(fulfilled: bool, message: str) -> None:
 @triton.jit
 def _convolution(
     x,  # box (IMAGES, ROWS, WIDTH, DEPTH)
-    taps,  # box (CHANNELS, DEPTH) of (9 · OUT, INTO)
+    weight,  # box (CHANNELS, DEPTH) of (OUT, 9 · INTO); BACK: box (DEPTH, CHANNELS) of (INTO, 9 · OUT)
     y,  # box (IMAGES, ROWS, WIDTH, CHANNELS)
     residual,  # like y; only where SUMS
     mask,  # like y; only where MASKS
     bias,  # (OUT,), only where BIAS
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, INTO: tl.constexpr, OUT: tl.constexpr,
     IMAGES: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
-    STAGES: tl.constexpr,
+    BACK: tl.constexpr, STAGES: tl.constexpr,
     BIAS: tl.constexpr, SUMS: tl.constexpr, RECTIFIES: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
     PIXELS: tl.constexpr = IMAGES * ROWS * WIDTH
@@ -230,8 +227,13 @@ def _convolution(
         tap = step // CHUNKS
         channel = step % CHUNKS * DEPTH
         pixels = x.load([image, row + tap // 3 - 1, tap % 3 - 1, channel]).reshape(PIXELS, DEPTH)
-        # Beyond a tap's last output channel these are the next tap's weights; what they make is not stored.
-        total = tl.dot(taps.load([tap * OUT + first, channel]), pixels.T, total)
+        # Beyond a tap's last channel these are the next tap's weights: they meet pixels that are read as
+        # zeros, or what they make is not stored.
+        if BACK:
+            taps = weight.load([channel, (8 - tap) * OUT + first]).T
+        else:
+            taps = weight.load([first, tap * INTO + channel])
+        total = tl.dot(taps, pixels.T, total)
     out = total.T
     if BIAS:
         column = first + tl.arange(0, CHANNELS)

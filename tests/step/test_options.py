@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from fastpeer.config import Config, EngineConfig, ModelConfig
-from fastpeer.step.measured import Device, Gain, Workload
+from fastpeer.step.measured import Device, Gain, Workload, describe_device
 from fastpeer.step.options import Options, choose_options, options_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+WORK = Workload(network="resnet18", size=32, batch=128, precision="bf16")
+H200 = Device(kind="cuda", name="NVIDIA H200", capability="9.0")
 # But for what only KDIGA has.
+DOUBTFUL = {"streams", "convolutions", "stem"}
 PARTS = [field.name for field in fields(EngineConfig) if field.name != "double_backward"]
 
 
@@ -22,8 +25,13 @@ def options(device=CPU, precision="bf16", **switches):
 
 @pytest.fixture
 def _triton_and_compiler(monkeypatch):
+    """A machine with a GPU and all that its parts need."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr("shutil.which", lambda name: name)
+    of_cpu = describe_device(CPU)
+    monkeypatch.setattr(
+        "fastpeer.step.options.describe_device", lambda device: H200 if device == CUDA else of_cpu
+    )
 
 
 def used(made):
@@ -42,19 +50,15 @@ def _nothing_measured(monkeypatch):
 
 
 @pytest.mark.usefixtures("_triton_and_compiler", "_nothing_measured")
-def test_auto_takes_all_but_streams_where_nothing_was_measured_and_calls_it_a_guess():
+def test_auto_takes_all_but_the_doubtful_where_nothing_was_measured_and_calls_it_a_guess():
     made, refused = options(CUDA)
-    assert used(made) == set(PARTS) - {"streams", "stem"}
+    assert used(made) == set(PARTS) - DOUBTFUL
     assert not refused
     assert made.describe() == [
         "engine: fold, chain, merge, compile, graph, kernels (fold, chain, merge, compile, graph, kernels"
         " a guess)",
-        "engine, not used: streams (a guess); stem (a guess)",
+        "engine, not used: convolutions (a guess); streams (a guess); stem (a guess)",
     ]
-
-
-WORK = Workload(network="resnet18", size=32, batch=128, precision="bf16")
-H200 = Device(kind="cuda", name="NVIDIA H200", capability="9.0")
 
 
 def gain(part, ratio, device=H200, workload=WORK):
@@ -66,12 +70,13 @@ def test_auto_goes_by_what_was_measured(monkeypatch):
     gains = gain("fold", 1.2), gain("chain", 0.98), gain("streams", 1.03), gain("merge", 1.0)
     monkeypatch.setattr("fastpeer.step.measured.shipped_gains", lambda: gains)
     made, refused = options(CUDA)
-    assert used(made) == set(PARTS) - {"chain", "stem"}
+    assert used(made) == set(PARTS) - {"chain", "convolutions", "stem"}
     assert not refused
     assert made.describe() == [
         "engine: fold, merge, compile, graph, kernels, streams (measured on NVIDIA H200 with resnet18, 32×32,"
         " batch 128, bf16; compile, graph, kernels a guess)",
-        "engine, not used: chain (measured 0.98× on NVIDIA H200); stem (needs engine.chain)",
+        "engine, not used: chain (measured 0.98× on NVIDIA H200);"
+        " convolutions (needs engine.chain and engine.kernels); stem (needs engine.chain)",
     ]
     # What was measured on a GPU says nothing of a CPU.
     assert used(options(CPU)[0]) == {"fold", "chain", "merge", "compile"}
@@ -128,6 +133,29 @@ def test_on_where_it_cannot_be_had_is_told_in_one_line(switches, reason):
     made, refused = options(**switches)
     assert refused == [reason]
     assert next(name for name, value in switches.items() if value == "on") not in used(made)
+
+
+@pytest.mark.usefixtures("_triton_and_compiler")
+@pytest.mark.parametrize(
+    ("precision", "others", "reason"),
+    [
+        ("fp32", {}, "needs bf16 or fp16"),
+        ("bf16", {"chain": "off"}, "needs engine.chain and engine.kernels"),
+        ("bf16", {"kernels": "off"}, "needs engine.chain and engine.kernels"),
+    ],
+)
+def test_own_convolutions_need_a_chain_kernels_and_half_precision(precision, others, reason):
+    made, refused = options(CUDA, precision, convolutions="on", **others)
+    assert refused == [f"engine.convolutions: not used, {reason}"]
+    assert "convolutions" not in used(made)
+
+
+@pytest.mark.usefixtures("_triton_and_compiler")
+def test_own_convolutions_need_hopper(monkeypatch):
+    ampere = replace(H200, name="NVIDIA A100", capability="8.0")
+    monkeypatch.setattr("fastpeer.step.options.describe_device", lambda device: ampere)
+    _, refused = options(CUDA, convolutions="on")
+    assert refused == ["engine.convolutions: not used, needs a GPU of compute capability 9.0 or more"]
 
 
 @pytest.mark.usefixtures("_triton_and_compiler")

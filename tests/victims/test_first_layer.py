@@ -12,7 +12,7 @@ from fastpeer.models import build_model
 from fastpeer.step.compile import Compiler
 from fastpeer.step.precision import keep_pixels_exact
 from fastpeer.victims.chain import Chain, ChainVictim
-from fastpeer.victims.convolution import CudnnConvolutions, PlainConvolutions
+from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, PlainConvolutions
 from fastpeer.victims.factory import CompiledVictim, VictimFactory, choose_convolutions
 from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork
@@ -111,3 +111,14 @@ def test_only_cuda_gets_it():
     assert isinstance(choose_convolutions(cuda, torch.bfloat16, KERNELS), CudnnConvolutions)
     cpu = torch.device("cpu")
     assert not isinstance(choose_convolutions(cpu, torch.float32, KERNELS, stem=True), FirstLayerConvolutions)
+
+
+def test_other_kernels_run_the_layers_behind_it(images, target):
+    """As with `engine.convolutions`, whose masks are those of the layers behind the first."""
+    network, counted = resnet8(), Counted()
+    own = OwnConvolutions(KERNELS.bias_sum_relu, KERNELS.convolution, KERNELS.convolution_input_gradient)
+    expected = chained(network, torch.float64, PlainConvolutions()).input_gradient(images, target)
+    convolutions = FirstLayerConvolutions(own, counted.kernels)
+    found = chained(network, torch.float64, convolutions).input_gradient(images, target)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert set(counted.calls.values()) == {1}

@@ -10,6 +10,7 @@ from torch import nn
 from fastpeer.data.stream import Batch
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import label_pgd
+from fastpeer.kernels import conv3x3
 from fastpeer.kernels.bias_sum_relu import bias_sum_relu
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.fold import Fold
@@ -17,8 +18,8 @@ from fastpeer.models import build_model
 from fastpeer.step.compile import Compiler
 from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
-from fastpeer.victims.convolution import CudnnConvolutions, PlainConvolutions
-from fastpeer.victims.factory import VictimFactory, choose_convolutions
+from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, PlainConvolutions
+from fastpeer.victims.factory import CompiledVictim, VictimFactory, choose_convolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.onednn import OnednnConvolutions
 from fastpeer.victims.pgd import pgd
@@ -275,6 +276,39 @@ def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, tar
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert len(logged) == 1
     assert logged[0].startswith("engine.chain: convolutions run without fused epilogues")
+
+
+def test_own_convolutions_take_those_of_3x3_at_stride_1_and_the_masks_around_them(images, target):
+    network = model("resnet18").float().to(memory_format=torch.channels_last)
+    calls = []
+
+    def forward(x, weight, bias, residual, relu):
+        calls.append("forward")
+        return conv3x3.convolution(x, weight, bias, residual, relu)
+
+    def back(gradient, weight, residual=None, mask=None):
+        calls.append("back" if mask is None else "masked")
+        return conv3x3.convolution_input_gradient(gradient, weight, residual, mask)
+
+    own = OwnConvolutions(bias_sum_relu, forward, back)
+    single = images.float(), target.float()
+    found = chained(network, torch.bfloat16, own).input_gradient(*single)
+    # All but the first layer, the three at stride 2 and the three of 1×1.
+    assert calls.count("forward") == 13
+    assert calls.count("masked") == 13
+    exact = chained(network.double()).input_gradient(images, target)
+    plain = chained(network.float(), torch.bfloat16, PlainConvolutions()).input_gradient(*single)
+    errors = [(one - exact).norm() / exact.norm() for one in (found, plain)]
+    assert errors[0] <= 1.2 * errors[1]
+
+
+def test_chains_of_own_convolutions_are_not_compiled():
+    network = model("resnet8").float()
+    for own in (False, True):
+        factory = VictimFactory(
+            torch.bfloat16, True, True, Compiler(), KERNELS, nullcontext, own_convolutions=own
+        )
+        assert isinstance(factory.victim(network, "student"), ChainVictim if own else CompiledVictim)
 
 
 def test_a_processor_without_bf16_convolves_by_plain_operators(monkeypatch):

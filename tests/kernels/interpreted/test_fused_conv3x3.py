@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fastpeer.kernels.conv3x3 import convolution as oracle
 from fastpeer.kernels.conv3x3 import convolution_input_gradient as gradient_oracle
-from fastpeer.kernels.fused.conv3x3 import Taps, Tile, convolution, convolution_input_gradient
+from fastpeer.kernels.fused.conv3x3 import Tile, convolution, convolution_input_gradient
 from tests.kernels.accuracy import assert_at_most_twice, errors
 
 LAYOUT = torch.channels_last
@@ -49,9 +49,7 @@ def plain(x, weight, bias, residual, relu):
 def test_forward(device, seed, shape, tile, summed, relu):
     made = drawn(seed, device, shape)
     residual = made["like_out"] if summed else torch.zeros_like(made["like_out"])
-    found = convolution(
-        made["x"], Taps(made["weight"]), made["bias"], residual if summed else None, relu, tile
-    )
+    found = convolution(made["x"], made["weight"], made["bias"], residual if summed else None, relu, tile)
     assert found.is_contiguous(memory_format=LAYOUT)
     wide = {name: one.double() for name, one in made.items()}
     truth = oracle(wide["x"], wide["weight"], wide["bias"], residual.double(), relu)
@@ -66,7 +64,7 @@ def test_forward(device, seed, shape, tile, summed, relu):
 def test_back(device, seed, shape, tile, summed, masked):
     made = drawn(seed, device, shape)
     residual, mask = made["like_x"] if summed else None, made["mask"] if masked else None
-    found = convolution_input_gradient(made["like_out"], Taps(made["weight"]), residual, mask, tile)
+    found = convolution_input_gradient(made["like_out"], made["weight"], residual, mask, tile)
     wide = {name: one.double() for name, one in made.items()}
     truth = gradient_oracle(wide["like_out"], wide["weight"], wide["like_x"] if summed else None, mask)
     theirs = torch.nn.functional.conv_transpose2d(made["like_out"], made["weight"], padding=1)
@@ -77,7 +75,7 @@ def test_back(device, seed, shape, tile, summed, masked):
 
 def test_without_anything_around_it(device):
     made = drawn(0, device, SHAPES[0])
-    found = convolution(made["x"], Taps(made["weight"]))
+    found = convolution(made["x"], made["weight"])
     truth = oracle(made["x"].double(), made["weight"].double())
     assert ((found.double() - truth).abs().max() / truth.abs().max()).item() < 1e-3
 
@@ -99,11 +97,20 @@ HALF = torch.zeros(1, 8, 4, 4, dtype=torch.float16).to(memory_format=LAYOUT)
     ],
 )
 def test_what_does_not_fit_is_refused(x, options):
-    taps = Taps(torch.zeros(8, 8, 3, 3, dtype=torch.float16))
+    weight = torch.zeros(8, 8, 3, 3, dtype=torch.float16).to(memory_format=LAYOUT)
     with pytest.raises(ValueError, match=r"fused convolution: .* must be"):
-        convolution(x, taps, **options)
+        convolution(x, weight, **options)
 
 
-def test_other_kernels_than_3x3_are_refused():
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(8, 8, 1, 1),
+        torch.zeros(8, 8, 3, 3),
+        torch.zeros(8, 12, 3, 3).to(memory_format=LAYOUT),
+        torch.zeros(8, 8, 3, 3).to(memory_format=LAYOUT).float(),
+    ],
+)
+def test_other_weights_are_refused(weight):
     with pytest.raises(ValueError, match=r"fused convolution: .* must be"):
-        Taps(torch.zeros(8, 8, 1, 1))
+        convolution(HALF, weight.half() if weight.shape[2] == 1 else weight)
