@@ -11,6 +11,7 @@ from fastpeer.kernels import (
     conv3x3,
     crop_and_flip,
     distill_loss,
+    first_convolution,
     fold,
     gaussian_start,
     moving_attack_gradient,
@@ -34,6 +35,8 @@ class Kernels:
     bias_sum_relu: Callable[..., Any]
     convolution: Callable[..., Any]
     convolution_input_gradient: Callable[..., Any]
+    first_convolution: Callable[..., Any]
+    first_convolution_gradient: Callable[..., Any]
     gaussian_start: Callable[..., Any]
     uniform_start: Callable[..., Any]
     uniform_l2_start: Callable[..., Any]
@@ -53,6 +56,8 @@ def torch_kernels() -> Kernels:
         bias_sum_relu=bias_sum_relu.bias_sum_relu,
         convolution=conv3x3.convolution,
         convolution_input_gradient=conv3x3.convolution_input_gradient,
+        first_convolution=first_convolution.first_convolution,
+        first_convolution_gradient=first_convolution.first_convolution_gradient,
         gaussian_start=gaussian_start.gaussian_start,
         uniform_start=uniform_start.uniform_start,
         uniform_l2_start=uniform_l2_start.uniform_l2_start,
@@ -79,6 +84,8 @@ def triton_kernels() -> Kernels:
         bias_sum_relu=fused.bias_sum_relu.bias_sum_relu,
         convolution=fused.conv3x3.convolution,
         convolution_input_gradient=fused.conv3x3.convolution_input_gradient,
+        first_convolution=fused.first_convolution.first_convolution,
+        first_convolution_gradient=fused.first_convolution.first_convolution_gradient,
         gaussian_start=fused.gaussian_start.gaussian_start,
         uniform_start=fused.uniform_start.uniform_start,
         uniform_l2_start=fused.uniform_l2_start.uniform_l2_start,

@@ -220,16 +220,32 @@ def _stem(batch: int, size: int, channels: int, dtype: str, device: torch.device
 
     # What is needed is the gradient of three channels, however many are computed.
     flop = 2.0 * batch * size**2 * 64 * 3 * 9
-    return [
-        Item(
-            f"forward, {channels} channels, {dtype}",
-            labels,
-            [lambda: F.conv2d(x, weight, padding=1)],
-            flop,
-            dtype,
-        ),
-        Item(f"input gradient, {channels} channels, {dtype}", labels, [backward], flop, dtype),
-    ]
+    calls: dict[str, Call] = {
+        f"forward, {channels} channels, {dtype}": lambda: F.conv2d(x, weight, padding=1),
+        f"input gradient, {channels} channels, {dtype}": backward,
+    }
+    if device.type == "cuda" and channels == 3:
+        calls |= _own_stem(x.float(), weight.float(), gradient, dtype)
+    return [Item(name, labels, [call], flop, dtype) for name, call in calls.items()]
+
+
+def _own_stem(x: Tensor, weight: Tensor, gradient: Tensor, dtype: str) -> dict[str, Call]:
+    """Return a first layer on exact pixels with all that follows it: by cuDNN and Triton, by Triton alone."""
+    from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
+    from fastpeer.kernels.fused.first_convolution import first_convolution, first_convolution_gradient
+
+    bias = torch.randn(len(weight), device=x.device)
+    found: dict[str, Call] = {
+        f"whole forward: cuDNN, then Triton, {dtype}": lambda: bias_sum_relu(
+            F.conv2d(x, weight, padding=1), bias, None, relu=True
+        ).to(gradient.dtype),
+        f"whole forward: Triton, {dtype}": lambda: first_convolution(x, weight, bias, True, gradient.dtype),
+    }
+    for stages in (1, 2, 3):
+        found[f"input gradient: Triton, {stages} stages, {dtype}"] = partial(
+            first_convolution_gradient, gradient, weight, stages
+        )
+    return found
 
 
 def batchnorms(

@@ -224,12 +224,14 @@ class EngineConfig:
     convolutions: Switch = "auto"
     """Run the attack's 3×3 convolutions, and whatever surrounds each, in one Triton kernel for Hopper; the
     attack is then not compiled."""
+    stem: Switch = "auto"
+    """Run the first convolution of a chain by kernels of its own; the attack is not compiled then."""
+    batchnorm: Switch = "auto"
+    """Run BatchNorm, sum and ReLU of the training passes as one kernel, and do not compile these passes."""
     streams: Switch = "auto"
     """Run the peer beside the student on a CUDA stream of its own; each is compiled by itself then."""
     double_backward: Switch = "auto"
     """Take the second derivative of KDIGA's loss through operators that compute no more than it needs."""
-    batchnorm: Switch = "auto"
-    """Run BatchNorm, sum and ReLU of the training passes as one kernel, and do not compile these passes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from fastpeer.step.measured import Gain, Workload, describe_device, nearest_gain
 from fastpeer.step.precision import NumberFormat
 from fastpeer.victims.factory import VictimFactory
 
-DOUBTFUL = ("streams", "convolutions", "batchnorm")
+DOUBTFUL = ("streams", "convolutions", "stem", "batchnorm")
 """Parts that are likely to be slower where nothing was measured: they cost the compiling of whole regions."""
 HOPPER = 9.0
 """Its compute capability."""
@@ -53,9 +53,10 @@ class Options:
     graph: bool = False
     kernels: bool = False
     convolutions: bool = False
+    stem: bool = False
+    batchnorm: bool = False
     streams: bool = False
     double_backward: bool = False
-    batchnorm: bool = False
     choices: tuple[tuple[str, Choice], ...] = ()
     """Name and decision of each part, in the order of `EngineConfig`."""
     refused: tuple[str, ...] = ()
@@ -83,6 +84,7 @@ class Options:
             kernels=self.formulas(),
             own_convolutions=self.convolutions,
             context=lambda: number_format.autocasting(device),
+            stem=self.stem,
         )
 
     def recorded(
@@ -174,6 +176,9 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return "needs engine.fold"
     if name in ("graph", "streams") and device.type != "cuda":
         return "needs CUDA"
+    if name == "stem":
+        missing = [part for part in ("chain", "kernels") if not choices[part].used]
+        return f"needs engine.{missing[0]}" if missing else ""
     if name == "compile":
         return _compile_obstacle(device)
     if name == "convolutions":

@@ -24,7 +24,7 @@ class Convolutions(Protocol):
         """Drop whatever was derived from the weights, because they have changed."""
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        """Return [relu](conv(x) + bias [+ residual]), in the weights' dtype."""
+        """Return [relu](conv(x) + bias [+ residual]), in the weights' dtype or that of the layer's result."""
 
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None

@@ -16,6 +16,7 @@ from fastpeer.victims.convolution import (
     OwnConvolutions,
     PlainConvolutions,
 )
+from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.interface import Compile, Context, Victim
 from fastpeer.victims.moving_target import MovingTargetVictim, to_input_dtype
@@ -36,6 +37,7 @@ class VictimFactory:
         kernels: gradients at the logits, folding, and convolutions with what surrounds them.
         own_convolutions: see `EngineConfig.convolutions`.
         context: makes the context in which autograd runs a network, such as autocast.
+        stem: see `EngineConfig`.
     """
 
     dtype: torch.dtype
@@ -45,6 +47,7 @@ class VictimFactory:
     kernels: Kernels
     context: Context
     own_convolutions: bool = False
+    stem: bool = False
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -102,7 +105,8 @@ class VictimFactory:
 
     def _compiler_for(self, victim: EagerVictim) -> Compile | None:
         """Return what compiles a victim: nothing, if it is a chain of our own kernels."""
-        return None if self.own_convolutions and isinstance(victim, ChainVictim) else self.compiler
+        own = self.own_convolutions or self.stem
+        return None if own and isinstance(victim, ChainVictim) else self.compiler
 
     def _eager(self, network: nn.Module, name: str) -> EagerVictim:
         folded = self._folded(network, name)
@@ -127,7 +131,9 @@ class VictimFactory:
             return None
         device = next(folded.module.buffers()).device
         try:
-            convolutions = choose_convolutions(device, self.dtype, self.kernels, self.own_convolutions)
+            convolutions = choose_convolutions(
+                device, self.dtype, self.kernels, self.own_convolutions, self.stem
+            )
             chain = Chain(folded.module, convolutions)
         except NotAChain as reason:
             log.info("engine.chain: the %s is run through autograd: %s", name, reason)
@@ -142,9 +148,19 @@ class VictimFactory:
 
 
 def choose_convolutions(
-    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: bool = False
+    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: bool = False, stem: bool = False
 ) -> Convolutions:
-    """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype."""
+    """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype.
+
+    Args:
+        device: runs them.
+        dtype: of all but the first layer.
+        kernels: those that may be used.
+        own: 3×3 convolutions by kernels of our own.
+        stem: so also the first layer, on CUDA.
+    """
+    if stem and device.type == "cuda" and dtype != torch.float64:
+        return FirstLayerConvolutions(choose_convolutions(device, dtype, kernels, own), kernels)
     if own:
         return OwnConvolutions(kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient)
     if device.type == "cuda" and dtype != torch.float64:

@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WORK = Workload(network="resnet18", size=32, batch=128, precision="bf16")
 H200 = Device(kind="cuda", name="NVIDIA H200", capability="9.0")
 # But for what only KDIGA has.
-DOUBTFUL = {"streams", "convolutions", "batchnorm"}
+DOUBTFUL = {"streams", "convolutions", "stem", "batchnorm"}
 PARTS = [field.name for field in fields(EngineConfig) if field.name != "double_backward"]
 
 
@@ -57,7 +57,7 @@ def test_auto_takes_all_but_the_doubtful_where_nothing_was_measured_and_calls_it
     assert made.describe() == [
         "engine: fold, chain, merge, compile, graph, kernels (fold, chain, merge, compile, graph, kernels"
         " a guess)",
-        "engine, not used: convolutions (a guess); streams (a guess); batchnorm (a guess)",
+        "engine, not used: convolutions (a guess); stem (a guess); batchnorm (a guess); streams (a guess)",
     ]
 
 
@@ -70,13 +70,13 @@ def test_auto_goes_by_what_was_measured(monkeypatch):
     gains = gain("fold", 1.2), gain("chain", 0.98), gain("streams", 1.03), gain("merge", 1.0)
     monkeypatch.setattr("fastpeer.step.measured.shipped_gains", lambda: gains)
     made, refused = options(CUDA)
-    assert used(made) == set(PARTS) - {"chain", "convolutions", "batchnorm"}
+    assert used(made) == set(PARTS) - {"chain", "convolutions", "stem", "batchnorm"}
     assert not refused
     assert made.describe() == [
         "engine: fold, merge, compile, graph, kernels, streams (measured on NVIDIA H200 with resnet18, 32×32,"
         " batch 128, bf16; compile, graph, kernels a guess)",
         "engine, not used: chain (measured 0.98× on NVIDIA H200);"
-        " convolutions (needs engine.chain and engine.kernels); batchnorm (a guess)",
+        " convolutions (needs engine.chain and engine.kernels); stem (needs engine.chain); batchnorm (a guess)",
     ]
     # What was measured on a GPU says nothing of a CPU.
     assert used(options(CPU)[0]) == {"fold", "chain", "merge", "compile"}
@@ -125,6 +125,8 @@ def test_on_is_on_where_it_can_be_had(part):
         ({"streams": "on"}, "engine.streams: not used, needs CUDA"),
         ({"kernels": "on"}, "engine.kernels: not used, needs CUDA"),
         ({"fold": "off", "chain": "on"}, "engine.chain: not used, needs engine.fold"),
+        ({"chain": "off", "stem": "on"}, "engine.stem: not used, needs engine.chain"),
+        ({"stem": "on"}, "engine.stem: not used, needs engine.kernels"),
     ],
 )
 def test_on_where_it_cannot_be_had_is_told_in_one_line(switches, reason):

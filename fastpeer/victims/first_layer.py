@@ -1,0 +1,58 @@
+"""The convolution that reads the pixels, by kernels of its own; all others run as before."""
+
+import torch
+from torch import Tensor
+
+from fastpeer.kernels.choice import Kernels
+from fastpeer.kernels.first_convolution import takes
+from fastpeer.victims.convolution import Convolutions
+from fastpeer.victims.folding import FoldedConv2d
+
+
+class FirstLayerConvolutions:
+    """Kernels for the first layer where they take its shape; everything else falls to other convolutions.
+
+    Its result is rounded where it is computed, and the way back takes the gradient in that dtype.
+
+    Args:
+        others: run all other convolutions.
+        kernels: `first_convolution` and `first_convolution_gradient` of these run the first.
+    """
+
+    def __init__(self, others: Convolutions, kernels: Kernels) -> None:
+        self.others = others
+        self._forward = kernels.first_convolution
+        self._gradient = kernels.first_convolution_gradient
+
+    def invalidate(self) -> None:
+        """Drop what the others have cached."""
+        self.others.invalidate()
+
+    def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        """Return [relu](conv(x) + bias [+ residual]); that of the first layer in its result's dtype."""
+        if residual is not None or not _is_first(conv, x):
+            return self.others.forward(conv, x, residual, relu)
+        out: Tensor = self._forward(x, conv.weight, conv.bias, relu, conv.result_dtype)
+        return out
+
+    def input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
+    ) -> Tensor:
+        """Return the gradient at x, plus what is accumulated."""
+        if not _is_first(conv, x):
+            return self.others.input_gradient(conv, x, gradient, accumulated)
+        found: Tensor = self._gradient(gradient, conv.weight)
+        return found if accumulated is None else found + accumulated
+
+    def masked_input_gradient(
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
+    ) -> Tensor:
+        """Return what the others do: no ReLU comes before the first layer."""
+        return self.others.masked_input_gradient(conv, x, gradient, accumulated)
+
+
+def _is_first(conv: FoldedConv2d, x: Tensor) -> bool:
+    """Tell whether a layer reads exact pixels, and has a shape that the kernels take."""
+    exact = conv.weight.dtype in (torch.float32, torch.float64) and conv.bias.dtype == conv.weight.dtype
+    plain = (conv.stride, conv.padding, conv.dilation, conv.groups) == ([1, 1], [1, 1], [1, 1], 1)
+    return exact and plain and takes(x.shape, conv.weight.shape)

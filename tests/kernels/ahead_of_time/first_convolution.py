@@ -1,0 +1,32 @@
+"""The first convolution at the shapes of a training, batch 128: ResNet-18, a wide ResNet, large images."""
+
+import torch
+
+from fastpeer.kernels.fused.first_convolution import first_convolution, first_convolution_gradient
+
+
+def forward(channels, side=32, into=3, dtype=torch.bfloat16):
+    images = torch.empty(128, into, side, side).contiguous(memory_format=torch.channels_last)
+    weight = torch.empty(channels, into, 3, 3).contiguous(memory_format=torch.channels_last)
+    return lambda: first_convolution(images, weight, torch.empty(channels), True, dtype)
+
+
+def back(channels, side=32, into=3, dtype=torch.bfloat16, stages=1):
+    gradient = torch.empty(128, channels, side, side, dtype=dtype)
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    weight = torch.empty(channels, into, 3, 3).contiguous(memory_format=torch.channels_last)
+    return lambda: first_convolution_gradient(gradient, weight, stages)
+
+
+CASES = {
+    "forward-64": forward(64),
+    "forward-16": forward(16),
+    "forward-160": forward(160, 64, 4, torch.float16),
+    "forward-32-float32": forward(32, 28, 1, torch.float32),
+    "back-64": back(64),
+    "back-16": back(16),
+    "back-160": back(160, 64, 4, torch.float16),
+    "back-32-float32": back(32, 28, 1, torch.float32),
+    "back-64-copied": back(64, stages=3),
+    "back-64-wide": back(64, 224),
+}
