@@ -76,7 +76,8 @@ def test_auto_goes_by_what_was_measured(monkeypatch):
         "engine: fold, merge, compile, graph, kernels, streams (measured on NVIDIA H200 with resnet18, 32×32,"
         " batch 128, bf16; compile, graph, kernels a guess)",
         "engine, not used: chain (measured 0.98× on NVIDIA H200);"
-        " convolutions (needs engine.chain and engine.kernels); stem (needs engine.chain); batchnorm (a guess)",
+        " convolutions (needs engine.chain and engine.kernels); stem (needs engine.chain);"
+        " batchnorm (a guess)",
     ]
     # What was measured on a GPU says nothing of a CPU.
     assert used(options(CPU)[0]) == {"fold", "chain", "merge", "compile"}
