@@ -291,3 +291,17 @@ def test_the_learning_rate_may_change_between_steps_and_outlives_a_checkpoint(pa
     rate = step.optimizer.param_groups[0]["lr"]
     step.load_optimizer(state)
     assert all(group["lr"] is rate for group in step.optimizer.param_groups)
+
+
+def test_kernels_for_batchnorm_run_where_the_gradient_is_taken_once(pair):
+    differentiated = Differentiated({PEER, ADV, CLEAN}, {CLEAN})
+    options = Options(merge=True, batchnorm=True)
+    passes = Forwards((PEER, ADV, CLEAN), differentiated, pair, number_format("fp64"), options, None)
+    seen = []
+    for role, network in pair.items():
+        network.conv1.register_forward_hook(
+            lambda *_, role=role, norm=network.bn1: seen.append((role, norm.kernels is not None))
+        )
+    passes.run(pictures())
+    assert seen == [("peer", True), ("student", True), ("student", False)]
+    assert all(norm.kernels is None for network in pair.values() for norm in batchnorms(network))

@@ -1,16 +1,19 @@
 """The fused BatchNorm against its oracle in float64."""
 
+import copy
+
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fastpeer.kernels import batch_norm as oracle
 from fastpeer.kernels.batch_norm import Running
 from fastpeer.kernels.fused import batch_norm as fused
-from tests.kernels.accuracy import assert_at_most_twice, errors, stored
+from fastpeer.models import build_model
+from fastpeer.step.fused_norms import NormsFused
+from fastpeer.step.split_batchnorm import set_updates, split_batchnorms
+from tests.kernels.accuracy import assert_at_most_twice, errors, stored, worst
 
-SHAPES = [(4, 8, 5, 5), (6, 24, 7, 9), (2, 64, 4, 4), (6, 40, 1, 1), (2, 8, 20, 22)]
+SHAPES = [(4, 8, 5, 5), (6, 24, 7, 9), (2, 64, 4, 4), (6, 40, 1, 1)]
 EPS = 1e-5
 
 
@@ -36,21 +39,20 @@ def run(kernels, given, parts, relu, summed, updates=(), dtype=None):
     return [y, *statistics, running.mean, running.variance, *(one for one in back if one is not None)]
 
 
-@settings(max_examples=20)
-@given(
-    seed=st.integers(0, 2**32), parts=st.sampled_from([1, 2]), relu=st.booleans(), summed=st.booleans(),
-    shape=st.sampled_from(SHAPES), mean=st.sampled_from([0.0, 10.0, 1e4]),
-    updates=st.sampled_from([(), (0,), (0, 0), (0, 0, 1), (1, 0, 1)]),
-)  # fmt: skip
-def test_float32_is_no_farther_off_than_twice_pytorchs(
-    device, seed, parts, relu, summed, shape, mean, updates
-):
-    given = tensors(seed, device, shape, torch.float32, mean)
-    updates = tuple(update % parts for update in updates)
-    found = run(fused, given, parts, relu, summed, updates)
-    plain = run(oracle, given, parts, relu, summed, updates)
-    truth = run(oracle, given, parts, relu, summed, updates, torch.float64)
-    assert_at_most_twice(errors(found, plain, truth))
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1e4])
+@pytest.mark.parametrize(
+    ("parts", "relu", "summed", "updates"),
+    [(1, True, False, (0, 0)), (2, True, False, (0, 0, 1)), (2, True, True, (1, 0, 1)), (1, False, True, ())],
+)
+def test_float32_is_no_farther_off_than_twice_pytorchs(device, parts, relu, summed, updates, mean):
+    draws = []
+    for seed, shape in enumerate(SHAPES):
+        given = tensors(seed, device, shape, torch.float32, mean)
+        found = run(fused, given, parts, relu, summed, updates)
+        plain = run(oracle, given, parts, relu, summed, updates)
+        truth = run(oracle, given, parts, relu, summed, updates, torch.float64)
+        draws.append(errors(found, plain, truth))
+    assert_at_most_twice(worst(draws))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -142,3 +144,21 @@ def test_what_does_not_fit_is_refused(arguments):
     x, parts, weight, bias, *others = arguments
     with pytest.raises(ValueError, match=r"fused BatchNorm: .* must "):
         fused.forward(x, parts, weight, bias, *(others or [EPS]))
+
+
+def test_a_network_trains_by_the_kernel_as_by_pytorchs_operators(device):
+    """With ReLU and sum in the kernel, of two parts, under the engine's own layers."""
+    torch.manual_seed(0)
+    network = build_model("resnet8", 5).to(device, memory_format=torch.channels_last)
+    literal = copy.deepcopy(network).double()
+    random = torch.Generator().manual_seed(1)
+    images = torch.rand(4, 3, 8, 8, generator=random).to(device, memory_format=torch.channels_last)
+    results = []
+    for net, x in ((network, images), (literal, images.double())):
+        assert split_batchnorms(net)
+        set_updates(net, (0, 0, 1), kernels=fused.KERNELS if net is network else None)
+        logits = (NormsFused(net) if net is network else net)(x)
+        logits.square().sum().backward()
+        results.append([logits, *(one.grad for one in net.parameters()), *net.buffers()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-4)
