@@ -46,6 +46,8 @@ def run(kernels, given, parts, relu, summed, updates=(), dtype=None):
 )
 def test_float32_is_no_farther_off_than_twice_pytorchs(device, parts, relu, summed, updates, mean):
     draws = []
+    # float32 numbers around 1e4 are 1e-3 apart: which of the values near 0 a ReLU lets through is chance.
+    relu = relu and mean < 1e4
     for seed, shape in enumerate(SHAPES):
         given = tensors(seed, device, shape, torch.float32, mean)
         found = run(fused, given, parts, relu, summed, updates)
@@ -146,8 +148,9 @@ def test_what_does_not_fit_is_refused(arguments):
         fused.forward(x, parts, weight, bias, *(others or [EPS]))
 
 
-def test_a_network_trains_by_the_kernel_as_by_pytorchs_operators(device):
+def test_a_network_trains_by_the_kernel_as_by_pytorchs_operators(device, monkeypatch):
     """With ReLU and sum in the kernel, of two parts, under the engine's own layers."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     network = build_model("resnet8", 5).to(device, memory_format=torch.channels_last)
     literal = copy.deepcopy(network).double()
