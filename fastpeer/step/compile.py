@@ -42,6 +42,7 @@ class Compiler:
 
     Attributes:
         deadline: time by `time.perf_counter` after which nothing more is compiled.
+        names: of the functions that it was given.
         seconds: by function name, how long first calls took, nearly all of it compiling.
     """
 
@@ -49,6 +50,7 @@ class Compiler:
         self.batch = batch
         self.longest = longest
         self.deadline = math.inf
+        self.names: list[str] = []
         self.seconds: dict[str, float] = {}
         self._reported: dict[str, float] = {}
         _configure()
@@ -69,6 +71,7 @@ class Compiler:
             name: for the log.
             eager: runs where the compiled code cannot be used; None: the function itself.
         """
+        self.names.append(name)
         return _Compiled(self, function, name, eager or function)
 
     def news(self) -> str:

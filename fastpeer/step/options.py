@@ -21,6 +21,9 @@ from fastpeer.victims.factory import VictimFactory
 
 DOUBTFUL = ("streams", "convolutions", "stem", "batchnorm")
 """Parts that are likely to be slower where nothing was measured: they cost the compiling of whole regions."""
+TOGETHER = {"stem": "convolutions", "streams": "batchnorm"}
+"""Parts that auto takes only with another: by itself either costs the compiling of the attack, or of student
+and peer as one region, which with the other is gone in any case."""
 HOPPER = 9.0
 """Its compute capability."""
 GUESS = "a guess"
@@ -150,6 +153,9 @@ def choose_options(engine: EngineConfig, device: torch.device, workload: Workloa
     for field in fields(engine):
         switch: Switch = getattr(engine, field.name)
         obstacle = _obstacle(field.name, device, workload.precision, choices)
+        leader = TOGETHER.get(field.name, "")
+        if switch == "auto" and leader and not choices[leader].used:
+            obstacle = obstacle or f"only with engine.{leader}"
         choices[field.name] = _choose(field.name, switch, obstacle, device, workload)
         if switch == "on" and obstacle:
             refused.append(f"engine.{field.name}: not used, {obstacle}")

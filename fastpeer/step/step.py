@@ -145,6 +145,8 @@ class TrainingStep:
             idle["merge"] = (
                 f"the BatchNorms of {unsplit} cannot be split" if unsplit else "no two passes to merge"
             )
+        if self.compiler is not None and not self.compiler.names:
+            idle["compile"] = "all of the step has kernels of its own"
         return idle
 
     def set_learning_rate(self, lr: float) -> None:

@@ -57,7 +57,8 @@ def test_auto_takes_all_but_the_doubtful_where_nothing_was_measured_and_calls_it
     assert made.describe() == [
         "engine: fold, chain, merge, compile, graph, kernels (fold, chain, merge, compile, graph, kernels"
         " a guess)",
-        "engine, not used: convolutions (a guess); stem (a guess); batchnorm (a guess); streams (a guess)",
+        "engine, not used: convolutions (a guess); stem (only with engine.convolutions); batchnorm (a guess);"
+        " streams (only with engine.batchnorm)",
     ]
 
 
@@ -67,20 +68,31 @@ def gain(part, ratio, device=H200, workload=WORK):
 
 @pytest.mark.usefixtures("_triton_and_compiler")
 def test_auto_goes_by_what_was_measured(monkeypatch):
-    gains = gain("fold", 1.2), gain("chain", 0.98), gain("streams", 1.03), gain("merge", 1.0)
+    gains = [gain("fold", 1.2), gain("chain", 0.98), gain("merge", 1.0)]
+    gains += [gain("batchnorm", 1.1), gain("streams", 1.03)]
     monkeypatch.setattr("fastpeer.step.measured.shipped_gains", lambda: gains)
     made, refused = options(CUDA)
-    assert used(made) == set(PARTS) - {"chain", "convolutions", "stem", "batchnorm"}
+    assert used(made) == set(PARTS) - {"chain", "convolutions", "stem"}
     assert not refused
     assert made.describe() == [
-        "engine: fold, merge, compile, graph, kernels, streams (measured on NVIDIA H200 with resnet18, 32×32,"
-        " batch 128, bf16; compile, graph, kernels a guess)",
+        "engine: fold, merge, compile, graph, kernels, batchnorm, streams (measured on NVIDIA H200 with"
+        " resnet18, 32×32, batch 128, bf16; compile, graph, kernels a guess)",
         "engine, not used: chain (measured 0.98× on NVIDIA H200);"
-        " convolutions (needs engine.chain and engine.kernels); stem (needs engine.chain);"
-        " batchnorm (a guess)",
+        " convolutions (needs engine.chain and engine.kernels); stem (needs engine.chain)",
     ]
     # What was measured on a GPU says nothing of a CPU.
     assert used(options(CPU)[0]) == {"fold", "chain", "merge", "compile"}
+
+
+@pytest.mark.usefixtures("_triton_and_compiler")
+def test_an_h200_takes_what_was_measured_on_one():
+    assert used(options(CUDA)[0]) == set(PARTS)
+    # Without its own kernels, the attack is compiled, and student and peer as one region.
+    alone = used(options(CUDA, convolutions="off", batchnorm="off")[0])
+    assert not {"stem", "streams"} & alone
+    assert {"stem", "streams"} <= used(
+        options(CUDA, convolutions="off", batchnorm="off", stem="on", streams="on")[0]
+    )
 
 
 @pytest.mark.usefixtures("_triton_and_compiler")
