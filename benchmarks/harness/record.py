@@ -47,10 +47,11 @@ def device_name(device: torch.device) -> str:
 def commit() -> dict[str, Any]:
     """Return the commit measured, and whether files differ from it.
 
-    Where a copy of the tree without its history is measured, FASTPEER_COMMIT may name the commit.
+    Where a copy of the tree is measured, FASTPEER_COMMIT names the commit: the copy may be in a repository of
+    another history.
     """
     head = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    if head is None:
+    if head is None or "FASTPEER_COMMIT" in os.environ:
         return {"commit": os.environ.get("FASTPEER_COMMIT"), "dirty": None}
     return {"commit": head, "dirty": bool(_output("git", "-C", str(ROOT), "status", "--porcelain"))}
 

@@ -129,11 +129,11 @@ FIRST = [
 ]
 
 SPEED = [
-    # Those first that need nothing compiled which is not there yet.
     script(
         "ablation",
+        # Without compiling, of which the full step has nothing left.
         f"--no-ladder --leave-out --rounds 6 --seconds 0.3 {BUDGET}"
-        " --parts compile kernels graph streams merge chain fold",
+        " --parts fold chain kernels merge graph convolutions stem batchnorm streams",
         file="speed.ablation",
         short=f"--models resnet8 --batch-sizes 2 --no-ladder --leave-out --parts fold merge graph {BRIEF}",
         seconds=170,
