@@ -189,10 +189,10 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return _compile_obstacle(device)
     if name == "convolutions":
         return _convolutions_obstacle(device, precision, choices)
-    if name == "batchnorm" and device.type == "cpu":
-        # The plain formula, for tests of the passes.
-        return ""
-    return _kernels_obstacle(device, precision) if name in ("kernels", "batchnorm") else ""
+    if name == "batchnorm" and device.type == "cuda" and not choices["kernels"].used:
+        # On a CPU there is the plain formula, for tests of the passes.
+        return "needs engine.kernels"
+    return _kernels_obstacle(device, precision) if name == "kernels" else ""
 
 
 def _compile_obstacle(device: torch.device) -> str:
