@@ -32,7 +32,7 @@ from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.evaluation.results import read_results
 from fastpeer.models.weights import save_weights
 
-FOR_EVALUATION = 90.0
+FOR_EVALUATION = 60.0
 """Seconds of the budget for attacking what was trained, and for a training that takes longer than planned."""
 SELECTED_ON = 2000
 """Test images for the accuracies at epochs' ends."""

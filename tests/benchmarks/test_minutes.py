@@ -82,5 +82,5 @@ def test_a_failing_command_is_said_in_a_line(tmp_path, monkeypatch):
 
 def test_the_training_gets_what_the_budget_leaves(tmp_path):
     assert minutes_left(Arguments(work=tmp_path), 100.0) == 6.0
-    assert minutes_left(Arguments(work=tmp_path, budget=445.0), 55.0) == 5.0
+    assert minutes_left(Arguments(work=tmp_path, budget=415.0), 55.0) == 5.0
     assert minutes_left(Arguments(work=tmp_path, budget=10_000.0), 55.0) == 6.0
