@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
@@ -183,16 +183,21 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
     if name in ("graph", "streams") and device.type != "cuda":
         return "needs CUDA"
     if name == "stem":
-        missing = [part for part in ("chain", "kernels") if not choices[part].used]
-        return f"needs engine.{missing[0]}" if missing else ""
+        return _lacking(("chain", "kernels"), choices)
     if name == "compile":
         return _compile_obstacle(device)
     if name == "convolutions":
         return _convolutions_obstacle(device, precision, choices)
-    if name == "batchnorm" and device.type == "cuda" and not choices["kernels"].used:
+    if name == "batchnorm":
         # On a CPU there is the plain formula, for tests of the passes.
-        return "needs engine.kernels"
+        return _lacking(("kernels",), choices) if device.type == "cuda" else ""
     return _kernels_obstacle(device, precision) if name == "kernels" else ""
+
+
+def _lacking(parts: Sequence[str], choices: Mapping[str, Choice]) -> str:
+    """Return which of the parts that another needs are not used, "" if all are."""
+    missing = [f"engine.{part}" for part in parts if not choices[part].used]
+    return f"needs {' and '.join(missing)}" if missing else ""
 
 
 def _compile_obstacle(device: torch.device) -> str:
@@ -208,8 +213,8 @@ def _kernels_obstacle(device: torch.device, precision: str) -> str:
 
 
 def _convolutions_obstacle(device: torch.device, precision: str, choices: dict[str, Choice]) -> str:
-    if not (choices["chain"].used and choices["kernels"].used):
-        return "needs engine.chain and engine.kernels"
+    if lacking := _lacking(("chain", "kernels"), choices):
+        return lacking
     if precision not in ("bf16", "fp16"):
         return "needs bf16 or fp16"
     # The copy engine that feeds the kernel came with Hopper.
