@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastpeer.kernels.batch_norm import BatchNorm, Gradients, Normalised, Running
+from fastpeer.kernels.fused.norm_kernels import gradient_sums, input_gradient, normalise, statistics
 from fastpeer.kernels.refusal import require
 
 _NAME = "fused BatchNorm"
@@ -59,11 +59,11 @@ def forward(
     mean, variance, rstd = (x.new_empty(parts, work.channels, dtype=torch.float32) for _ in range(3))
     weight, bias = weight.detach().contiguous(), bias.detach().contiguous()
     with torch.cuda.device_of(x):
-        _statistics[work.grid](
+        statistics[work.grid](
             x, partial, work.rows, work.chunk, work.splits, work.channels,
             ROWS=work.tile, COLUMNS=_COLUMNS, num_warps=work.warps, enable_fp_fusion=True,
         )  # fmt: skip
-        _normalise[work.grid](
+        normalise[work.grid](
             x, x if residual is None else _channels_last(residual), y, partial, weight, bias,
             mean, variance, rstd,
             mean if running is None else running.mean,
@@ -112,14 +112,14 @@ def backward(
     read = y if y is not None and relu and residual else x
     stops = 0 if not relu else 2 if residual else 1
     with torch.cuda.device_of(x):
-        _gradient_sums[work.grid](
+        gradient_sums[work.grid](
             gradient, x, read, mean, rstd, weight, bias, partial,
             work.rows, work.chunk, work.splits, work.channels,
             # Fewer threads with more registers: the loads of several rows are on their way at once.
             STOPS=stops, ROWS=work.tile // 2, COLUMNS=_COLUMNS, num_warps=max(1, work.warps // 2),
             enable_fp_fusion=True,
         )  # fmt: skip
-        _input_gradient[work.grid](
+        input_gradient[work.grid](
             gradient, x, read, mean, rstd, weight, bias, partial,
             at_x, at_x if at_residual is None else at_residual, at_weight, at_bias,
             work.rows, work.chunk, work.splits, work.channels,
@@ -191,279 +191,3 @@ def _check(x: Tensor, parts: int, weight: Tensor, bias: Tensor, other: Tensor | 
     )  # fmt: skip
     devices = {tensor.device for tensor in given}
     require(len(devices) == 1, _NAME, f"all tensors must be on one device, got {sorted(map(str, devices))}")
-
-
-@triton.jit
-def _inside(left, known):
-    """Return where rows, of which so many are left, and channels are the program's: (ROWS, COLUMNS)."""
-    return (left > 0)[:, None] & known[None, :]
-
-
-@triton.jit
-def _measured(value, first, present, sums, squares):
-    """Return sums of the differences from the first values, and of their squares, with one more of each."""
-    off = tl.where(present, value.to(tl.float32) - first, 0.0)
-    return sums + off, squares + off * off
-
-
-@triton.jit
-def _statistics(
-    x,  # (parts · rows, channels)
-    partial,  # (parts, 2, splits, channels): mean less the part's first row, and squares about the mean
-    rows,
-    chunk,
-    splits,
-    channels,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    split = tl.program_id(0)
-    part = tl.program_id(1)
-    channel = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    known = channel < channels
-    slot = tl.arange(0, ROWS)
-    count = tl.minimum(chunk, rows - split * chunk)
-    x += part * rows * channels
-    origin = tl.load(x + channel, mask=known, other=0.0).to(tl.float32)
-    place = (split * chunk + slot)[:, None] * channels + channel[None, :]
-    present = (slot < count)[:, None] & known[None, :]
-    # Each slot measures from its own first value: one of a few values is never so far from their mean that
-    # the difference of the sums below would lose much, whatever the values are.
-    first = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
-    step = ROWS * channels
-    for done in range(ROWS, count, 4 * ROWS):
-        # All loads before the first use, so that they are on their way at once.
-        left = count - done - slot
-        one = tl.load(x + place + step, mask=_inside(left, known), other=0.0)
-        two = tl.load(x + place + 2 * step, mask=_inside(left - ROWS, known), other=0.0)
-        three = tl.load(x + place + 3 * step, mask=_inside(left - 2 * ROWS, known), other=0.0)
-        four = tl.load(x + place + 4 * step, mask=_inside(left - 3 * ROWS, known), other=0.0)
-        sums, squares = _measured(one, first, _inside(left, known), sums, squares)
-        sums, squares = _measured(two, first, _inside(left - ROWS, known), sums, squares)
-        sums, squares = _measured(three, first, _inside(left - 2 * ROWS, known), sums, squares)
-        sums, squares = _measured(four, first, _inside(left - 3 * ROWS, known), sums, squares)
-        place += 4 * step
-    values = ((count - slot + ROWS - 1) // ROWS).to(tl.float32)[:, None]
-    share = 1 / tl.maximum(values, 1.0)
-    means = tl.where(values > 0, (first - origin[None, :]) + sums * share, 0.0)
-    mean = tl.sum(values * means, 0) / count
-    off = means - mean[None, :]
-    around = tl.sum(tl.maximum(squares - sums * sums * share, 0.0) + values * off * off, 0)
-    out = partial + (part * 2 * splits + split) * channels + channel
-    tl.store(out, mean, mask=known)
-    tl.store(out + splits * channels, around, mask=known)
-
-
-@triton.jit
-def _put_together(x, partial, part, channel, rows, chunk, splits, channels, SPLITS: tl.constexpr):
-    """Return mean and biased variance (COLUMNS,) of a part's channels."""
-    known = channel < channels
-    split = tl.arange(0, SPLITS)
-    values = tl.minimum(tl.maximum(rows - split * chunk, 0), chunk).to(tl.float32)[:, None]
-    place = (part * 2 * splits + split)[:, None] * channels + channel[None, :]
-    present = (split < splits)[:, None] & known[None, :]
-    means = tl.load(partial + place, mask=present, other=0.0)
-    around = tl.load(partial + splits * channels + place, mask=present, other=0.0)
-    origin = tl.load(x + part * rows * channels + channel, mask=known, other=0.0).to(tl.float32)
-    mean = tl.sum(values * means, 0) / rows
-    off = means - mean[None, :]
-    return origin + mean, tl.sum(around + values * off * off, 0) / rows
-
-
-@triton.jit
-def _normalise(
-    x,  # (parts · rows, channels)
-    residual,  # like x; only where SUMS
-    y,  # like x
-    partial,  # from _statistics
-    weight,  # (channels,)
-    bias,  # (channels,)
-    mean_out,  # (parts, channels), and the next two
-    variance_out,
-    rstd_out,
-    running_mean,  # (channels,), and the next; only where there are UPDATES
-    running_variance,
-    momentum,
-    eps,
-    rows,
-    chunk,
-    splits,
-    channels,
-    unbiased,  # variance for a biased one
-    UPDATES: tl.constexpr,
-    SUMS: tl.constexpr,
-    RECTIFIES: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    split = tl.program_id(0)
-    part = tl.program_id(1)
-    channel = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    known = channel < channels
-    mean, variance = _put_together(x, partial, part, channel, rows, chunk, splits, channels, SPLITS)
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
-    if split == 0:
-        kept = part * channels + channel
-        tl.store(mean_out + kept, mean, mask=known)
-        tl.store(variance_out + kept, variance, mask=known)
-        tl.store(rstd_out + kept, rstd, mask=known)
-        # Nested: whether there are updates is known when this is compiled, the part is not.
-        if len(UPDATES) > 0:  # noqa: SIM102
-            if part == 0:
-                # One program moves the running statistics of its channels, part by part.
-                of_mean = tl.load(running_mean + channel, mask=known, other=0.0).to(tl.float32)
-                of_variance = tl.load(running_variance + channel, mask=known, other=0.0).to(tl.float32)
-                for number in tl.static_range(len(UPDATES)):
-                    own_mean, own_variance = _put_together(
-                        x, partial, UPDATES[number], channel, rows, chunk, splits, channels, SPLITS
-                    )
-                    of_mean = (1 - momentum) * of_mean + momentum * own_mean
-                    of_variance = (1 - momentum) * of_variance + momentum * (own_variance * unbiased)
-                tl.store(running_mean + channel, of_mean.to(running_mean.dtype.element_ty), mask=known)
-                to = running_variance.dtype.element_ty
-                tl.store(running_variance + channel, of_variance.to(to), mask=known)
-    scale = rstd * tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    slot = tl.arange(0, ROWS)
-    count = tl.minimum(chunk, rows - split * chunk)
-    place = (part * rows + split * chunk + slot)[:, None] * channels + channel[None, :]
-    for done in range(0, count, ROWS):
-        present = (slot < count - done)[:, None] & known[None, :]
-        value = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
-        value = _scaled(value - mean[None, :], scale, shift)
-        if SUMS:
-            value += tl.load(residual + place, mask=present, other=0.0).to(tl.float32)
-        if RECTIFIES:
-            value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(y + place, value.to(y.dtype.element_ty), mask=present)
-        place += ROWS * channels
-
-
-@triton.jit
-def _scaled(off, scale, shift):
-    """Return values before sum and ReLU, from those about the mean: of the same bits forward and backward."""
-    scale = tl.broadcast_to(scale[None, :], off.shape)
-    return tl.fma(off, scale, tl.broadcast_to(shift[None, :], off.shape))
-
-
-@triton.jit
-def _let_through(gradient, off, y, place, present, scale, shift, STOPS: tl.constexpr):
-    """Return the gradient before ReLU; STOPS: 0 there is none, 1 found from x, 2 from y."""
-    if STOPS == 1:
-        gradient = tl.where(_scaled(off, scale, shift) <= 0, 0.0, gradient)
-    if STOPS == 2:
-        gradient = tl.where(tl.load(y + place, mask=present, other=0.0).to(tl.float32) <= 0, 0.0, gradient)
-    return gradient
-
-
-@triton.jit
-def _gradient_sums(
-    gradient,  # at y, (parts · rows, channels)
-    x,  # like gradient
-    y,  # like gradient; only where STOPS == 2
-    mean,  # (parts, channels)
-    rstd,  # (parts, channels)
-    weight,  # (channels,)
-    bias,  # (channels,)
-    partial,  # (parts, 2, splits, channels): sums of the gradient, and of it times normalised x
-    rows,
-    chunk,
-    splits,
-    channels,
-    STOPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    split = tl.program_id(0)
-    part = tl.program_id(1)
-    channel = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    known = channel < channels
-    own_mean = tl.load(mean + part * channels + channel, mask=known, other=0.0)
-    own_rstd = tl.load(rstd + part * channels + channel, mask=known, other=0.0)
-    scale = own_rstd * tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    slot = tl.arange(0, ROWS)
-    count = tl.minimum(chunk, rows - split * chunk)
-    place = (part * rows + split * chunk + slot)[:, None] * channels + channel[None, :]
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    products = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for done in tl.range(0, count, ROWS, loop_unroll_factor=4):
-        present = (slot < count - done)[:, None] & known[None, :]
-        off = tl.load(x + place, mask=present, other=0.0).to(tl.float32) - own_mean[None, :]
-        at = tl.load(gradient + place, mask=present, other=0.0).to(tl.float32)
-        at = _let_through(at, off, y, place, present, scale, shift, STOPS)
-        sums += at
-        products += at * off
-        place += ROWS * channels
-    out = partial + (part * 2 * splits + split) * channels + channel
-    tl.store(out, tl.sum(sums, 0), mask=known)
-    tl.store(out + splits * channels, tl.sum(products, 0) * own_rstd, mask=known)
-
-
-@triton.jit
-def _summed(partial, part, which, channel, splits, channels, SPLITS: tl.constexpr):
-    """Return one of the sums (COLUMNS,) over a part's rows."""
-    split = tl.arange(0, SPLITS)
-    place = ((part * 2 + which) * splits + split)[:, None] * channels + channel[None, :]
-    present = (split < splits)[:, None] & (channel < channels)[None, :]
-    return tl.sum(tl.load(partial + place, mask=present, other=0.0), 0)
-
-
-@triton.jit
-def _input_gradient(
-    gradient,  # at y, (parts · rows, channels)
-    x,  # like gradient
-    y,  # like gradient; only where STOPS == 2
-    mean,  # (parts, channels)
-    rstd,  # (parts, channels)
-    weight,  # (channels,)
-    bias,  # (channels,)
-    partial,  # from _gradient_sums
-    at_x,  # like x
-    at_residual,  # like x; only where STOPS == 2
-    at_weight,  # (channels,)
-    at_bias,  # (channels,)
-    rows,
-    chunk,
-    splits,
-    channels,
-    STOPS: tl.constexpr,
-    PARTS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    split = tl.program_id(0)
-    part = tl.program_id(1)
-    channel = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    known = channel < channels
-    if split + part == 0:
-        of_weight = tl.zeros([COLUMNS], tl.float32)
-        of_bias = tl.zeros([COLUMNS], tl.float32)
-        for number in tl.static_range(PARTS):
-            of_bias += _summed(partial, number, 0, channel, splits, channels, SPLITS)
-            of_weight += _summed(partial, number, 1, channel, splits, channels, SPLITS)
-        tl.store(at_weight + channel, of_weight, mask=known)
-        tl.store(at_bias + channel, of_bias, mask=known)
-    own_mean = tl.load(mean + part * channels + channel, mask=known, other=0.0)
-    own_rstd = tl.load(rstd + part * channels + channel, mask=known, other=0.0)
-    scale = own_rstd * tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    average = _summed(partial, part, 0, channel, splits, channels, SPLITS) / rows
-    slope = _summed(partial, part, 1, channel, splits, channels, SPLITS) / rows * own_rstd
-    slot = tl.arange(0, ROWS)
-    count = tl.minimum(chunk, rows - split * chunk)
-    place = (part * rows + split * chunk + slot)[:, None] * channels + channel[None, :]
-    for done in range(0, count, ROWS):
-        present = (slot < count - done)[:, None] & known[None, :]
-        off = tl.load(x + place, mask=present, other=0.0).to(tl.float32) - own_mean[None, :]
-        at = tl.load(gradient + place, mask=present, other=0.0).to(tl.float32)
-        at = _let_through(at, off, y, place, present, scale, shift, STOPS)
-        if STOPS == 2:
-            tl.store(at_residual + place, at.to(at_residual.dtype.element_ty), mask=present)
-        change = at - average[None, :] - off * slope[None, :]
-        tl.store(at_x + place, (change * scale[None, :]).to(at_x.dtype.element_ty), mask=present)
-        place += ROWS * channels
