@@ -5,6 +5,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether the Triton kernel takes images, or a gradient map, with weights (O, I, 3, 3)."""
+    layout = torch.channels_last
+    return (
+        x.dim() == weight.dim() == 4 and weight.shape[2:] == (3, 3)
+        and x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
+        # The copy engine wants every row of a box to begin at a multiple of 16 bytes.
+        and all(channels % 8 == 0 for channels in weight.shape[:2])
+        and len(x) > 0 and all(side & (side - 1) == 0 for side in x.shape[2:])
+        and x.is_contiguous(memory_format=layout) and weight.is_contiguous(memory_format=layout)
+    )  # fmt: skip
+
+
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, relu: bool = False
 ) -> Tensor:

@@ -97,15 +97,10 @@ class Convolve(Step):
         # Pixels need more bits than bf16 has; their gradient does not, since the attack uses its sign. The
         # first layer's backward therefore stays in the dtype of the layers behind it.
         x = values[self.source]
-        if self.masks:
-            run, x = self.convolutions.masked_input_gradient, x.to(gradient.dtype)
-        else:
-            # Its shape and dtype are all that the gradient depends on then: nothing has to be converted.
-            same = x.dtype == gradient.dtype
-            run, x = (
-                self.convolutions.input_gradient,
-                x if same else torch.empty_like(x, dtype=gradient.dtype),
-            )
+        if x.dtype != gradient.dtype:
+            # Without a mask, shape and dtype are all that the gradient depends on: nothing is converted.
+            x = x.to(gradient.dtype) if self.masks else torch.empty_like(x, dtype=gradient.dtype)
+        run = self.convolutions.masked_input_gradient if self.masks else self.convolutions.input_gradient
         gradients[self.source] = run(self.conv, x, gradient, gradients.get(self.source))
 
 

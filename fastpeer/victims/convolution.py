@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastpeer.errors import brief
+from fastpeer.kernels.conv3x3 import takes
 from fastpeer.victims.folding import FoldedConv2d
 
 log = logging.getLogger(__name__)
@@ -145,16 +146,12 @@ class OwnConvolutions(CudnnConvolutions):
 
 
 def _is_own(conv: FoldedConv2d, x: Tensor) -> bool:
-    """Tell whether a convolution is one that the own kernel takes (`fastpeer.kernels.fused.conv3x3`)."""
-    weight = conv.weight
-    ones = all(list(setting) == [1, 1] for setting in (conv.stride, conv.padding, conv.dilation))
-    return (
-        ones and conv.groups == 1 and weight.shape[2:] == (3, 3)
-        and weight.dtype == x.dtype and x.dtype in (torch.bfloat16, torch.float16)
-        and all(channels % 8 == 0 for channels in weight.shape[:2])
-        and all(side & (side - 1) == 0 for side in x.shape[2:])
-        and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (weight, x))
-    )  # fmt: skip
+    return keeps_size(conv) and takes(x, conv.weight)
+
+
+def keeps_size(conv: FoldedConv2d) -> bool:
+    """Tell whether a layer has stride and padding of 1, and neither dilation nor groups."""
+    return (conv.stride, conv.padding, conv.dilation, conv.groups) == ([1, 1], [1, 1], [1, 1], 1)
 
 
 def _channels_last(gradient: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ class VictimFactory:
         fold, chain: see `EngineConfig`.
         compiler: compiles logits and input gradients; None: nothing is compiled.
         kernels: gradients at the logits, folding, and convolutions with what surrounds them.
-        own_convolutions: see `EngineConfig.convolutions`.
         context: makes the context in which autograd runs a network, such as autocast.
+        own_convolutions: see `EngineConfig.convolutions`.
         stem: see `EngineConfig`.
     """
 

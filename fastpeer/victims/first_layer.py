@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastpeer.kernels.choice import Kernels
 from fastpeer.kernels.first_convolution import takes
-from fastpeer.victims.convolution import Convolutions
+from fastpeer.victims.convolution import Convolutions, keeps_size
 from fastpeer.victims.folding import FoldedConv2d
 
 
@@ -54,5 +54,4 @@ class FirstLayerConvolutions:
 def _is_first(conv: FoldedConv2d, x: Tensor) -> bool:
     """Tell whether a layer reads exact pixels, and has a shape that the kernels take."""
     exact = conv.weight.dtype in (torch.float32, torch.float64) and conv.bias.dtype == conv.weight.dtype
-    plain = (conv.stride, conv.padding, conv.dilation, conv.groups) == ([1, 1], [1, 1], [1, 1], 1)
-    return exact and plain and takes(x.shape, conv.weight.shape)
+    return exact and keeps_size(conv) and takes(x.shape, conv.weight.shape)

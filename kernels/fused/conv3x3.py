@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fastpeer.kernels.conv3x3 import takes
 from fastpeer.kernels.refusal import require
 
 
@@ -99,11 +100,9 @@ def _run(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None, relu: bool,
     tile: Tile | None, back: bool,
 ) -> Tensor:  # fmt: skip
-    _check_weight(weight)
-    out = weight.shape[1] if back else weight.shape[0]
-    _check(x, weight, out, bias, residual, mask)
+    _check(x, weight, back, bias, residual, mask)
     tile = tile or fastest_tile(x)
-    sizes = _sizes(x, out, tile)
+    sizes = _sizes(x, weight.shape[1 if back else 0], tile)
     height, width, out = (sizes[name] for name in ("HEIGHT", "WIDTH", "OUT"))
     y = torch.empty(len(x), height, width, out, dtype=x.dtype, device=x.device)
     stripes = triton.cdiv(len(x), sizes["IMAGES"]) * triton.cdiv(height, sizes["ROWS"])
@@ -157,46 +156,39 @@ def _rows_of(tensor: Tensor) -> Tensor:
     return tensor.detach().permute(0, 2, 3, 1)
 
 
-def _check_weight(weight: Tensor) -> None:
-    found = f"got {tuple(weight.shape)} with strides {weight.stride()}"
-    _require(weight.dim() == 4 and weight.shape[2:] == (3, 3), f"weights must be (O, I, 3, 3), {found}")
-    fits = weight.is_contiguous(memory_format=torch.channels_last)
-    _require(fits, f"weights must be channels-last, {found}")
-    # The copy engine wants every row of a box to begin at a multiple of 16 bytes.
-    out, into = weight.shape[:2]
-    _require(into % 8 == 0 and out % 8 == 0, f"channels must be multiples of 8, got {into} and {out}")
-
-
 def _check(
-    x: Tensor, weight: Tensor, out: int, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None
+    x: Tensor, weight: Tensor, back: bool, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None
 ) -> None:
-    into = weight.numel() // (9 * out)
-    _check_images(x, weight, into)
-    shape = (len(x), out, *x.shape[2:])
-    like_result = [tensor for tensor in (residual, mask) if tensor is not None]
-    for tensor in like_result:
-        fits = tensor.shape == shape and (tensor.dtype, tensor.device) == (x.dtype, x.device)
-        must = f"residual and mask must be {shape} in {x.dtype} on {x.device}"
-        _require(fits, f"{must}, got {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}")
+    _check_product(x, weight, back)
+    shape = (len(x), weight.shape[1 if back else 0], *x.shape[2:])
+    for tensor in (residual, mask):
+        _check_like_result(tensor, shape, x)
     if bias is not None:
-        fits = bias.shape == (out,) and bias.is_floating_point() and bias.device == x.device
+        fits = bias.shape == shape[1:2] and bias.is_floating_point() and bias.device == x.device
         found = f"{tuple(bias.shape)} in {bias.dtype} on {bias.device}"
-        _require(fits, f"bias must be floating ({out},) on {x.device}, got {found}")
-    for tensor in (x, *like_result):
-        fits = tensor.is_contiguous(memory_format=torch.channels_last)
-        _require(fits, f"all images must be channels-last, got strides {tensor.stride()}")
+        _require(fits, f"bias must be floating ({shape[1]},) on {x.device}, got {found}")
 
 
-def _check_images(x: Tensor, weight: Tensor, into: int) -> None:
-    _require(x.dtype in (torch.bfloat16, torch.float16), f"images must be bfloat16 or float16, got {x.dtype}")
-    _require(
-        weight.dtype == x.dtype and weight.device == x.device,
-        f"weights must be in {x.dtype} on {x.device}, got {weight.dtype} on {weight.device}",
+def _check_product(x: Tensor, weight: Tensor, back: bool) -> None:
+    described = [f"{one.dtype} {tuple(one.shape)} with strides {one.stride()}" for one in (x, weight)]
+    must = (
+        "images (B, C, H, W), H and W powers of two, and weights (O, I, 3, 3), O and I multiples of 8, must "
+        "be channels-last and both bfloat16 or both float16"
     )
-    found = f"got {tuple(x.shape)}"
-    _require(x.dim() == 4 and x.shape[1] == into, f"images must be (B, {into}, H, W), {found}")
-    powers = all(side == triton.next_power_of_2(side) for side in x.shape[2:])
-    _require(powers and len(x) > 0, f"the sides of the images must be powers of two, {found}")
+    _require(takes(x, weight), f"{must}, got {' and '.join(described)}")
+    into = weight.shape[0 if back else 1]
+    _require(x.shape[1] == into, f"images must be (B, {into}, H, W), got {tuple(x.shape)}")
+    _require(weight.device == x.device, f"weights must be on {x.device}, got {weight.device}")
+
+
+def _check_like_result(tensor: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
+    if tensor is None:
+        return
+    fits = tensor.shape == shape and (tensor.dtype, tensor.device) == (x.dtype, x.device)
+    fits = fits and tensor.is_contiguous(memory_format=torch.channels_last)
+    found = f"{tuple(tensor.shape)} with strides {tensor.stride()} in {tensor.dtype} on {tensor.device}"
+    must = f"residual and mask must be channels-last {shape} in {x.dtype} on {x.device}"
+    _require(fits, f"{must}, got {found}")
 
 
 def _require(fulfilled: bool, message: str) -> None:
