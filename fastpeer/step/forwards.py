@@ -128,7 +128,7 @@ class Forwards:
         self.unsplit = [name for name in names if not split_batchnorms(networks[name])]
         self._double_backward = options.double_backward
         self.passes = group_into_passes(forwards, differentiated, options.merge, self.unsplit)
-        self._batch_norm = options.batch_norm(self.device)
+        self._batch_norm = options.batch_norm()
         named = {each.network for each in self.passes if not each.differentiated_twice}
         fusing = sorted(named) if self._batch_norm is not None else []
         self.fused = {name: NormsFused(networks[name]) for name in fusing}

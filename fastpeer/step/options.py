@@ -69,11 +69,9 @@ class Options:
         """Return the implementations of the formulas, in Triton or PyTorch."""
         return triton_kernels() if self.kernels else torch_kernels()
 
-    def batch_norm(self, device: torch.device) -> BatchNorm | None:
+    def batch_norm(self) -> BatchNorm | None:
         """Return what normalises in the training passes; none: PyTorch's own operators do."""
-        if not self.batchnorm:
-            return None
-        return (triton_kernels() if device.type == "cuda" else torch_kernels()).batch_norm
+        return self.formulas().batch_norm if self.batchnorm else None
 
     def victim_factory(
         self, number_format: NumberFormat, device: torch.device, compiler: Compiler | None = None
@@ -85,8 +83,8 @@ class Options:
             chain=self.chain,
             compiler=compiler,
             kernels=self.formulas(),
-            own_convolutions=self.convolutions,
             context=lambda: number_format.autocasting(device),
+            own_convolutions=self.convolutions,
             stem=self.stem,
         )
 
