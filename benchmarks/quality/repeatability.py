@@ -21,7 +21,9 @@ from benchmarks.harness.record import Report, counted
 from fastpeer.config import Precision
 from fastpeer.errors import UserError
 
-FIRST = "run once"
+FIXED, RESUMED = "deterministic", "resumed"
+KINDS = (FIXED, "as always")
+WAYS = ("run once", "run again", RESUMED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,55 +53,44 @@ def main(arguments: Arguments) -> None:
     folder = arguments.work / "runs" / "repeatability"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    fixed, searched = "deterministic", "as always"
-    names = {
-        kind: [f"{kind}, {way}" for way in (FIRST, "run again", "resumed")] for kind in (fixed, searched)
-    }
-    plans = [(name, kind == fixed) for kind, each in names.items() for name in each]
+    plans = [(kind, way) for kind in KINDS for way in WAYS]
     # All at once: they only wait for each other's work on the device.
     with ThreadPoolExecutor(len(plans)) as threads:
-        list(threads.map(lambda plan: train(arguments, folder / slug(plan[0]), *plan, device), plans))
-    for kind, (first, *others) in names.items():
-        for other in others:
-            distance = largest_difference(folder / slug(first), folder / slug(other))
-            report.add(counted(other, distance, "largest difference of a weight", kind=kind))
+        list(threads.map(lambda plan: train(arguments, place(folder, *plan), *plan, device), plans))
+    for kind in KINDS:
+        for way in WAYS[1:]:
+            distance = largest_difference(place(folder, kind, WAYS[0]), place(folder, kind, way))
+            report.add(counted(f"{kind}, {way}", distance, "largest difference of a weight", kind=kind))
     report.save()
     show(table_of(report))
-    differing = [entry.name for entry in report.records if entry.labels["kind"] == fixed and entry.value > 0]
+    differing = [entry.name for entry in report.records if entry.labels["kind"] == FIXED and entry.value > 0]
     if differing:
         raise UserError(f"not the same bits: {', '.join(differing)}")
 
 
-def slug(name: str) -> str:
-    """Return a name as a folder's."""
-    return name.replace(", ", "-").replace(" ", "-")
+def place(folder: Path, kind: str, way: str) -> Path:
+    """Return the folder of a run."""
+    return folder / f"{kind}-{way}".replace(" ", "-")
 
 
-def train(arguments: Arguments, run: Path, name: str, fixed: bool, device: torch.device) -> None:
+def train(arguments: Arguments, run: Path, kind: str, way: str, device: torch.device) -> None:
     """Train a run in one go, or up to the middle and on.
 
     Raises:
         UserError: a training failed.
     """
-    words: list[object] = [
-        "train",
-        arguments.recipe,
-        "--data",
-        arguments.work / "data",
-        "--out",
-        run,
-        "--quiet",
-    ]
+    where: list[object] = ["--out", run, "--device", device.type, "--quiet"]
+    words = ["train", arguments.recipe, "--data", arguments.work / "data", *where]
     # Not compiled: that takes a minute for each run, and is to change nothing here.
-    words += ["--device", device.type, "--precision", arguments.precision, "--engine.compile", "off"]
-    words += ["--selection.examples", 16, *(["--train.deterministic"] if fixed else [])]
+    words += ["--precision", arguments.precision, "--engine.compile", "off", "--selection.examples", 16]
+    words += ["--train.deterministic"] if kind == FIXED else []
     words += ["--train.batch-size", arguments.batch] if arguments.batch else []
     if arguments.model:
         words += ["--model.student", arguments.model, "--model.peer", arguments.model]
     half, whole = (["--train.max-steps", count] for count in (arguments.steps // 2, arguments.steps))
-    if name.endswith("resumed"):
+    if way == RESUMED:
         command(arguments, run, [*words, *half])
-        command(arguments, run, ["train", "--resume", "--quiet", "--out", run, *whole])
+        command(arguments, run, ["train", "--resume", *where, *whole])
     else:
         command(arguments, run, [*words, *whole])
 
