@@ -15,7 +15,7 @@ from tests.data_prep.prep_files import image_files, write_files
 settings.register_profile("daily", max_examples=20, deadline=None)
 # make soak tries more cases: pytest -m hypothesis --hypothesis-profile soak.
 settings.register_profile("soak", max_examples=200, deadline=None)
-# On a GPU each case of another shape compiles a kernel.
+# On a GPU each case of another shape compiles a kernel; interpreted, each takes a second.
 settings.register_profile("brief", max_examples=5, deadline=None)
 settings.load_profile("daily")
 

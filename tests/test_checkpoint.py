@@ -110,7 +110,7 @@ def test_only_the_newest_checkpoint_of_each_name_is_kept(tmp_path):
 @pytest.mark.parametrize("links", [True, False])
 def test_checkpoint_is_complete_after_a_kill_at_any_time(tmp_path, links):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastpeer.checkpoint"])
+    context.set_forkserver_preload([__name__])
     chance, value = random.Random(0), 1
     save(tmp_path, value)
     if not links:

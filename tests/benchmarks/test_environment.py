@@ -1,6 +1,7 @@
 """The questions to a machine: what is missing is named, the rest is asked all the same."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ def run(tmp_path, code=""):
     done = subprocess.run(
         [sys.executable, "-c", f"{start}{code}\n{ASK}"],
         capture_output=True, text=True, check=False,
+        # FFCV makes numba compile when it is imported, for seconds; whether it can be imported is asked here.
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
     )  # fmt: skip
     return done, json.loads(report.read_text("utf-8"))
 

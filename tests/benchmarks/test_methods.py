@@ -48,7 +48,7 @@ def test_all_methods_are_measured():
     assert {*method_names(), "kdiga-ard"} == set(measured_methods())
 
 
-EACH_MAKE = ("peeraid", "rslad", "ard", "adaad", "mtard", "cat", "kdiga-ard")
+EACH_MAKE = ("peeraid", "mtard", "cat", "kdiga-ard")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from cli_files import snapshot, weights
+
+from fastpeer.cli.main import main
 
 
 @contextmanager
@@ -48,12 +51,21 @@ def checkpoints(run: Path) -> dict[str, bytes | str]:
     return snapshot(run / "checkpoints")
 
 
+@pytest.fixture(scope="module")
+def halfway(workshop: Path) -> Path:
+    """A run stopped after 7 steps; not to be changed."""
+    run = workshop / "halfway"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workshop)
+        assert main(["train", "tiny.toml", "--train.max-steps", "7", "--out", str(run), "--quiet"]) == 0
+    return run
+
+
 @pytest.mark.parametrize("limit", [1000, 100_000, 400_000])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former(
-    fastpeer, tmp_path: Path, original: Path, limit: int
+    fastpeer, tmp_path: Path, halfway: Path, original: Path, limit: int
 ) -> None:
-    run = tmp_path / "run"
-    fastpeer("train tiny.toml --train.max-steps 7 --quiet --out", run).succeeded()
+    run = Path(shutil.copytree(halfway, tmp_path / "run", symlinks=True))
     before = checkpoints(run)
     with files_of_at_most(limit):
         fastpeer("train --resume --train.max-steps 9 --log.every 100 --quiet --out", run).refused(str(run))

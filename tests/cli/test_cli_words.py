@@ -69,7 +69,9 @@ def test_help_waits_for_no_large_library() -> None:
     assert ended.stderr.strip() == ""
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *(pytest.param(one, marks=pytest.mark.soak) for one in ("latin-1", "cp437"))]
+)
 @pytest.mark.parametrize("command", ["prep", "train", "eval", "recipes"])
 def test_help_is_spelled_out_where_a_terminal_has_few_characters(command: str, encoding: str) -> None:
     ended = subprocess.run(

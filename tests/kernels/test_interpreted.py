@@ -15,7 +15,7 @@ FOLDER = ROOT / "tests" / "kernels" / "interpreted"
 
 @pytest.mark.long
 def test_kernels_pass_their_tests_interpreted():
-    assert_passes(str(FOLDER))
+    assert_passes("--hypothesis-profile", "brief", str(FOLDER))
 
 
 @pytest.mark.soak

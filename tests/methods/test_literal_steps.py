@@ -263,8 +263,15 @@ def assert_equal_to_literal(name, model, classes, engine):
     return step
 
 
-@pytest.mark.parametrize("engine", [ON, OFF], ids=["on", "off"])
-@pytest.mark.parametrize(("model", "classes"), [SMALL, WIDE], ids=["resnet8", "wideresnet10x2"])
+@pytest.mark.parametrize(
+    ("model", "classes", "engine"),
+    [
+        pytest.param(*SMALL, ON, id="resnet8-on"),
+        pytest.param(*SMALL, OFF, id="resnet8-off"),
+        pytest.param(*WIDE, ON, id="wideresnet10x2-on"),
+        pytest.param(*WIDE, OFF, id="wideresnet10x2-off", marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_three_steps_change_every_weight_and_buffer_as_the_released_code_does(name, model, classes, engine):
     assert_equal_to_literal(name, model, classes, engine)
@@ -276,7 +283,8 @@ def test_steps_agree_in_the_l2_ball_too(name, engine):
     assert_equal_to_literal(name, *SMALL, engine)
 
 
-@pytest.mark.parametrize("name", ["trades", pytest.param("mtard", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["trades", "mtard"])
 def test_steps_agree_for_preactivated_networks_too(name):
     assert_equal_to_literal(name, *PREACT, EngineConfig())
 
@@ -300,9 +308,9 @@ class OneLayer(nn.Module):
     ("name", "engine"),
     [
         ("adaad, both terms", replace(ON, compile="on")),
-        ("adaad, both terms", replace(OFF, compile="on")),
+        pytest.param("adaad, both terms", replace(OFF, compile="on"), marks=pytest.mark.soak),
         ("kdiga, adversarial", replace(OFF, merge="on", compile="on")),
-        ("trades", replace(OFF, merge="on", compile="on")),
+        pytest.param("trades", replace(OFF, merge="on", compile="on"), marks=pytest.mark.soak),
     ],
     ids=["adaad, chain", "adaad", "kdiga", "trades"],
 )

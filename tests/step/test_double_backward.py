@@ -119,7 +119,9 @@ def network_of(name, dtype=torch.float64, layout=torch.contiguous_format):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
-@pytest.mark.parametrize("name", ["resnet8", "wideresnet10x2", "mobilenetv2"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wideresnet10x2", pytest.param("mobilenetv2", marks=pytest.mark.soak)]
+)
 def test_networks_have_the_derivatives_of_pytorch(name, layout):
     network, images = network_of(name, layout=layout)
     expected = derivatives(network, images, nullcontext)

@@ -71,11 +71,24 @@ def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss
 
 
 @pytest.mark.usefixtures("_fake")
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "engine"),
+    [
+        ("bf16", "all"),
+        ("fp16", "uncompiled"),
+        ("fp32", "none"),
+        *(
+            pytest.param(precision, engine, marks=pytest.mark.soak)
+            for precision, engine in (
+                ("fp32", "all"), ("fp16", "all"), ("fp32", "uncompiled"), ("bf16", "uncompiled"),
+                ("bf16", "none"), ("fp16", "none"),
+            )
+        ),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("name", ["resnet8", pytest.param("wideresnet10x2", marks=pytest.mark.soak)])
 def test_every_engine_and_precision_can_be_traced(name, precision, engine):
-    result = step_on(name, engine, precision)
+    result = step_on(name, ENGINES[engine], precision)
     assert {one.device.type for one in result} == {"cuda"}
 
 
@@ -89,8 +102,8 @@ def test_every_engine_and_precision_can_be_traced(name, precision, engine):
         "preactresnet18",
         pytest.param("preactresnet18-rice", marks=pytest.mark.soak),
         "wideresnet28x2",
-        "wideresnet34x10",
-        "mobilenetv2",
+        pytest.param("wideresnet34x10", marks=pytest.mark.soak),
+        pytest.param("mobilenetv2", marks=pytest.mark.soak),
     ],
 )
 def test_every_model_can_be_traced(name):
@@ -116,7 +129,15 @@ def test_every_method_can_be_traced(case, precision):
 
 
 @pytest.mark.usefixtures("_fake")
-@pytest.mark.parametrize("case", ["adaad, both terms", "mtard", "kdiga", "iad, late", "cat"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "adaad, both terms",
+        "kdiga",
+        "cat",
+        *(pytest.param(case, marks=pytest.mark.soak) for case in ("mtard", "iad, late")),
+    ],
+)
 def test_every_kind_of_method_can_be_traced_in_fp16_and_without_the_fast_parts(case):
     method, epoch, loss = METHODS[case]
     for engine, precision in (("all", "fp16"), ("none", "fp32")):
@@ -125,7 +146,13 @@ def test_every_kind_of_method_can_be_traced_in_fp16_and_without_the_fast_parts(c
 
 @pytest.mark.usefixtures("_fake")
 @pytest.mark.parametrize("method", ["peeraid", "pgd-at", "adaad"])
-@pytest.mark.parametrize(("engine", "precision"), [("all", "bf16"), ("none", "fp32"), ("all", "fp16")])
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        ("all", "bf16"),
+        *(pytest.param(*one, marks=pytest.mark.soak) for one in (("none", "fp32"), ("all", "fp16"))),
+    ],
+)
 def test_attacks_in_the_l2_ball_can_be_traced(method, engine, precision):
     result = step_on("resnet8", ENGINES[engine], precision, method=method, norm="l2", epsilon=0.5)
     assert {one.device.type for one in result} == {"cuda"}

@@ -174,7 +174,16 @@ def run(method, capture):
     return networks, step, results
 
 
-@pytest.mark.parametrize("method", ["peeraid", "mtard", "cat", "iad", "kdiga", "adaad"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "peeraid",
+        "mtard",
+        "cat",
+        "kdiga",
+        *(pytest.param(method, marks=pytest.mark.soak) for method in ("iad", "adaad")),
+    ],
+)
 def test_a_captured_step_trains_as_an_uncaptured_one(method):
     networks, step, results = run(method, capture=False)
     others, other_step, other_results = run(method, capture=True)

@@ -28,8 +28,7 @@ TIMM = [
     "mobilenetv3_small_050",
     "test_efficientnet",
     "regnetx_002",
-    "resnetv2_18",
-    "swin_tiny_patch4_window7_224",
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("resnetv2_18", "swin_tiny_patch4_window7_224")),
     "levit_128s",
 ]
 
@@ -83,7 +82,7 @@ def test_networks_of_timm_run_folded_in_low_precision(name):
     assert victim.input_gradient(single, torch.arange(2)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["test_vit", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["test_vit", pytest.param("vgg11_bn", marks=pytest.mark.soak)])
 def test_networks_of_timm_that_cannot_be_traced_are_attacked_as_they_are(name, logged):
     network = timm_network(name).eval()
     victim = VictimFactory(torch.float64, True, True, None, KERNELS, nullcontext).victim(network, "student")

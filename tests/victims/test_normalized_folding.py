@@ -24,7 +24,13 @@ def normalized(name="resnet8"):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet8", "preactresnet18", "preactresnet18-rice", "wideresnet10x2", "mobilenetv2"]
+    "name",
+    [
+        "resnet8",
+        "preactresnet18-rice",
+        "wideresnet10x2",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("preactresnet18", "mobilenetv2")),
+    ],
 )
 def test_normalised_networks_fold_and_are_chains(name):
     network = normalized(name)

@@ -39,10 +39,22 @@ def run(kernels, given, parts, relu, summed, updates=(), dtype=None):
     return [y, *statistics, running.mean, running.variance, *(one for one in back if one is not None)]
 
 
-@pytest.mark.parametrize("mean", [0.0, 10.0, 1e4])
+CALLS = [
+    (1, True, False, (0, 0)),
+    (2, True, False, (0, 0, 1)),
+    (2, True, True, (1, 0, 1)),
+    (1, False, True, ()),
+]
+"""Parts, ReLU, sum and updates of a call."""
+FAR = [
+    pytest.param(*call, mean, marks=() if (call[2], mean) == (True, 1e4) else pytest.mark.soak)
+    for call in CALLS
+    for mean in (10.0, 1e4)
+]
+
+
 @pytest.mark.parametrize(
-    ("parts", "relu", "summed", "updates"),
-    [(1, True, False, (0, 0)), (2, True, False, (0, 0, 1)), (2, True, True, (1, 0, 1)), (1, False, True, ())],
+    ("parts", "relu", "summed", "updates", "mean"), [*((*call, 0.0) for call in CALLS), *FAR]
 )
 def test_float32_is_no_farther_off_than_twice_pytorchs(device, parts, relu, summed, updates, mean):
     draws = []

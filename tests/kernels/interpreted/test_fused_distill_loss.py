@@ -37,7 +37,10 @@ def errors_of(batch, terms, scale=1.0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("setting", "size"), [("cifar10", 128), ("cifar100", 9), ("tiny", 5)])
+@pytest.mark.parametrize(
+    ("setting", "size"),
+    [("cifar10", 17), pytest.param("cifar10", 128, marks=pytest.mark.soak), ("cifar100", 9), ("tiny", 5)],
+)
 def test_published_settings(device, setting, size, dtype):
     classes, terms = PEERAID[setting]
     assert_as_exact_as_pytorch(random_batch(1, size, classes).to(dtype).to(device), terms)
@@ -52,7 +55,7 @@ def test_published_settings(device, setting, size, dtype):
         pytest.param(3, marks=pytest.mark.soak),
         10,
         100,
-        257,
+        pytest.param(257, marks=pytest.mark.soak),
         pytest.param(200, marks=pytest.mark.soak),
         1000,
     ],
