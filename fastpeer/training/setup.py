@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from fastpeer.config import Config, check_fits, doubts, teacher_words
-from fastpeer.data.dataset import PreparedDataset, file_sha256
+from fastpeer.data.dataset import PreparedDataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import ResidentSource, open_source
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, Source, TrainingStream, hold_out, spread
 from fastpeer.errors import UserError
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
+from fastpeer.files import file_sha256
 from fastpeer.methods import Method
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import NumberFormat, number_format
@@ -222,6 +223,8 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
         },
         "warnings": dict(setup.warnings),
         "device": device,
+        # Of what is computed on a CPU, rounding depends on it.
+        "threads": torch.get_num_threads() if setup.device.type == "cpu" else None,
         "versions": _versions(),
     }
 

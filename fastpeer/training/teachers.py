@@ -11,8 +11,8 @@ from torch import nn
 
 from fastpeer.checkpoint import load_state
 from fastpeer.config import TeacherConfig, teacher_flag, teacher_words
-from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
+from fastpeer.files import file_sha256
 from fastpeer.links import student_weights
 from fastpeer.methods import build_table, default_loss, method_names
 from fastpeer.models import build_model

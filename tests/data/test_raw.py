@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastpeer.data.beton import BetonLoader
-from fastpeer.data.dataset import PreparedDataset, file_sha256, open_dataset
+from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.raw import FIELD, HEADER, RawLoader, map_samples
 from fastpeer.data.split import open_split
 from fastpeer.errors import UserError
+from fastpeer.files import file_sha256
 
 COUNT = 13
 WRITE = """

@@ -12,6 +12,7 @@ from fastpeer.config import Config, LogConfig
 from fastpeer.errors import UserError
 from fastpeer.run_folder import RunFolder
 from fastpeer.training.log import MetricsLog
+from fastpeer.training.metrics_file import LogMark
 from fastpeer.training.loggers import Beginning, TensorBoard, check_loggers, numbers, open_loggers
 
 
@@ -88,7 +89,7 @@ def steps(first, last, epoch=0):
 
 
 def write(run, config, records, length=0, step=0):
-    log = MetricsLog(run, config, length, step)
+    log = MetricsLog(run, config, LogMark(length, step=step))
     for record in records:
         log.write(record)
     log.close()
@@ -100,7 +101,7 @@ def rows_of(run):
 
 def resumed(run, config):
     """Train to step 5, and again from the checkpoint at step 3; then on to step 7."""
-    first = MetricsLog(run, config, 0, 0)
+    first = MetricsLog(run, config, LogMark())
     for record in steps(1, 3):
         first.write(record)
     saved = first.length
