@@ -34,6 +34,7 @@ class Checkpoints:
         self._folder = run.checkpoints
         self._config = config
         self._setup = setup
+        self._settings = dump_recipe(config)
         self._fallback: Path | None = None
         self._saved = time.monotonic()
 
@@ -93,7 +94,7 @@ class Checkpoints:
             )
             for file in networks
         }  # fmt: skip
-        settings, is_last = dump_recipe(self._config), name == "last"
-        save_checkpoint(self._folder, name, step, networks, state, facts, settings, keep_previous=is_last)
+        is_last = name == "last"
+        save_checkpoint(self._folder, name, step, networks, state, facts, self._settings, is_last)
         if is_last:
             self._saved = time.monotonic()

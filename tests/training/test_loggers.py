@@ -12,8 +12,8 @@ from fastpeer.config import Config, LogConfig
 from fastpeer.errors import UserError
 from fastpeer.run_folder import RunFolder
 from fastpeer.training.log import MetricsLog
-from fastpeer.training.metrics_file import LogMark
 from fastpeer.training.loggers import Beginning, TensorBoard, check_loggers, numbers, open_loggers
+from fastpeer.training.metrics_file import LogMark
 
 
 class FakeWandb:
@@ -104,7 +104,7 @@ def resumed(run, config):
     first = MetricsLog(run, config, LogMark())
     for record in steps(1, 3):
         first.write(record)
-    saved = first.length
+    saved = first.file.length
     for record in steps(4, 5):
         first.write(record)
     first.close()
