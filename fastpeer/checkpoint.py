@@ -216,9 +216,6 @@ def _write(
     if settings:
         (folder / SETTINGS).write_text(settings, "utf-8")
     write_manifest(folder)
-    # Before the link is replaced: after a power failure it must not point to incomplete files.
-    for path in (*folder.iterdir(), folder):
-        flush(path)
 
 
 def _remove_unlinked(link: Path, *folders: Path) -> None:

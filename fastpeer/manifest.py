@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from fastpeer.errors import UserError
-from fastpeer.files import file_sha256
+from fastpeer.files import file_sha256, flush
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -15,15 +16,25 @@ FORMAT = 1
 def write_manifest(folder: Path) -> None:
     """Write `manifest.json`, which describes the other files of a checkpoint's folder as they are now.
 
+    All are flushed to the disk.
+
     Raises:
         OSError: a file cannot be read or written.
     """
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(folder.iterdir())
-    }
-    text = json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n"
-    (folder / MANIFEST).write_text(text, "utf-8")
+    paths = sorted(folder.iterdir())
+    # Checksums are computed while the disk is waited for; neither holds Python's lock.
+    with ThreadPoolExecutor(len(paths)) as pool:
+        checksums = pool.map(file_sha256, paths)
+        for path in paths:
+            flush(path)
+        sizes = [path.stat().st_size for path in paths]
+        entries = [{"bytes": size, "sha256": sum} for size, sum in zip(sizes, checksums, strict=True)]
+    files = dict(zip([path.name for path in paths], entries, strict=True))
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n", "utf-8")
+    # After a power failure no link may point to incomplete files.
+    flush(manifest)
+    flush(folder)
 
 
 def check_files(folder: Path, names: Iterable[str] = ()) -> bool:
