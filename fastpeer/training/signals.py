@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP: in training they request a stop, elsewhere they end the command."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -65,9 +66,10 @@ def stopping_on_signals() -> Iterator[StopRequest]:
 
     Must be called in the main thread; the previous handlers are restored at the end.
     """
-    stop = StopRequest()
+    stop, terminals = StopRequest(), [output for output in (1, 2) if os.isatty(output)]
 
     def handle(number: int, frame: FrameType | None) -> None:
+        _let_go([terminal for terminal in terminals if not os.isatty(terminal)])
         # Further ones of the others change nothing: the checkpoint is still to be written.
         if stop.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -75,6 +77,13 @@ def stopping_on_signals() -> Iterator[StopRequest]:
 
     with _handled((signal.SIGINT, *ENDING), handle):
         yield stop
+
+
+def _let_go(terminals: Sequence[int]) -> None:
+    """Let what is printed to closed terminals go nowhere: it would end the run before it is saved."""
+    for terminal in terminals:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), terminal)
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_files import metrics, results, snapshot, weights
+from kill_points import Points
+from kill_points import run as in_a_copy
 
 from fastpeer.run_folder import RunFolder
 
@@ -157,6 +160,48 @@ def test_a_damaged_log_is_said_and_goes_on(
     assert [record["step"] for record in left] == sorted(record["step"] for record in left)
     aside = run / "metrics.jsonl.damaged"
     assert aside.exists() == (damage is not altered)
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def files_of(run: Path) -> list[Path]:
+    """Everything in a run's folder that can be damaged, relative to it."""
+    return sorted(path.relative_to(run) for path in run.rglob("*") if path.is_file() or path.is_symlink())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("damage", [flip, halve, empty, Path.unlink])
+def test_no_damage_gives_other_weights_without_a_word(
+    workshop: Path,
+    stopped: Path,
+    original: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(workshop)
+    refused = same = 0
+    for number, name in enumerate(files_of(stopped)):
+        run = Path(shutil.copytree(stopped, tmp_path / str(number), symlinks=True))
+        if damage is not Path.unlink and (run / name).is_dir():
+            continue
+        damage(run / name)
+        words = ["train", "--resume", "--train.max-steps", "0", "--quiet", "--out", str(run)]
+        code, _ = in_a_copy(words, Points(str(run)))
+        assert code in (0, 2), name
+        refused, same = refused + (code == 2), same + (code == 0)
+        assert code == 2 or final_weights(run) == final_weights(original), name
+    print(f"{damage.__name__}: {refused} refused, {same} with the same weights")
+
+
+def final_weights(run: Path) -> dict[str, str]:
+    return {name: sum for name, sum in weights(run).items() if "/last/" in name}
 
 
 def test_a_damaged_best_is_said(fastpeer, run: Path) -> None:
