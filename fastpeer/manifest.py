@@ -58,11 +58,20 @@ def check_files(folder: Path, names: Iterable[str] = ()) -> bool:
     return True
 
 
-def recorded_sha256(path: Path) -> str:
-    """Return the SHA-256 that the manifest beside a file records for it; empty: none does."""
-    manifest = path.parent / MANIFEST
-    entry = _entries(manifest).get(path.name) if manifest.is_file() else None
-    return "" if entry is None else str(entry["sha256"])
+def checked_sha256(weights: Path) -> str:
+    """Return a weight file's SHA-256, once it is compared with the checkpoint's that it lies in, if in one.
+
+    Raises:
+        UserError: it is not as the checkpoint was written.
+    """
+    if is_in_checkpoint(weights):
+        check_files(weights.parent, [weights.name])
+    return file_sha256(weights)
+
+
+def is_in_checkpoint(weights: Path) -> bool:
+    """Whether a weight file lies in a checkpoint: beside others, a `manifest.json` may be of anything."""
+    return (weights.parent / "state.pt").is_file()
 
 
 def _entries(path: Path) -> Mapping[str, Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from fastpeer.config.differences import NETWORKS, differences
 from fastpeer.errors import UserError
 from fastpeer.files import file_sha256
 from fastpeer.links import student_weights
-from fastpeer.manifest import check_files
+from fastpeer.manifest import check_files, is_in_checkpoint
 from fastpeer.models.weight_files import check_safetensors
 from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
 from fastpeer.suggestions import did_you_mean
@@ -161,6 +161,8 @@ def _check(target: Target, force_settings: bool) -> None:
         UserError: what is wrong.
     """
     folder = target.weights.parent
+    if target.run is None and not is_in_checkpoint(target.weights):
+        return
     try:
         checked = check_files(folder, [target.weights.name])
     except UserError as error:

@@ -78,6 +78,11 @@ def test_weight_file_outside_a_run_stands_alone(lone_file):
     assert (target.weights, target.run, target.config) == (lone_file, None, None)
 
 
+def test_a_manifest_beside_lone_weights_may_be_of_anything(lone_file):
+    (lone_file.parent / "manifest.json").write_text('{"name": "of a web page"}')
+    assert len(find_targets([lone_file], "all")) == 1
+
+
 def test_nothing_to_evaluate_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="neither a run folder nor a file"):
         find_targets([tmp_path / "absent"], "all")
