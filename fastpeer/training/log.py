@@ -1,6 +1,7 @@
 """A run's metrics: means over steps, and metrics.jsonl."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,6 +15,8 @@ from fastpeer.step.loss import active_terms
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.loggers import Beginning, Mark, mark_of, open_loggers
 from fastpeer.training.metrics_file import LogMark, MetricsFile
+
+log = logging.getLogger(__name__)
 
 
 class Interval:
@@ -113,6 +116,16 @@ class Interval:
         self._skipped = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._images = 0
         self.restart_clock()
+
+
+def report_faults(record: Mapping[str, Any]) -> None:
+    """Warn about NaN gradients and skipped steps, which would look like a weak attack or a slow start."""
+    if "nan_gradients" in record:
+        counts = record["step"], record["nan_gradients"]
+        log.warning("step %d: the attack met %d NaN values in its gradients", *counts)
+    if "skipped_steps" in record:
+        counts = record["step"], record["skipped_steps"]
+        log.warning("step %d: %d steps skipped because fp16 gradients overflowed", *counts)
 
 
 class MetricsLog:

@@ -14,14 +14,13 @@ from torch import nn
 from fastpeer.checkpoint import load_networks, load_state
 from fastpeer.config import Config
 from fastpeer.data.stream import Batch, EvaluationStream
-from fastpeer.errors import UserError, brief, one_line
-from fastpeer.kernels.refusal import KernelRefusal
+from fastpeer.errors import UserError
 from fastpeer.run_folder import RunFolder
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.averaging import AveragedStudent
 from fastpeer.training.checkpoints import Checkpoints
 from fastpeer.training.forecast import Pace
-from fastpeer.training.log import Interval, MetricsLog
+from fastpeer.training.log import Interval, MetricsLog, report_faults
 from fastpeer.training.memory import out_of_memory
 from fastpeer.training.metrics_file import LogMark
 from fastpeer.training.nonfinite import NonFinite, first_non_finite
@@ -30,6 +29,7 @@ from fastpeer.training.schedule import learning_rate
 from fastpeer.training.selection import Selection
 from fastpeer.training.setup import TrainingSetup
 from fastpeer.training.signals import Stopped, StopRequest
+from fastpeer.training.step_errors import user_message
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ class Trainer:
         except torch.OutOfMemoryError:
             pass  # The exception holds the step's tensors: memory is measured after this clause, below.
         except Exception as error:  # Triton's errors have no other base class in common.
-            if message := self._user_message(error):
+            if message := user_message(error, self.step):
                 raise UserError(message) from None
             raise
         raise UserError(out_of_memory(self.step, batch))
@@ -261,25 +261,13 @@ class Trainer:
         if self.step.compiler is not None and (line := self.step.compiler.news()):
             log.info(line)
 
-    def _user_message(self, error: Exception) -> str:
-        """Return a message for an error of the step that the user can fix; empty for any other error."""
-        if isinstance(error, KernelRefusal) or type(error).__module__.partition(".")[0] == "triton":
-            return f"{one_line(error)}; run without Triton: --engine.kernels off"
-        # PyTorch's words (torch.nn.functional.batch_norm): an image of one pixel left, in a batch of one.
-        if "more than 1 value per channel" in str(error):
-            return "BatchNorm cannot train on a batch of one: --data.drop-last or another --train.batch-size"
-        if self.step.differentiates_twice and "is not implemented" in str(error):
-            method, student = self.config.method, self.config.model.student
-            return f"{method} needs second derivatives, which {student} does not support ({brief(error)})"
-        return ""
-
     def _at_log_line(self) -> bool:
         at_end = self.position.in_epoch == self.steps_per_epoch
         return at_end or self._at_max_steps() or self.position.step % self.config.log.every == 0
 
     def _log_interval(self) -> None:
         record = self._interval_record(self.interval.record())
-        self._report_faults(record)
+        report_faults(record)
         self.log.write(record)
         self._show(record)
 
@@ -307,15 +295,6 @@ class Trainer:
     def _show(self, record: Mapping[str, Any]) -> None:
         self._shown = time.monotonic()
         self.reporter.interval(record)
-
-    def _report_faults(self, record: Mapping[str, Any]) -> None:
-        """Warn about NaN gradients and skipped steps, which would look like a weak attack or a slow start."""
-        if "nan_gradients" in record:
-            counts = record["step"], record["nan_gradients"]
-            log.warning("step %d: the attack met %d NaN values in its gradients", *counts)
-        if "skipped_steps" in record:
-            counts = record["step"], record["skipped_steps"]
-            log.warning("step %d: %d steps skipped because fp16 gradients overflowed", *counts)
 
     def _refuse_non_finite(
         self, losses: Mapping[str, float], networks: Mapping[str, nn.Module] = MappingProxyType({})

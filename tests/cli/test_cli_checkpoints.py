@@ -37,6 +37,7 @@ def test_epochs_are_kept_and_can_be_evaluated(fastpeer, tmp_path: Path) -> None:
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o644"}
 
 
+@pytest.mark.soak
 def test_saving_within_an_epoch_changes_nothing_but_what_a_kill_loses(
     fastpeer, tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_loss_that_is_not_finite_sends_the_run_back(fastpeer, tmp_path: Path) 
     assert metrics(run)[-2]["lr"] == pytest.approx(0.01)
 
 
+@pytest.mark.soak
 def test_a_run_goes_back_only_so_often(fastpeer, tmp_path: Path) -> None:
     outcome = fastpeer(
         f"{DIVERGES} --train.rollbacks 2 --train.rollback-rate 0.9 --quiet --out", tmp_path / "run"

@@ -16,18 +16,6 @@ from kill_points import run as in_a_copy
 from fastpeer.run_folder import RunFolder
 
 
-@pytest.fixture(scope="module")
-def stopped(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run, stopped at step 7; the checkpoint before is of the first epoch's end, at step 5."""
-    from fastpeer.cli.main import main
-
-    run = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workshop)
-        assert main(["train", "tiny.toml", "--train.max-steps", "7", "--quiet", "--out", str(run)]) == 0
-    return run
-
-
 @pytest.fixture
 def run(stopped: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stopped, tmp_path / "run", symlinks=True))
@@ -60,6 +48,7 @@ def test_a_flipped_bit_is_named_and_the_checkpoint_before_is_used(
     assert (run / "checkpoints" / ".store" / f"damaged-{damaged.name}" / "student.safetensors").is_file()
 
 
+@pytest.mark.soak
 def test_a_dry_run_leaves_a_damaged_checkpoint_as_it_is(fastpeer, run: Path) -> None:
     (run / "checkpoints" / "last" / "state.pt").unlink()
     before = snapshot(run)
@@ -69,7 +58,14 @@ def test_a_dry_run_leaves_a_damaged_checkpoint_as_it_is(fastpeer, run: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["state.pt", "student.safetensors", "swa.safetensors", "manifest.json", "settings.toml"]
+    "name",
+    [
+        "manifest.json",
+        *(
+            pytest.param(name, marks=pytest.mark.soak)
+            for name in ("swa.safetensors", "state.pt", "student.safetensors", "settings.toml")
+        ),
+    ],
 )
 def test_a_damaged_file_of_the_only_checkpoint_is_refused_by_name(fastpeer, run: Path, name: str) -> None:
     shutil.rmtree(run / "checkpoints" / ".store" / "last-000000005")
@@ -84,7 +80,7 @@ def test_a_damaged_file_of_the_only_checkpoint_is_refused_by_name(fastpeer, run:
     ("old", "new", "told"),
     [
         ("seed = 0", "seed = 3", "seed was 0, now 3"),
-        ("batch_size = 8", "batch_size = 4", "batch_size was 8, now 4"),
+        pytest.param("batch_size = 8", "batch_size = 4", "batch_size was 8, now 4", marks=pytest.mark.soak),
     ],
 )
 def test_edited_settings_are_refused(fastpeer, run: Path, old: str, new: str, told: str) -> None:
@@ -94,6 +90,7 @@ def test_edited_settings_are_refused(fastpeer, run: Path, old: str, new: str, to
     assert snapshot(run) == before
 
 
+@pytest.mark.soak
 def test_edited_settings_can_be_insisted_on(fastpeer, run: Path) -> None:
     edit(run / "config.toml", "lr = 0.1", "lr = 0.05")
     shown = fastpeer("train --resume --force-settings --train.max-steps 8 --out", run).succeeded().out
@@ -106,7 +103,7 @@ def test_edited_settings_can_be_insisted_on(fastpeer, run: Path) -> None:
     ("flags", "told"),
     [
         ("--train.epochs 1", "--train.epochs must be 2 or more"),
-        ("--train.max-steps 6", "--train.max-steps must be 7 or more"),
+        pytest.param("--train.max-steps 6", "--train.max-steps must be 7 or more", marks=pytest.mark.soak),
     ],
 )
 def test_less_than_was_trained_is_refused(fastpeer, run: Path, flags: str, told: str) -> None:
@@ -115,6 +112,7 @@ def test_less_than_was_trained_is_refused(fastpeer, run: Path, flags: str, told:
     assert snapshot(run) == before
 
 
+@pytest.mark.soak
 def test_other_threads_are_said(fastpeer, run: Path) -> None:
     facts = json.loads((run / "run.json").read_text("utf-8"))
     assert facts["threads"] == 1
@@ -123,6 +121,7 @@ def test_other_threads_are_said(fastpeer, run: Path) -> None:
     assert "note: threads was 2 when the run began, now 1: rounding will differ" in shown
 
 
+@pytest.mark.soak
 def test_other_test_images_are_refused(fastpeer, run: Path) -> None:
     facts = json.loads((run / "run.json").read_text("utf-8"))
     facts["data"]["test_sha256"] = "0" * 64
@@ -146,7 +145,10 @@ def altered(run: Path) -> str:
     return "figures in it were changed"
 
 
-@pytest.mark.parametrize("damage", [torn, garbled, altered])
+@pytest.mark.parametrize(
+    "damage",
+    [torn, pytest.param(garbled, marks=pytest.mark.soak), pytest.param(altered, marks=pytest.mark.soak)],
+)
 def test_a_damaged_log_is_said_and_goes_on(
     fastpeer, run: Path, original: Path, damage: Callable[[Path], str]
 ) -> None:
@@ -243,6 +245,7 @@ def test_a_run_that_was_never_saved_is_begun_anew(fastpeer, run: Path, tmp_path:
     fastpeer("train tiny.toml --train.max-steps 1 --quiet --out", begun).succeeded()
 
 
+@pytest.mark.soak
 def test_a_folder_with_checkpoints_is_not_cleared_for_want_of_settings(fastpeer, run: Path) -> None:
     (run / "config.toml").unlink()
     before = snapshot(run)

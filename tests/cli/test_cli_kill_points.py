@@ -60,7 +60,7 @@ def points_of(seen: list[str]) -> list[tuple[int, bool]]:
     return whole + [point for point in torn if "metrics" not in seen[point[0] - 1]]
 
 
-@pytest.mark.parametrize("part", [0.05, 0.6])
+@pytest.mark.parametrize("part", [0.6, pytest.param(0.05, marks=pytest.mark.soak)])
 @pytest.mark.usefixtures("in_workshop")
 def test_some_points(tmp_path: Path, whole: tuple[Path, list[str]], part: float) -> None:
     folder, seen = whole

@@ -77,8 +77,9 @@ def test_killed_parent_takes_the_writer_along(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_ends_the_command_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     words = ["prep", "--dataset", "digits", "--size", "256", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
