@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
 import secrets
@@ -62,19 +64,36 @@ class Destination:
         # Beside it, to be on the same disk, where a rename is all that remains to be done.
         folder = self._beside("partial")
         try:
-            self._make(folder)
-            yield folder
+            held = self._make(folder)
+            try:
+                yield folder
+            finally:
+                os.close(held)
         finally:
             with undisturbed():
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _make(self, folder: Path) -> None:
+    def _make(self, folder: Path) -> int:
+        """Make the folder, and return a descriptor of it whose lock tells others that it is written to."""
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
+            held = os.open(folder, os.O_RDONLY)
         except OSError as error:
             reason = error.strerror or one_line(error)
             raise UserError(f"cannot write beside {self.shown} ({reason}): choose another --out") from error
+        _is_free(held)
+        return held
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed preparations of `out` have left; a data set that one had moved goes back."""
+        for old in sorted(self.out.parent.glob(f".{glob.escape(self.out.name)}.old-????????")):
+            with suppress(OSError):
+                if not os.path.lexists(self.out):
+                    old.rename(self.out)
+            _remove_if_free(old)
+        for partial in self.out.parent.glob(f".{glob.escape(self.out.name)}.partial-????????"):
+            _remove_if_free(partial)
 
     def put_in_place(self, folder: Path) -> None:
         """Rename `folder` to `out`; a data set that stood there is removed only afterwards."""
@@ -95,6 +114,26 @@ class Destination:
         return self.out.with_name(f".{self.out.name}.{purpose}-{secrets.token_hex(4)}")
 
 
+def _remove_if_free(folder: Path) -> None:
+    """Remove a folder, unless a process that is running writes to it, or that cannot be told."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            if _is_free(descriptor):
+                shutil.rmtree(folder)
+        finally:
+            os.close(descriptor)
+
+
+def _is_free(folder: int) -> bool:
+    """Lock an open folder, if no other process has; the lock ends with the process, however that ends."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def is_prepared(folder: Path) -> bool:
     """Tell whether `folder` carries an FFCV file or a `dataset.json` of this project."""
     if (folder / "train.beton").is_file():
@@ -108,8 +147,9 @@ def is_prepared(folder: Path) -> bool:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hold back Ctrl-C for the few moments of a clean-up."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hold back Ctrl-C, SIGTERM and SIGHUP for the few moments of a clean-up."""
+    ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     try:
         yield
     finally:

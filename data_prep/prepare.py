@@ -40,6 +40,7 @@ def prepare(
     if options.source is not None and not os.path.exists(options.source):
         raise UserError(f"{options.source} does not exist: check the path given as --source")
     destination = Destination(options.out_folder, options.force)
+    destination.clear_leftovers()
     # Before a download that would be for nothing, and again when the new folder takes its place.
     destination.check()
     options, downloaded = _with_source(options, remotes, report)

@@ -1,10 +1,11 @@
 """What a checkpoint's path stands for, with symbolic links and without."""
 
-import errno
 import os
 import re
 import shutil
 from pathlib import Path
+
+from fastpeer.files import flush
 
 LONGEST = 200
 """Bytes of a text file that may be a link: weight files are far longer."""
@@ -56,22 +57,6 @@ def link_checkpoint(path: Path, target: Path) -> None:
     _write_link(new, target.relative_to(path.parent))
     _put_link(new, path)
     flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file's contents, or a folder's entries, have reached the disk.
-
-    Raises:
-        OSError: they cannot reach it. That a file system cannot flush folders is no error.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _next_link(path: Path) -> Path:

@@ -16,12 +16,13 @@ from fastpeer.config import Config
 from fastpeer.config.recipes import load_recipe
 from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
+from fastpeer.files import unfinished, write_atomically
 from fastpeer.links import checkpoint_folder
 
 log = logging.getLogger(__name__)
 PARTS = (
-    "config.toml", "run.json", "metrics.jsonl", "metrics.csv", "loggers.json", "results.json", "checkpoints",
-    "tensorboard", "wandb",
+    "config.toml", "run.json", "metrics.jsonl", "metrics.jsonl.damaged", "metrics.csv", "loggers.json",
+    "results.json", "checkpoints", "tensorboard", "wandb",
 )  # fmt: skip
 """Names in a run's folder. --force deletes a folder only if it contains nothing else."""
 
@@ -79,7 +80,21 @@ class RunFolder:
     @property
     def foreign_files(self) -> list[str]:
         """Names in the folder that are not part of a run, sorted."""
-        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in PARTS)
+        # A kill leaves what was being written.
+        known = {*PARTS, *(unfinished(self.path / part).name for part in PARTS)}
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in known)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a complete checkpoint, whatever the links in `checkpoints` stand for."""
+        places = ("*/state.pt", "*/student.safetensors", ".store/[!.]*/state.pt")
+        return any(any(self.checkpoints.glob(place)) for place in places)
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether something would be lost with the folder: a run that was begun and never saved has none."""
+        logged = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        return self.has_checkpoint or logged or self.results_file.exists()
 
     @property
     def recipe_name(self) -> str:
@@ -103,7 +118,7 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run, or anything that is not part of a run.
         """
-        if self.exists and not force:
+        if self.holds_work and not force:
             raise UserError(
                 f"{self.path} already holds a run: --resume continues it, --force deletes it,"
                 " another --out keeps it"
@@ -116,7 +131,7 @@ class RunFolder:
             )
 
     def create(self, config: Config, facts: Mapping[str, Any], force: bool) -> None:
-        """Create the folder of a new run; with `force`, an existing run is deleted.
+        """Begin a new run in the folder; what a run has left there, with `force` or without work, is deleted.
 
         Args:
             config: the settings, written to config.toml.
@@ -124,29 +139,38 @@ class RunFolder:
             force: whether an existing run may be deleted.
 
         Raises:
-            UserError: see `refuse_unless_free`; or the folder cannot be written, or another process trains in
-                it.
+            UserError: see `refuse_unless_free`; or the folder cannot be written.
         """
         self.refuse_unless_free(force)
         try:
-            if self.path.exists():
-                with self.locked():
-                    shutil.rmtree(self.path)
+            self._clear()
             self.checkpoints.mkdir(parents=True)
-            self.facts_file.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-            self.write_config(config)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+        write_atomically(self.facts_file, json.dumps(facts, indent=1) + "\n")
+        self.write_config(config)
+
+    def _clear(self) -> None:
+        # The folder itself stays: it is what is locked.
+        for entry in self.path.iterdir() if self.path.exists() else ():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other processes that would train in it.
+        """Lock the folder, which is made if it is missing, against other processes that would train in it.
 
         Raises:
-            UserError: another process holds the lock.
+            UserError: another process holds the lock, or the folder cannot be made.
         """
-        # A lock of the kernel's, not a lock file: it is released when the process ends, however it ends.
-        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # A lock of the kernel's, not a lock file: it is released when the process ends, however it ends.
+            folder = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
         try:
             self._lock(folder)
             yield
@@ -249,18 +273,3 @@ def enclosing_run(path: Path) -> RunFolder | None:
 def network_name(config: Config, weights: Path) -> str:
     """Return the name of the network in a run's weight file: the peer for peer.*, else the student."""
     return config.model.peer if weights.stem == "peer" else config.model.student
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replace a file's text atomically: a reader, or a kill, finds either the previous text or the new one.
-
-    Raises:
-        UserError: the file cannot be written; the previous one is kept.
-    """
-    new = file.with_name(f".{file.name}.new")
-    try:
-        new.write_text(text, "utf-8")
-        os.replace(new, file)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise UserError(f"{file}: cannot be written ({error.strerror})") from None

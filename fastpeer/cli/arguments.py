@@ -54,6 +54,8 @@ class TrainArguments:
     """Go on with the run in --out, from its last checkpoint, with the settings it was started with."""
     force: bool = False
     """Delete the run that --out already holds."""
+    force_settings: bool = False
+    """With --resume: go on although config.toml was edited since the last checkpoint."""
     dry_run: bool = False
     """Print what would be done; take a few steps to estimate time and memory; write nothing and stop."""
     init_student: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -112,6 +114,8 @@ class EvalArguments:
     """auto, cpu, cuda or cuda:N."""
     quiet: bool = False
     """Print nothing but the table and errors."""
+    force_settings: bool = False
+    """Attack a run's weights although its config.toml now says other things of their networks."""
 
     def __post_init__(self) -> None:
         check_distances(self.norm, epsilon=self.epsilon, step_size=self.step_size)

@@ -41,7 +41,8 @@ def eval_command(words: Sequence[str]) -> None:
     with log_to(console, logging.WARNING, more=LOGGERS), interruptible():
         for doubt in protocol.doubts():
             log.warning(doubt)
-        targets = find_targets(arguments.runs or (newest_run().path,), arguments.checkpoints)
+        runs = arguments.runs or (newest_run().path,)
+        targets = find_targets(runs, arguments.checkpoints, arguments.force_settings)
         for target in targets:
             # Before hours of attacks, not after them.
             check_storable(target.results_file)
@@ -107,6 +108,6 @@ def _results(
 def _same_weights(target: "Target", known: "dict[Target, list[Result]]") -> "list[Result]":
     """Return known results: the last epoch is often the best one too, and need not be attacked twice."""
     for other, results in known.items():
-        if other.run == target.run and other.sha256 == target.sha256:
+        if results and other.run == target.run and results[0].weights_sha256 == target.sha256:
             return [replace(result, target=target.label) for result in results]
     return []

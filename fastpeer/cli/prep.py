@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fastpeer.cli.arguments import parse
 from fastpeer.data_prep import PrepOptions, PrepSummary, prepare
+from fastpeer.training.signals import ending_on_signals
 
 
 def prep_command(words: Sequence[str]) -> None:
@@ -17,7 +18,7 @@ def prep_command(words: Sequence[str]) -> None:
     """
     options = parse(PrepOptions, words, "fastpeer prep")
     console = Console(quiet=options.quiet)
-    with _Bars(console) as bars:
+    with ending_on_signals(), _Bars(console) as bars:
         summary = prepare(options, bars.show)
     for line in filter(None, (_closing_line(summary), summary.pixels, *summary.notes)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from fastpeer.cli.arguments import BOOLEANS, TrainArguments, at_equals, flags_of, parse, switches
 from fastpeer.cli.log_lines import log_to
+from fastpeer.cli.resuming import refuse_other_files, refuse_other_settings, resume, resumed_base
 from fastpeer.cli.summary import print_summary
-from fastpeer.config import Config, TeacherConfig, teacher_words
-from fastpeer.config.differences import differences
+from fastpeer.config import Config, TeacherConfig
 from fastpeer.config.recipes import DEFAULT_RECIPE, load_recipe, recipe_of_method
 from fastpeer.errors import Interrupted, UserError
 from fastpeer.links import through_links
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 
 PROG = "fastpeer train"
 log = logging.getLogger(__name__)
-CHANGEABLE = (
-    "train.epochs", "train.max_steps", "log.", "engine.", "data.residency", "data.reader", "teacher.weights",
-    "natural_teacher.weights",
-)  # fmt: skip
-"""Settings, and sections of them, that a run may be resumed with other values of."""
 
 
 def train_command(words: Sequence[str]) -> None:
@@ -51,7 +46,7 @@ def train_command(words: Sequence[str]) -> None:
     console = Console(quiet=given.quiet)
     with log_to(console):
         run = _run_folder(given, name)
-        base = _resumed_base(run, given) if given.resume else _base(recipe, method)
+        base = resumed_base(run, given) if given.resume else _base(recipe, method)
         arguments = _with_teachers(_all_settings(left, given, base, method))
         if arguments.dry_run:
             _dry_run(arguments, run, console)
@@ -153,17 +148,17 @@ def _train(arguments: TrainArguments, run: RunFolder, name: str, console: Consol
     from fastpeer.training.trainer import Trainer
 
     config, setup = _prepare(arguments, run, console)
-    if not arguments.resume:
-        run.create(config, _facts(setup, name), arguments.force)
     reporter = choose_reporter(arguments.quiet, console)
     with run.locked(), stopping_on_signals() as stop:
+        if not arguments.resume:
+            run.create(config, _facts(setup, name), arguments.force)
         trainer = Trainer(run, config, setup, reporter, stop)
         if arguments.resume:
-            trainer.resume()
+            resume(trainer)
             run.write_config(config)
         for line in plan(trainer):
             log.info(line)
-        _carry_out(trainer)
+        trainer = _carry_out(trainer)
     print_summary(trainer.summary, trainer.selection, console)
     return trainer
 
@@ -178,7 +173,7 @@ def _dry_run(arguments: TrainArguments, run: RunFolder, console: Console) -> Non
     config, setup = _prepare(arguments, run, console)
     trainer = Trainer(run, config, setup, Reporter(), StopRequest())
     if arguments.resume:
-        trainer.resume()
+        resume(trainer)
     for line in plan(trainer):
         log.info(line)
     with announcing(console) as announce, interruptible():
@@ -211,7 +206,7 @@ def _prepare(arguments: TrainArguments, run: RunFolder, console: Console) -> "tu
             config, dataset, device, initial, arguments.weights_key, arguments.init_reset_head, announce
         )
     if arguments.resume:
-        _refuse_other_files(run, describe(setup))
+        refuse_other_files(run, describe(setup))
     return config, setup
 
 
@@ -227,7 +222,7 @@ def _refuse_conflicts(arguments: TrainArguments, config: Config, run: RunFolder)
 
     check_loggers(config.log.to)
     if arguments.resume:
-        _refuse_other_settings(config, run.read_config())
+        refuse_other_settings(config, run, arguments.force_settings)
     else:
         _refuse_other_pixel_range(config)
         _refuse_own_files(arguments, run)
@@ -275,48 +270,25 @@ def _refuse_own_files(arguments: TrainArguments, run: RunFolder) -> None:
             raise UserError(f"{flag} lies in {run.path}, which this run takes over: choose another --out")
 
 
-def _carry_out(trainer: "Trainer") -> None:
+def _carry_out(trainer: "Trainer") -> "Trainer":
+    """Train to the end, and return the trainer that came there: another one, if the run went back."""
     from fastpeer.device import memory_errors
+    from fastpeer.training.nonfinite import NonFinite, after_non_finite
     from fastpeer.training.signals import Stopped
 
-    try:
-        with memory_errors("--selection.batch_size"):
-            trainer.train()
-    except Stopped:
-        raise Interrupted(
-            f"stopped at step {trainer.position.step}, all saved; go on with:"
-            f" {PROG} --resume --out {shlex.quote(str(trainer.run.path))}"
-        ) from None
-
-
-def _resumed_base(run: RunFolder, given: TrainArguments) -> Config:
-    """Return the run's own settings; a recipe that is named says which run is meant, and changes none."""
-    if given.force or given.init_student or given.init_peer:
-        raise UserError(
-            "--resume goes on from a checkpoint: --force, --init-student and --init-peer do not fit"
-        )
-    saved = run.read_config()
-    others = sorted(differences(load_recipe(given.recipe), saved)) if given.recipe else []
-    if others:
-        log.info("note: the run keeps its own %s, not the recipe's", ", ".join(others))
-    return saved
-
-
-def _refuse_other_settings(config: Config, saved: Config) -> None:
-    for name, (new, old) in differences(config, saved).items():
-        if name not in CHANGEABLE and f"{name.partition('.')[0]}." not in CHANGEABLE:
-            raise UserError(
-                f"--resume: {name} was {old} in this run and cannot become {new}; begin a new run"
-            )
-
-
-def _refuse_other_files(run: RunFolder, facts: dict[str, Any]) -> None:
-    former = run.read_facts()
-    for role, teacher in facts["teachers"].items():
-        if former.get("teachers", {}).get(role, {}).get("sha256") != teacher["sha256"]:
-            raise UserError(f"--resume: {teacher['file']} is not the {teacher_words(role)} of {run.path}")
-    if former["data"]["train_sha256"] != facts["data"]["train_sha256"]:
-        raise UserError(f"--resume: {facts['data']['folder']} is not the data that {run.path} was trained on")
+    while True:
+        try:
+            with memory_errors("--selection.batch_size"):
+                trainer.train()
+            return trainer
+        except NonFinite as error:
+            after_non_finite(error, trainer.config.train, trainer.rollbacks)
+            trainer = trainer.rolled_back()
+        except Stopped:
+            raise Interrupted(
+                f"stopped at step {trainer.position.step}, all saved; go on with:"
+                f" {PROG} --resume --out {shlex.quote(str(trainer.run.path))}"
+            ) from None
 
 
 def _run_name(recipe: str, method: str | None) -> str:

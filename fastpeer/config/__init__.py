@@ -11,6 +11,7 @@ from fastpeer.config.distances import (
 )
 from fastpeer.config.settings import (
     AttackConfig,
+    CheckpointConfig,
     Config,
     DataConfig,
     EngineConfig,
@@ -35,6 +36,7 @@ from fastpeer.config.settings import (
 
 __all__ = [
     "AttackConfig",
+    "CheckpointConfig",
     "Config",
     "DataConfig",
     "EngineConfig",

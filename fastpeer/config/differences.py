@@ -8,9 +8,18 @@ from fastpeer.config.toml import flat
 
 INCIDENTAL = (
     "seed", "precision", "log.", "engine.", "data.dataset", "data.residency", "data.reader",
-    "teacher.weights", "natural_teacher.weights",
+    "teacher.weights", "natural_teacher.weights", "checkpoint.", "train.on_nonfinite", "train.rollback",
 )  # fmt: skip
 """Settings, or the beginnings of their names, that make no run depart from its recipe."""
+CHANGEABLE = (
+    "train.epochs", "train.max_steps", "train.on_nonfinite", "train.rollbacks", "checkpoint.", "log.",
+    "engine.", "data.residency", "data.reader", "teacher.weights", "natural_teacher.weights",
+)  # fmt: skip
+"""Settings, and sections of them, that a run may be resumed with other values of."""
+NETWORKS = (
+    "model.student", "model.peer", "model.mean", "model.std", "data.size",
+)  # fmt: skip
+"""Settings that an evaluation depends on."""
 
 
 OFFICIAL_PIXELS = "official pixels"
@@ -22,6 +31,13 @@ def differences(config: Config, other: Config) -> dict[str, tuple[object, object
     ours, theirs = flat(asdict(config)), flat(asdict(other))
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     return {name: (ours.get(name), theirs.get(name)) for name in names}
+
+
+def fixed_differences(config: Config, other: Config) -> dict[str, tuple[object, object]]:
+    """Return those of `differences` that no run may be resumed with."""
+    found = differences(config, other)
+    free = [name for name in found if name in CHANGEABLE or f"{name.partition('.')[0]}." in CHANGEABLE]
+    return {name: values for name, values in found.items() if name not in free}
 
 
 def other_settings(config: Config) -> list[str]:

@@ -171,10 +171,32 @@ class TrainConfig:
     deterministic: bool = False
     """On CUDA, let cuDNN use only algorithms that add in a fixed order, and not search for the fastest: the
     same command then gives the same bits on the same GPU and versions. Slower; a CPU does so anyway."""
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
+    """What to do when a loss or weight is infinite or NaN: end, or go back to the last checkpoint and on with
+    a lower learning rate."""
+    rollbacks: int = 3
+    """How often a run may go back."""
+    rollback_rate: float = 0.5
+    """What the learning rate is multiplied by from each time on."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "epochs")
-        check_at_least(0, self, "max_steps")
+        check_at_least(0, self, "max_steps", "rollbacks")
+        if not 0 < self.rollback_rate <= 1:
+            raise ValueError(f"rollback_rate must be above 0 and at most 1, got {self.rollback_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state of a run is saved, besides at the end of each epoch."""
+
+    every_minutes: float = 30.0
+    """Also within an epoch, once the last checkpoint is so old; 0: not."""
+    keep_every: int = 0
+    """Keep the checkpoint of every so many epochs as checkpoints/epoch-N; 0: of none."""
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "every_minutes", "keep_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +319,7 @@ class Config:
     swa: SwaConfig = field(default_factory=SwaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     paper: Annotated[PaperConfig | None, tyro.conf.Suppress, tyro.conf.Fixed] = None

@@ -1,6 +1,5 @@
 """Prepared data sets: the folders that `fastpeer prep` writes."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpeer.errors import UserError, one_line
-
-_BLOCK = 1 << 22
+from fastpeer.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -121,12 +119,3 @@ def _checked_encoding(encoding: str) -> str:
     if encoding not in ("raw", "jpeg"):
         raise ValueError(f"encoding must be raw or jpeg in this version of fastpeer, got {encoding!r}")
     return encoding
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256. Reading it also fills the page cache, from which the loader reads it next."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -43,6 +43,10 @@ Watch = Callable[[str, int], AbstractContextManager[Progress]]
 """Given a title and a number of images, returns a context that shows the progress."""
 
 
+LOADS = 3
+"""How often a file that is replaced while it is read is read again."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """The settings of an evaluation, the same for every target.
@@ -95,11 +99,11 @@ class Protocol:
         side = self._image_size(target, dataset)
         dataset = dataset.seen_at(side, "--size")
         check_fits(self.norm, self.epsilon, dataset.size, "--epsilon")
-        network = placed(self._network(target, model, dataset), self.device, torch.float32)
+        network, sha256 = self._loaded(target, model, dataset)
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
         stream = EvaluationStream(source, chosen, torch.float32)
-        facts = self._facts(target, dataset, len(source.labels)) | {"side": side}
+        facts = self._facts(target, dataset, len(source.labels)) | {"weights_sha256": sha256, "side": side}
         hidden = self._hidden_gradients(target, network, stream)
         for name in self.attacks:
             began = time.perf_counter()
@@ -114,6 +118,16 @@ class Protocol:
             _warn(target, [reason for reason in reasons if reason not in hidden])
             warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *reasons]))
             yield _result(name, found, seconds, facts | {"warnings": warnings}, dataset)
+
+    def _loaded(self, target: Target, model: str, dataset: PreparedDataset) -> tuple[nn.Module, str]:
+        """Return a student on the device, and the SHA-256 of the bytes that it was loaded from."""
+        for _ in range(LOADS):
+            before = target.sha256
+            network = placed(self._network(target, model, dataset), self.device, torch.float32)
+            # A run that trains on may have replaced the file between the two.
+            if target.sha256 == before:
+                return network, before
+        raise UserError(f"{target.weights} is written all the time: evaluate a copy of it")
 
     def _hidden_gradients(self, target: Target, network: nn.Module, stream: EvaluationStream) -> list[str]:
         """Return and log why attacks on a network may fail; nothing, if it is not attacked."""
@@ -159,10 +173,9 @@ class Protocol:
         )
 
     def _facts(self, target: Target, dataset: PreparedDataset, total: int) -> dict[str, Any]:
-        """Return the fields of a `Result`, but for the side, that all attacks on a target share."""
+        """Return the fields of a `Result`, but for checksum and side, that all attacks on a target share."""
         return {
             "target": target.label,
-            "weights_sha256": target.sha256,
             "total": total,
             "epsilon": self.epsilon,
             "step_size": self.step_size,

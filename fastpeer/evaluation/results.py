@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from fastpeer.errors import UserError, one_line
-from fastpeer.run_folder import write_atomically
+from fastpeer.files import update_atomically
 
 log = logging.getLogger(__name__)
 
@@ -141,12 +141,18 @@ class ResultsWriter:
 def store_results(file: Path, results: Iterable[Result]) -> None:
     """Add results to a file, replacing earlier ones with the same key.
 
+    Another process may add to the file at the same time; both keep theirs.
+
     Raises:
         UserError: the file holds anything else, or cannot be written.
     """
-    stored = {result.key: result for result in [*read_results(file), *results]}
-    entries = [_entry(result) for result in stored.values()]
-    write_atomically(file, json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n")
+
+    def added() -> str:
+        stored = {result.key: result for result in [*read_results(file), *results]}
+        entries = [_entry(result) for result in stored.values()]
+        return json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n"
+
+    update_atomically(file, added)
 
 
 def wilson_interval(correct: int, images: int) -> tuple[float, float]:

@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from fastpeer.checkpoint import load_state
+from fastpeer.checkpoint import load_state, saved_settings
 from fastpeer.config import Config
-from fastpeer.data.dataset import file_sha256
+from fastpeer.config.differences import NETWORKS, differences
 from fastpeer.errors import UserError
+from fastpeer.files import file_sha256
 from fastpeer.links import student_weights
+from fastpeer.manifest import check_files, is_in_checkpoint
 from fastpeer.models.weight_files import check_safetensors
 from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
 from fastpeer.suggestions import did_you_mean
@@ -24,6 +25,9 @@ CHECKPOINTS = {
     "best-swa": ("best-swa", "student.safetensors"),
 }
 """By the names on the command line: a run's checkpoint, and the weight file in it."""
+
+
+_OTHERS = "restore it from a copy, or name others with --checkpoints, or another run"
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,23 @@ class Target:
         """The file for its results: in the run, or beside weights that belong to none."""
         return self.run.results_file if self.run else Path(f"{self.weights}.results.json")
 
-    @cached_property
+    @property
     def sha256(self) -> str:
-        """SHA-256 of the weight file; computed once."""
+        """SHA-256 of the weight file as it is now: a run that trains on meanwhile replaces it."""
         return file_sha256(self.weights)
 
 
-def find_targets(paths: Sequence[Path], checkpoints: str) -> list[Target]:
+def find_targets(paths: Sequence[Path], checkpoints: str, force_settings: bool = False) -> list[Target]:
     """Return the weights that paths on the command line stand for, in their order.
 
     Args:
         paths: run folders, folders of runs, checkpoint folders or weight files.
         checkpoints: for run folders: comma-separated names of `CHECKPOINTS`; all or empty: all that exist.
+        force_settings: take weights although their run's settings were edited.
 
     Raises:
-        UserError: there is nothing to evaluate at a path, or a checkpoint is missing.
+        UserError: there is nothing to evaluate at a path, or a checkpoint is missing or damaged, or the
+            network's settings are not those that it was trained with.
     """
     paths = list(dict.fromkeys(found for path in paths for found in _runs_at(path, checkpoints) or [path]))
     names = [path.name for path in paths]
@@ -70,6 +76,8 @@ def find_targets(paths: Sequence[Path], checkpoints: str) -> list[Target]:
         # The folder's name alone, where it is unique.
         name = path.name if path.name and names.count(path.name) == 1 else str(path)
         targets += _targets_at(path, name, checkpoints)
+    for target in targets:
+        _check(target, force_settings)
     return targets
 
 
@@ -86,6 +94,7 @@ def _runs_at(path: Path, checkpoints: str) -> list[Path]:
         try:
             for target in _targets_of_run(run, run.path.name, checkpoints):
                 check_safetensors(target.weights)
+                check_files(target.weights.parent, [target.weights.name])
             run.read_facts()
             usable.append(run.path)
         except UserError as error:
@@ -113,7 +122,7 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
     requested = [name.strip() for name in checkpoints.split(",") if name.strip()]
     use_all = not requested or "all" in requested
     names = list(CHECKPOINTS) if use_all else requested
-    count = 0
+    count, expected = 0, _expected(run)
     for name in names:
         if name not in CHECKPOINTS:
             raise UserError(f"unknown checkpoint {name}; {did_you_mean(name, CHECKPOINTS)}")
@@ -122,13 +131,51 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
         if weights.is_file() and not (name == "swa" and _average_is_unfinished(run)):
             count += 1
             yield Target(f"{label} {name}", weights, run, config)
+        elif name in expected:
+            raise UserError(f"{weights} is missing, though the run had saved it; {_OTHERS}")
         elif not use_all:
             raise UserError(f"{run.path} holds no checkpoint {name}")
     if not count:
-        advice = f"continue with fastpeer train --resume --out {run.path}, or start again with --force"
-        raise UserError(f"{run.path} holds no checkpoint yet: {advice}")
+        raise UserError(
+            f"{run.path} holds no checkpoint yet: train on with fastpeer train --resume --out {run.path}"
+        )
+
+
+def _expected(run: RunFolder) -> set[str]:
+    """Return which of `CHECKPOINTS` a run has saved, as its last one tells."""
+    last = run.checkpoint("last")
+    if not (last / "state.pt").is_file():
+        return {"last"} if run.has_checkpoint else set()
+    return set(load_state(last).get("summary", ()))
 
 
 def _average_is_unfinished(run: RunFolder) -> bool:
     """Whether no model was averaged yet, or the BatchNorm statistics of the average are not estimated yet."""
     return not load_state(run.checkpoint("last")).get("swa_measured")
+
+
+def _check(target: Target, force_settings: bool) -> None:
+    """Refuse weights that are damaged, or whose run now says other things of the network.
+
+    Raises:
+        UserError: what is wrong.
+    """
+    folder = target.weights.parent
+    if target.run is None and not is_in_checkpoint(target.weights):
+        return
+    try:
+        checked = check_files(folder, [target.weights.name])
+    except UserError as error:
+        raise UserError(f"{error}; {_OTHERS}") from None
+    if target.config is None:
+        return
+    if not checked:
+        log.warning("note: %s has no checksum, as an older fastpeer wrote it", target.weights)
+    trained = saved_settings(folder)
+    edited = {} if trained is None else differences(target.config, trained)
+    changes = [f"{name} was {old}, now {new}" for name, (new, old) in edited.items() if name in NETWORKS]
+    if changes and not force_settings:
+        raise UserError(
+            f"{target.run and target.run.config_file} is not what {target.label} was trained with:"
+            f" {', '.join(changes)}; set it back, or go on with it by --force-settings"
+        )

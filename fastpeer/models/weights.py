@@ -68,9 +68,14 @@ def save_weights(network: nn.Module, path: str | Path, facts: WeightFacts | None
     metadata = {"format": "pt"} | (facts.metadata() if facts else {})
     if mean_std is not None:
         metadata |= dict(zip(METADATA_KEYS, map(json.dumps, mean_std), strict=True))
+    path = Path(path)
     try:
+        # The library makes files that nobody else may read; what the umask leaves is the user's choice.
+        path.touch()
+        mode = path.stat().st_mode
         save_file(tensors, path, metadata=metadata)
-        sort_metadata(Path(path))
+        path.chmod(mode)
+        sort_metadata(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({one_line(error)})") from None
 

@@ -1,20 +1,22 @@
 """A run's metrics: means over steps, and metrics.jsonl."""
 
 import json
-import os
+import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from fastpeer.config import Config
-from fastpeer.errors import UserError
 from fastpeer.run_folder import RunFolder
 from fastpeer.step.loss import active_terms
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.loggers import Beginning, Mark, mark_of, open_loggers
+from fastpeer.training.metrics_file import LogMark, MetricsFile
+
+log = logging.getLogger(__name__)
 
 
 class Interval:
@@ -116,33 +118,32 @@ class Interval:
         self.restart_clock()
 
 
+def report_faults(record: Mapping[str, Any]) -> None:
+    """Warn about NaN gradients and skipped steps, which would look like a weak attack or a slow start."""
+    if "nan_gradients" in record:
+        counts = record["step"], record["nan_gradients"]
+        log.warning("step %d: the attack met %d NaN values in its gradients", *counts)
+    if "skipped_steps" in record:
+        counts = record["step"], record["skipped_steps"]
+        log.warning("step %d: %d steps skipped because fp16 gradients overflowed", *counts)
+
+
 class MetricsLog:
     """Appends records to metrics.jsonl, and hands them to the loggers of log.to.
 
     Args:
         run: the run's folder; metrics.jsonl is created if it is missing.
         config: the run's settings.
-        length: bytes to keep of the existing file; later lines were written after the checkpoint that the run
-            resumes from, and will be written again.
-        step: the run's step.
+        mark: where the checkpoint that the run resumes from left metrics.jsonl; later lines will be written
+            again.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, run: RunFolder, config: Config, length: int, step: int) -> None:
-        self._path = run.metrics_file
-        with self._refused_write():
-            self._file = self._path.open("a+b")
-            self._file.seek(min(length, self.length))
-            lost = frozenset(_marks(self._file.read()))
-            self._file.truncate(min(length, self.length))
-        self._loggers = open_loggers(Beginning(run, config, step, lost))
-
-    @property
-    def length(self) -> int:
-        """Size of the file in bytes."""
-        return os.fstat(self._file.fileno()).st_size
+    def __init__(self, run: RunFolder, config: Config, mark: LogMark) -> None:
+        self.file = MetricsFile(run.metrics_file, mark)
+        self._loggers = open_loggers(Beginning(run, config, mark.step, frozenset(_marks(self.file.cut))))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line; numbers, nested ones too, also go to the loggers at the record's `step`.
@@ -150,27 +151,15 @@ class MetricsLog:
         Raises:
             UserError: the file cannot be written.
         """
-        with self._refused_write():
-            self._file.write(json.dumps(record).encode() + b"\n")
-            # At once: a kill loses no line, and `length` sees only what has left the buffer.
-            self._file.flush()
+        self.file.append(record)
         for logger in self._loggers:
             logger.write(record)
 
     def close(self) -> None:
         """Close metrics.jsonl and the loggers."""
-        # `write` has flushed each line and reported its error: a second one on closing would hide it.
-        with suppress(OSError):
-            self._file.close()
+        self.file.close()
         for logger in self._loggers:
             logger.close()
-
-    @contextmanager
-    def _refused_write(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror})") from None
 
 
 def _marks(lines: bytes) -> Iterator[Mark]:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from fastpeer.config import Config
 from fastpeer.config.toml import flat
 from fastpeer.errors import UserError, brief
-from fastpeer.run_folder import RunFolder, write_atomically
+from fastpeer.files import write_atomically
+from fastpeer.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

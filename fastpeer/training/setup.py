@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from fastpeer.config import Config, check_fits, doubts, teacher_words
-from fastpeer.data.dataset import PreparedDataset, file_sha256
+from fastpeer.data.dataset import PreparedDataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import ResidentSource, open_source
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, Source, TrainingStream, hold_out, spread
 from fastpeer.errors import UserError
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
+from fastpeer.manifest import checked_sha256
 from fastpeer.methods import Method
 from fastpeer.step.options import options_of
 from fastpeer.step.precision import NumberFormat, number_format
@@ -126,7 +127,9 @@ def set_up(
     for role, (teacher, network) in placed.items():
         announce(f"checking the {teacher.title}")
         accuracies[role] = check_accuracy(teacher, network, selection, classes, attack, config.seed)
-    files = {name: (file.absolute(), file_sha256(file)) for name, file in initial.items() if file is not None}
+    files = {
+        name: (file.absolute(), checked_sha256(file)) for name, file in initial.items() if file is not None
+    }
     frozen = {role: network for role, (_, network) in placed.items()}
     warnings = _hidden_gradients({**networks, **frozen}, selection)
     return TrainingSetup(
@@ -222,6 +225,8 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
         },
         "warnings": dict(setup.warnings),
         "device": device,
+        # Of what is computed on a CPU, rounding depends on it.
+        "threads": torch.get_num_threads() if setup.device.type == "cpu" else None,
         "versions": _versions(),
     }
 

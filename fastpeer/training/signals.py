@@ -1,11 +1,15 @@
-"""Ctrl-C and SIGTERM: while the data are opened they end the command, in training they request a stop."""
+"""Ctrl-C, SIGTERM and SIGHUP: in training they request a stop, elsewhere they end the command."""
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Sent when a machine shuts down, and when a terminal or connection is closed."""
 
 
 class Stopped(Exception):
@@ -58,21 +62,52 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a stop request; a second SIGINT interrupts immediately.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a stop request; a second SIGINT interrupts immediately.
 
     Must be called in the main thread; the previous handlers are restored at the end.
     """
-    stop = StopRequest()
+    stop, terminals = StopRequest(), [output for output in (1, 2) if os.isatty(output)]
 
     def handle(number: int, frame: FrameType | None) -> None:
-        # Further SIGTERMs change nothing: the checkpoint is still to be written.
+        _let_go([terminal for terminal in terminals if not os.isatty(terminal)])
+        # Further ones of the others change nothing: the checkpoint is still to be written.
         if stop.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.requested = True
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled((signal.SIGINT, *ENDING), handle):
         yield stop
+
+
+def _let_go(terminals: Sequence[int]) -> None:
+    """Let what is printed to closed terminals go nowhere: it would end the run before it is saved."""
+    for terminal in terminals:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), terminal)
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end what runs within as Ctrl-C does, so that it cleans up behind itself.
+
+    Must be called in the main thread; the previous handlers are restored at the end.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(ENDING, handle):
+        yield
+
+
+@contextmanager
+def _handled(numbers: Sequence[int], handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    # What nohup has made the process ignore stays ignored.
+    unwanted = signal.SIGHUP if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else None
+    wanted = [number for number in numbers if number != unwanted]
+    previous = {number: signal.signal(number, handle) for number in wanted}
+    try:
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -11,9 +11,9 @@ from torch import nn
 
 from fastpeer.checkpoint import load_state
 from fastpeer.config import TeacherConfig, teacher_flag, teacher_words
-from fastpeer.data.dataset import file_sha256
 from fastpeer.errors import UserError
 from fastpeer.links import student_weights
+from fastpeer.manifest import checked_sha256
 from fastpeer.methods import build_table, default_loss, method_names
 from fastpeer.models import build_model
 from fastpeer.models.weights import (
@@ -100,7 +100,7 @@ def find_teacher(role: str, config: TeacherConfig, student: str, method: str) ->
     else:
         source = "file" if run is None else "run"
         report_normalization(f"the {title} {weights}", (facts["mean"], facts["std"]), source)
-    sha256 = file_sha256(weights)
+    sha256 = checked_sha256(weights)
     teacher = Teacher(role=role, weights=weights.absolute(), sha256=sha256, key=config.weights_key, **facts)
     _warn_of_other_kind(teacher, method)
     return teacher

@@ -1,35 +1,35 @@
 """The training loop: epochs of steps, then averaging, selection and checkpoints; metrics and log lines."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastpeer.checkpoint import load_networks, load_state, save_checkpoint
+from fastpeer.checkpoint import load_networks, load_state
 from fastpeer.config import Config
 from fastpeer.data.stream import Batch, EvaluationStream
-from fastpeer.errors import UserError, brief, one_line
-from fastpeer.kernels.refusal import KernelRefusal
-from fastpeer.models.weights import WeightFacts
-from fastpeer.run_folder import RunFolder, network_name
+from fastpeer.errors import UserError
+from fastpeer.run_folder import RunFolder
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.averaging import AveragedStudent
+from fastpeer.training.checkpoints import Checkpoints
 from fastpeer.training.forecast import Pace
-from fastpeer.training.log import Interval, MetricsLog
+from fastpeer.training.log import Interval, MetricsLog, report_faults
 from fastpeer.training.memory import out_of_memory
+from fastpeer.training.metrics_file import LogMark
+from fastpeer.training.nonfinite import NonFinite, first_non_finite
 from fastpeer.training.progress import Reporter
 from fastpeer.training.schedule import learning_rate
 from fastpeer.training.selection import Selection
 from fastpeer.training.setup import TrainingSetup
 from fastpeer.training.signals import Stopped, StopRequest
-from fastpeer.versions import version_of
+from fastpeer.training.step_errors import user_message
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Trainer:
     Attributes:
         position: the next step.
         step: the training step, with optimizer and loss scale.
+        checkpoints: what was saved.
+        rollbacks: how often the run went back to a checkpoint because a loss was not finite.
         pace: how long a step takes, once it was measured.
         average: the averaged student; None if the settings do without.
         interval: sums since the last log line.
@@ -79,7 +81,9 @@ class Trainer:
             self.average = AveragedStudent(student, setup.number_format, self.step.recorded)
         self.interval = Interval.of(self.step)
         self.summary: dict[str, dict[str, Any]] = {}
-        self._log_length = 0
+        self.checkpoints = Checkpoints(run, config, setup)
+        self.rollbacks = 0
+        self._log_mark = LogMark()
         self._shown: float | None = None
         self.pace = Pace(setup.device, self.step.compiler)
 
@@ -88,9 +92,11 @@ class Trainer:
 
         Raises:
             Stopped: a stop was requested; the run is saved.
-            UserError: a loss is not finite, or a file cannot be written.
+            NonFinite: a loss or a weight is not finite.
+            UserError: a file cannot be written.
         """
-        self.log = MetricsLog(self.run, self.config, self._log_length, self.position.step)
+        self.checkpoints.begin()
+        self.log = MetricsLog(self.run, self.config, self._log_mark)
         with closing(self.log):
             if not self.run.checkpoint("last").exists():
                 # A run that is stopped or killed in its first epoch can be resumed too.
@@ -101,8 +107,6 @@ class Trainer:
             try:
                 self._run_epochs()
             except Stopped:
-                # Not checked since the last log line: the last good checkpoint must not be overwritten.
-                self._refuse_non_finite(self.interval.losses())
                 self._save_last()
                 raise
 
@@ -119,18 +123,30 @@ class Trainer:
         )  # fmt: skip
 
     def resume(self) -> None:
-        """Restore weights and state from the run's last checkpoint.
+        """Restore weights and state from the run's last checkpoint that is whole.
 
         Raises:
-            UserError: there is no checkpoint, or it cannot be read.
+            UserError: there is no checkpoint, or none that is whole.
         """
-        folder = self.run.checkpoint("last")
+        folder = self.checkpoints.find()
         state = load_state(folder)
         load_networks(folder, self._saved_networks())
         try:
             self._restore(state)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(f"{folder / 'state.pt'}: damaged or not this run's checkpoint") from None
+
+    def rolled_back(self) -> "Trainer":
+        """Return a trainer of the same run at its last checkpoint, with a lower learning rate.
+
+        Raises:
+            UserError: see `resume`.
+        """
+        # Another one: what this one has captured and compiled reads memory that loading would replace.
+        trainer = Trainer(self.run, self.config, self.setup, self.reporter, self.stop)
+        trainer.resume()
+        trainer.rollbacks = self.rollbacks + 1
+        return trainer
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.step.load_optimizer(state["optimizer"])
@@ -145,7 +161,8 @@ class Trainer:
         self.step.balance.load_state(state.get("balance", {}))
         self.interval.load_state(state["interval"])
         self.summary = state["summary"]
-        self._log_length = state["log_length"]
+        self.rollbacks = state.get("rollbacks", 0)
+        self._log_mark = LogMark(state["log_length"], state.get("log_sha256", ""), self.position.step)
 
     @property
     def total_steps(self) -> int:
@@ -175,9 +192,15 @@ class Trainer:
     def begin_epoch(self) -> None:
         """Prepare for the steps of the current epoch: the method's table, the learning rate, the clocks."""
         self._use_table_of(self.position.epoch)
-        self.step.set_learning_rate(learning_rate(self.config, self.position.epoch))
+        self.step.set_learning_rate(self.learning_rate())
         self.pace.pause()
         self.interval.restart_clock()
+
+    def learning_rate(self) -> float:
+        """Return the current epoch's learning rate, which each rollback has lowered."""
+        return (
+            learning_rate(self.config, self.position.epoch) * self.config.train.rollback_rate**self.rollbacks
+        )
 
     def _run_epoch(self) -> None:
         self.begin_epoch()
@@ -187,6 +210,8 @@ class Trainer:
         else:
             log.info("stopped at step %d, within an epoch: train.max_steps is reached", self.position.step)
         self._save_last()
+        if self.position.in_epoch == 0 and self.checkpoints.keeps(self.position.epoch - 1):
+            self.checkpoints.keep(self.position.epoch - 1)
 
     def _run_steps(self) -> None:
         position = self.position
@@ -211,6 +236,9 @@ class Trainer:
                     return
                 # After the step is counted, so that a checkpoint saved here continues with the next one.
                 self.stop.check()
+                if self.checkpoints.is_due():
+                    self._save_last()
+                    self.pace.pause()
 
     def train_on(self, batch: Batch) -> StepResult:
         """Take a step on a batch.
@@ -223,7 +251,7 @@ class Trainer:
         except torch.OutOfMemoryError:
             pass  # The exception holds the step's tensors: memory is measured after this clause, below.
         except Exception as error:  # Triton's errors have no other base class in common.
-            if message := self._user_message(error):
+            if message := user_message(error, self.step):
                 raise UserError(message) from None
             raise
         raise UserError(out_of_memory(self.step, batch))
@@ -233,31 +261,19 @@ class Trainer:
         if self.step.compiler is not None and (line := self.step.compiler.news()):
             log.info(line)
 
-    def _user_message(self, error: Exception) -> str:
-        """Return a message for an error of the step that the user can fix; empty for any other error."""
-        if isinstance(error, KernelRefusal) or type(error).__module__.partition(".")[0] == "triton":
-            return f"{one_line(error)}; run without Triton: --engine.kernels off"
-        # PyTorch's words (torch.nn.functional.batch_norm): an image of one pixel left, in a batch of one.
-        if "more than 1 value per channel" in str(error):
-            return "BatchNorm cannot train on a batch of one: --data.drop-last or another --train.batch-size"
-        if self.step.differentiates_twice and "is not implemented" in str(error):
-            method, student = self.config.method, self.config.model.student
-            return f"{method} needs second derivatives, which {student} does not support ({brief(error)})"
-        return ""
-
     def _at_log_line(self) -> bool:
         at_end = self.position.in_epoch == self.steps_per_epoch
         return at_end or self._at_max_steps() or self.position.step % self.config.log.every == 0
 
     def _log_interval(self) -> None:
         record = self._interval_record(self.interval.record())
-        self._report_faults(record)
+        report_faults(record)
         self.log.write(record)
         self._show(record)
 
     def _interval_record(self, means: Mapping[str, Any]) -> dict[str, Any]:
         record = {"epoch": self.position.epoch, "step": self.position.step, **means}
-        record["lr"] = learning_rate(self.config, self.position.epoch)
+        record["lr"] = self.learning_rate()
         if self.step.scaler.is_enabled():
             # Halved by GradScaler whenever a step was skipped because its gradients overflowed.
             record["loss_scale"] = self.step.scaler.get_scale()
@@ -280,21 +296,15 @@ class Trainer:
         self._shown = time.monotonic()
         self.reporter.interval(record)
 
-    def _report_faults(self, record: Mapping[str, Any]) -> None:
-        """Warn about NaN gradients and skipped steps, which would look like a weak attack or a slow start."""
-        if "nan_gradients" in record:
-            counts = record["step"], record["nan_gradients"]
-            log.warning("step %d: the attack met %d NaN values in its gradients", *counts)
-        if "skipped_steps" in record:
-            counts = record["step"], record["skipped_steps"]
-            log.warning("step %d: %d steps skipped because fp16 gradients overflowed", *counts)
-
-    def _refuse_non_finite(self, losses: Mapping[str, float]) -> None:
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
-        if bad:
+    def _refuse_non_finite(
+        self, losses: Mapping[str, float], networks: Mapping[str, nn.Module] = MappingProxyType({})
+    ) -> None:
+        what, details = first_non_finite(losses, self.step.method, networks)
+        if what:
             last = self.run.checkpoint("last")
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
-            raise UserError(f"the loss {bad[0]} is not finite at step {self.position.step}; {kept}")
+            where = f"at step {self.position.step}; {details}, learning rate {self.learning_rate():g}"
+            raise NonFinite(f"{what} is not finite {where}; {kept}")
 
     def _finish_epoch(self) -> None:
         """Average, evaluate and select; a run stopped meanwhile repeats all of it when it is resumed."""
@@ -356,35 +366,21 @@ class Trainer:
         self.summary[last] = entry
         if best not in self.summary or self.selection.is_better(entry, self.summary[best]):
             self.summary[best] = entry
-            self._save_best(best, networks)
+            state = {"selected": entry, "split": self.selection.split}
+            self.checkpoints.save(best, self.position.step, networks, state)
 
     def _saved_networks(self) -> dict[str, nn.Module]:
         average = {} if self.average is None else {"swa": self.average.network}
         return {**self.setup.networks, **average}
 
     def _save_last(self) -> None:
-        networks, state = self._saved_networks(), self._state()
-        self._save("last", networks, state)
-
-    def _save_best(self, name: str, networks: Mapping[str, nn.Module]) -> None:
-        state = {"selected": self.summary[name], "split": self.selection.split}
-        self._save(name, networks, state)
-
-    def _save(self, name: str, networks: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
-        dataset, step = self.setup.dataset, self.position.step
-        facts = {
-            file: WeightFacts(
-                network=network_name(self.config, Path(file)), classes=self.setup.classes, step=step,
-                method=self.config.method, dataset=dataset.name, size=dataset.size,
-                version=version_of("fastpeer") or "",
-            )
-            for file in networks
-        }  # fmt: skip
-        save_checkpoint(self.run.checkpoints, name, step, networks, state, facts)
+        # Not checked since the last log line: the last good checkpoint must not be overwritten.
+        self._refuse_non_finite(self.interval.losses(), self.setup.networks)
+        self.log.file.flush()
+        self.checkpoints.save("last", self.position.step, self._saved_networks(), self._state())
 
     def _state(self) -> dict[str, Any]:
         return {
-            "format": 1,
             "position": asdict(self.position),
             "optimizer": self.step.optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
@@ -393,6 +389,8 @@ class Trainer:
             "swa_measured": self.average is not None and self.average.measured,
             "interval": self.interval.state(),
             "summary": self.summary,
+            "rollbacks": self.rollbacks,
             # A resumed run cuts metrics.jsonl to this length: later lines will be written again.
-            "log_length": self.log.length,
+            "log_length": self.log.file.length,
+            "log_sha256": self.log.file.sha256,
         }

@@ -72,6 +72,16 @@ def original(workshop: Path) -> Path:
     return run
 
 
+@pytest.fixture(scope="package")
+def stopped(workshop: Path) -> Path:
+    """The tiny run, stopped at step 7, in mid-epoch and off the log's grid; not to be changed."""
+    run = workshop / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workshop)
+        assert main(["train", "tiny.toml", "--train.max-steps", "7", "--quiet", "--out", str(run)]) == 0
+    return run
+
+
 @pytest.fixture
 def finished(original: Path, tmp_path: Path) -> Path:
     """A finished run of one's own."""

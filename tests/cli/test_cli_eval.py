@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -336,10 +337,10 @@ def test_the_check_leaves_no_trace(finished: Path) -> None:
 def test_results_that_cannot_be_stored_any_more_are_printed(
     fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: Path, _: str) -> None:
+    def full(file: Path, _: Callable[[], str]) -> None:
         raise UserError(f"{file}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(evaluation_results, "write_atomically", full)
+    monkeypatch.setattr(evaluation_results, "update_atomically", full)
     outcome = fastpeer("eval --attacks clean,pgd1 --checkpoints last", finished)
     outcome.refused("results.json", "No space left", "2 results", "table")
     assert outcome.code == 2
@@ -349,15 +350,15 @@ def test_results_that_cannot_be_stored_any_more_are_printed(
 def test_results_are_stored_as_soon_as_there_is_space_again(
     fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storing, calls = evaluation_results.write_atomically, []
+    storing, calls = evaluation_results.update_atomically, []
 
-    def full_at_first(file: Path, text: str) -> None:
+    def full_at_first(file: Path, text: Callable[[], str]) -> None:
         calls.append(file)
         if len(calls) == 1:
             raise UserError(f"{file}: cannot be written (No space left on device)")
         storing(file, text)
 
-    monkeypatch.setattr(evaluation_results, "write_atomically", full_at_first)
+    monkeypatch.setattr(evaluation_results, "update_atomically", full_at_first)
     outcome = fastpeer("eval --attacks clean,pgd1 --checkpoints last", finished).succeeded()
     assert "No space left" in outcome.out
     assert [entry["attack"] for entry in results(finished / "results.json")] == ["clean", "pgd1"]

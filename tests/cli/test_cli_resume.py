@@ -17,21 +17,9 @@ from cli_files import metrics, snapshot, weights
 from fastpeer.run_folder import RunFolder
 
 
-@pytest.fixture(scope="module")
-def halves(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run, stopped at step 7, in mid-epoch and off the log's grid."""
-    from fastpeer.cli.main import main
-
-    run = tmp_path_factory.mktemp("half") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workshop)
-        assert main(["train", "tiny.toml", "--train.max-steps", "7", "--quiet", "--out", str(run)]) == 0
-    return run
-
-
 @pytest.fixture
-def half(halves: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(halves, tmp_path / "half", symlinks=True))
+def half(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "half", symlinks=True))
 
 
 def same_as_uninterrupted(run: Path, original: Path) -> None:
@@ -110,9 +98,9 @@ def test_a_finished_run_can_be_made_longer(fastpeer, finished: Path) -> None:
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_copy_with_links_resolved(
-    fastpeer, halves: Path, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+    fastpeer, stopped: Path, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
-    run = Path(shutil.copytree(halves, tmp_path / "moved"))
+    run = Path(shutil.copytree(stopped, tmp_path / "moved"))
     if not links:
         monkeypatch.setattr(os, "symlink", no_links)
     fastpeer("train --resume --train.max-steps 0 --quiet --out", run).succeeded()
@@ -148,10 +136,10 @@ def file_sums(run: Path) -> list[str]:
 
 
 def test_without_out_the_newest_run_of_the_recipe(
-    fastpeer, halves: Path, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fastpeer, stopped: Path, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, name in enumerate(("tiny", "newer", "other")):
-        run = Path(shutil.copytree(halves, tmp_path / "runs" / name, symlinks=True))
+        run = Path(shutil.copytree(stopped, tmp_path / "runs" / name, symlinks=True))
         os.utime(run / "metrics.jsonl", (1000 + number, 1000 + number))
     facts = json.loads((run / "run.json").read_text("utf-8"))
     assert facts["recipe"] == "tiny"
@@ -204,6 +192,10 @@ def test_lines_written_after_the_checkpoint_are_written_anew(fastpeer, half: Pat
 @pytest.mark.parametrize("damage", ["garbage", "empty", "other", "gone"])
 @pytest.mark.parametrize("name", ["state.pt", "peer.safetensors", "student.safetensors"])
 def test_a_damaged_checkpoint(fastpeer, half: Path, name: str, damage: str) -> None:
+    """Where it is the only one; tests/cli/test_cli_damage.py has those with another to go on from."""
+    for spare in (half / "checkpoints" / ".store").glob("last-*"):
+        if spare != (half / "checkpoints" / "last").resolve():
+            shutil.rmtree(spare)
     file = half / "checkpoints" / "last" / name
     if damage == "other" and name == "state.pt":
         torch.save({"x": 1}, file)

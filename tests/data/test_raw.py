@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastpeer.data.beton import BetonLoader
-from fastpeer.data.dataset import PreparedDataset, file_sha256, open_dataset
+from fastpeer.data.dataset import PreparedDataset, open_dataset
+from fastpeer.data.host import HostSource
 from fastpeer.data.raw import FIELD, HEADER, RawLoader, map_samples
 from fastpeer.data.split import open_split
 from fastpeer.errors import UserError
+from fastpeer.files import file_sha256
 
 COUNT = 13
 WRITE = """
@@ -141,6 +143,19 @@ def test_auto_reads_uncompressed_images_with_numpy(small_dataset, reader, kind):
     loader = open_split(open_dataset(small_dataset), "test", 8, reader=reader)
     assert type(loader) is kind
     assert loader.batch_size == 8
+
+
+def test_a_file_that_is_cut_short_meanwhile_is_refused(small_dataset, tmp_path):
+    path = tmp_path / "train.beton"
+    path.write_bytes((small_dataset / "train.beton").read_bytes())
+    source = HostSource(RawLoader(path, 8), torch.device("cpu"))
+    batches = source.batches(np.arange(len(source.labels)), None, torch.float32)
+    next(batches)
+    os.truncate(path, 1000)
+    with pytest.raises(UserError, match=r"train\.beton: cut short while it was read, .* got 1000"):
+        list(batches)
+    # What was replaced or removed is still there for whoever has it open.
+    path.unlink()
 
 
 def test_auto_reads_jpegs_of_one_size_with_ffcv(foreign):

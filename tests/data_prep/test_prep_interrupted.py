@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -74,6 +75,41 @@ def test_killed_parent_takes_the_writer_along(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_the_command_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    words = ["prep", "--dataset", "digits", "--size", "256", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastpeer", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.partial-*/train.beton")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "fastpeer: interrupted\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_killed_preparations_left_is_cleared(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "photos", image_files(["a", "b"], 4))
+    options = PrepOptions(dataset="folder", source=source, out=tmp_path / "out", workers=1)
+    prepare(options)
+    # Killed between two renames: what stood there is under another name. And one that is still running.
+    (tmp_path / "out").rename(tmp_path / ".out.old-0123abcd")
+    for name in (".out.partial-0123abcd", ".out.partial-running0", ".out.partial-mine"):
+        (tmp_path / name).mkdir()
+    running = os.open(tmp_path / ".out.partial-running0", os.O_RDONLY)
+    fcntl.flock(running, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="already holds a data set: pass --force"):
+        prepare(options)
+    os.close(running)
+    left = {".out.partial-mine", ".out.partial-running0", "out", "photos"}
+    assert set(os.listdir(tmp_path)) == left
 
 
 @pytest.mark.usefixtures("clean")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,19 @@ def test_later_result_replaces_the_earlier_one_with_the_same_key(tmp_path):
     store_results(file, [RESULT, replace(RESULT, attack="clean", correct=9)])
     store_results(file, [replace(RESULT, correct=5, seconds=2.0)])
     assert [(entry["attack"], entry["correct"]) for entry in stored(file)] == [("pgd20", 5), ("clean", 9)]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_evaluations_at_the_same_time_all_keep_their_results(tmp_path):
+    file, count = tmp_path / "results.json", 12
+
+    def store(worker):
+        for number in range(count):
+            store_results(file, [replace(RESULT, seed=100 * worker + number)])
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(store, range(4)))
+    assert len(stored(file)) == 4 * count
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -10,9 +10,11 @@ from fastpeer.checkpoint import save_checkpoint
 from fastpeer.config import Config, ModelConfig
 from fastpeer.data.dataset import open_dataset
 from fastpeer.errors import UserError
+from fastpeer.evaluation import protocol as evaluation_protocol
 from fastpeer.evaluation.hidden_gradients import ZERO
 from fastpeer.evaluation.protocol import Protocol
 from fastpeer.evaluation.targets import find_targets
+from fastpeer.files import file_sha256
 from fastpeer.models import build_model
 from fastpeer.models.normalized import normalization
 from fastpeer.models.weights import save_weights
@@ -76,6 +78,11 @@ def test_weight_file_outside_a_run_stands_alone(lone_file):
     assert (target.weights, target.run, target.config) == (lone_file, None, None)
 
 
+def test_a_manifest_beside_lone_weights_may_be_of_anything(lone_file):
+    (lone_file.parent / "manifest.json").write_text('{"name": "of a web page"}')
+    assert len(find_targets([lone_file], "all")) == 1
+
+
 def test_nothing_to_evaluate_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="neither a run folder nor a file"):
         find_targets([tmp_path / "absent"], "all")
@@ -87,13 +94,17 @@ def test_nothing_to_evaluate_is_refused(run, tmp_path):
         find_targets([empty.path], "all")
 
 
-def evaluate(path, attacks, data=None, model="", examples=0, **numbers):
+def evaluating(target, attacks, data=None, model="", examples=0, **numbers):
     @contextmanager
     def unwatched(what, images):
         yield lambda done, stage="": None
 
     protocol = Protocol(attacks, examples, 8 / 255, 2 / 255, 0, 3, torch.device("cpu"), **numbers)
-    return list(protocol.run(find_targets([path], "best")[0], data, model, unwatched))
+    return protocol.run(target, data, model, unwatched)
+
+
+def evaluate(path, attacks, data=None, model="", examples=0, **numbers):
+    return list(evaluating(find_targets([path], "best")[0], attacks, data, model, examples, **numbers))
 
 
 def test_evaluation_attacks_all_or_some_test_images_of_the_runs_own_data(run, small_dataset):
@@ -103,6 +114,24 @@ def test_evaluation_attacks_all_or_some_test_images_of_the_runs_own_data(run, sm
     assert pgd.correct <= clean.correct
     (sample,) = evaluate(run.path, ["clean"], data=small_dataset, examples=2)
     assert (sample.images, sample.total, sample.weights_sha256) == (2, 5, clean.weights_sha256)
+
+
+def test_the_checksum_is_of_the_weights_that_were_attacked(run, small_dataset, monkeypatch):
+    """A run that trains on replaces its checkpoint while it is loaded, and again while it is attacked."""
+    loading, loads = evaluation_protocol.load_weights, []
+
+    def load(network, path, *rest):
+        loading(network, path, *rest)
+        loads.append(file_sha256(path))
+        if len(loads) == 1:
+            save_last(run, measured=True)
+
+    monkeypatch.setattr(evaluation_protocol, "load_weights", load)
+    (target,) = find_targets([run.path], "last")
+    for result in evaluating(target, ["clean", "pgd1"]):
+        assert result.weights_sha256 == loads[1] != loads[0]
+        save_last(run, measured=True)
+    assert len(loads) == 2
 
 
 def test_weights_outside_a_run_need_data_and_a_network(lone_file, small_dataset):

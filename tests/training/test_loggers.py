@@ -13,6 +13,7 @@ from fastpeer.errors import UserError
 from fastpeer.run_folder import RunFolder
 from fastpeer.training.log import MetricsLog
 from fastpeer.training.loggers import Beginning, TensorBoard, check_loggers, numbers, open_loggers
+from fastpeer.training.metrics_file import LogMark
 
 
 class FakeWandb:
@@ -88,7 +89,7 @@ def steps(first, last, epoch=0):
 
 
 def write(run, config, records, length=0, step=0):
-    log = MetricsLog(run, config, length, step)
+    log = MetricsLog(run, config, LogMark(length, step=step))
     for record in records:
         log.write(record)
     log.close()
@@ -100,10 +101,10 @@ def rows_of(run):
 
 def resumed(run, config):
     """Train to step 5, and again from the checkpoint at step 3; then on to step 7."""
-    first = MetricsLog(run, config, 0, 0)
+    first = MetricsLog(run, config, LogMark())
     for record in steps(1, 3):
         first.write(record)
-    saved = first.length
+    saved = first.file.length
     for record in steps(4, 5):
         first.write(record)
     first.close()

@@ -9,9 +9,9 @@ from torch import nn
 
 from fastpeer.checkpoint import save_checkpoint
 from fastpeer.config import AttackConfig, Config, ModelConfig, TeacherConfig
-from fastpeer.data.dataset import file_sha256
 from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.errors import UserError
+from fastpeer.files import file_sha256
 from fastpeer.methods import default_loss
 from fastpeer.models import build_model
 from fastpeer.models.weights import WeightFacts, save_weights

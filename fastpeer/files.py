@@ -1,0 +1,102 @@
+"""Files that survive a kill: written whole or not at all, flushed to the disk; their checksums."""
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from fastpeer.errors import UserError
+
+log = logging.getLogger(__name__)
+_BLOCK = 1 << 22
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256. Reading it also fills the page cache, from which it may be read next."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's contents, or a folder's entries, have reached the disk.
+
+    Raises:
+        OSError: they cannot reach it. That a file system cannot flush folders is no error.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace a file's text atomically: a reader, or a kill, finds either the previous text or the new one.
+
+    Raises:
+        UserError: the file cannot be written; the previous one is kept.
+    """
+    update_atomically(file, lambda: text)
+
+
+def update_atomically(file: Path, text: Callable[[], str]) -> None:
+    """Replace a file's text, as `write_atomically` does, by one that may depend on the file.
+
+    Args:
+        file: the file, which need not exist.
+        text: returns the new text; no other process updates the file meanwhile.
+
+    Raises:
+        UserError: the file cannot be written, or `text` raised it; the previous one is kept.
+    """
+    new = unfinished(file)
+    try:
+        with _only_writer(new) as stream:
+            try:
+                stream.write(text())
+                stream.flush()
+                os.fsync(stream.fileno())
+                os.replace(new, file)
+            except (OSError, UserError):
+                new.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
+
+
+def unfinished(file: Path) -> Path:
+    """Return where a file's next text is written; it stays behind if the process is killed meanwhile."""
+    return file.with_name(f".{file.name}.new")
+
+
+@contextmanager
+def _only_writer(new: Path) -> Iterator[IO[str]]:
+    """Open the file that will take another's place, empty, and keep other processes from doing so."""
+    while True:
+        # For appending, which does not empty what another process may be writing.
+        with new.open("a", encoding="utf-8") as stream:
+            _wait_for_lock(stream, new)
+            # Whoever had the lock before has renamed or removed the file: it is not to be written again.
+            if new.exists() and os.path.samestat(new.stat(), os.fstat(stream.fileno())):
+                stream.truncate(0)
+                yield stream
+                return
+
+
+def _wait_for_lock(stream: IO[str], path: Path) -> None:
+    try:
+        # The kernel's lock, which ends with the process, however that ends.
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): let no other process write it", path, error.strerror)
