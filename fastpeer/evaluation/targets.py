@@ -47,6 +47,11 @@ class Target:
         """The file for its results: in the run, or beside weights that belong to none."""
         return self.run.results_file if self.run else Path(f"{self.weights}.results.json")
 
+    @property
+    def verdicts_folder(self) -> Path:
+        """The folder for what each image fell to: in the run, or beside weights that belong to none."""
+        return self.run.verdicts if self.run else Path(f"{self.weights}.verdicts")
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the weight file; computed once."""
