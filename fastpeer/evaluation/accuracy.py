@@ -28,12 +28,14 @@ class Classified:
         finite: bool (N,) on the CPU: all logits of the image are finite.
         broken: how many images each of AutoAttack's attacks broke, and were wrong without one ("clean").
         reasons: why the images classified correctly may be too many.
+        seconds: of AutoAttack, those before a stop included; 0: of the others.
     """
 
     correct: Tensor
     finite: Tensor
     broken: Mapping[str, int] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 class Evaluator:
@@ -183,7 +185,7 @@ def _autoattack(
     with evaluating(network):
         verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file)
     correct, finite = torch.from_numpy(verdicts.correct), torch.from_numpy(verdicts.finite)
-    return Classified(correct, finite, verdicts.counts(), tuple(reasons))
+    return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds)
 
 
 def _with_progress(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:

@@ -1,5 +1,6 @@
 """AutoAttack standard (Croce and Hein 2020) in L-infinity or L2, with every constant set and checked."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -128,11 +129,13 @@ def classify_under_autoattack(
     verdicts = Verdicts(len(stream.indices), ATTACKS)
     if file is not None:
         file.read(verdicts)
+    began = time.perf_counter() - verdicts.seconds
     with autoattack_messages() as messages, torch.no_grad():
         _check_network(attack, next(iter(stream)))
         while verdicts.attack < len(ATTACKS):
             for _ in _classify_left(attack, stream, verdicts, progress):
                 verdicts.reasons = list(dict.fromkeys([*verdicts.reasons, *autoattack_reasons(messages)]))
+                verdicts.seconds = time.perf_counter() - began
                 if file is not None:
                     file.write(verdicts)
             verdicts.next_attack()

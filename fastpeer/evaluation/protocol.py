@@ -101,12 +101,14 @@ class Protocol:
         stream = EvaluationStream(source, chosen, torch.float32)
         facts = self._facts(target, dataset, len(source.labels)) | {"side": side}
         hidden = self._hidden_gradients(target, network, stream)
-        file = VerdictsFile(target.verdicts_folder, facts | {"examples": len(chosen)})
+        # Wherever the run lies now; AutoAttack chooses its step sizes itself.
+        subject = {name: fact for name, fact in facts.items() if name not in ("target", "step_size")}
+        file = VerdictsFile(target.verdicts_folder, subject | {"examples": len(chosen)})
         for name in self.attacks:
             began = time.perf_counter()
             with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
                 found = classify_under_attack(name, network, stream, self._settings(dataset), progress, file)
-            seconds = round(time.perf_counter() - began, 2)
+            seconds = round(found.seconds or time.perf_counter() - began, 2)
             _warn(target, [reason for reason in found.reasons if reason not in hidden])
             warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *found.reasons]))
             yield _result(name, found, seconds, facts | {"warnings": warnings}, dataset)

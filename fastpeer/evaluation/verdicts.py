@@ -29,6 +29,7 @@ class Verdicts:
         fallen: int8 (N,): `STANDS`, `WRONG`, or the number of the attack that changed the class, from 1 on.
         finite: bool (N,): no logits were NaN or infinite.
         reasons: why the verdicts may be too good.
+        seconds: that were spent so far, those before a stop included.
         attack, batch: the next attack's place in `attacks`, and the batch of it; attack -1: none began, and
             the clean images are to be classified.
     """
@@ -38,6 +39,7 @@ class Verdicts:
         self.fallen = np.full(images, STANDS, np.int8)
         self.finite = np.ones(images, bool)
         self.reasons: list[str] = []
+        self.seconds = 0.0
         self.attack, self.batch = -1, 0
 
     @property
@@ -94,7 +96,7 @@ class VerdictsFile:
         if found["attack"] == len(verdicts.attacks):
             return  # It ended: asked for again, it is done again.
         verdicts.fallen, verdicts.finite = np.array(found["fallen"], np.int8), np.array(found["finite"], bool)
-        verdicts.reasons = found["reasons"]
+        verdicts.reasons, verdicts.seconds = found["reasons"], found["seconds"]
         verdicts.attack, verdicts.batch = found["attack"], found["batch"]
         attack = verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "the clean images"
         log.warning("AutoAttack goes on where it was stopped: %s, batch %d", attack, verdicts.batch + 1)
@@ -108,6 +110,7 @@ class VerdictsFile:
             "attack": verdicts.attack,
             "batch": verdicts.batch,
             "reasons": verdicts.reasons,
+            "seconds": round(verdicts.seconds, 2),
             "fallen": verdicts.fallen.tolist(),
             "finite": verdicts.finite.astype(int).tolist(),
         }
