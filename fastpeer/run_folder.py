@@ -22,7 +22,7 @@ from fastpeer.links import checkpoint_folder
 log = logging.getLogger(__name__)
 PARTS = (
     "config.toml", "run.json", "metrics.jsonl", "metrics.jsonl.damaged", "metrics.csv", "loggers.json",
-    "results.json", "checkpoints", "tensorboard", "wandb",
+    "results.json", "verdicts", "checkpoints", "tensorboard", "wandb",
 )  # fmt: skip
 """Names in a run's folder. --force deletes a folder only if it contains nothing else."""
 
@@ -62,6 +62,11 @@ class RunFolder:
     def results_file(self) -> Path:
         """The results of `fastpeer eval`."""
         return self.path / "results.json"
+
+    @property
+    def verdicts(self) -> Path:
+        """Which of AutoAttack's attacks each image fell to; also where a stopped evaluation goes on from."""
+        return self.path / "verdicts"
 
     @property
     def checkpoints(self) -> Path:

@@ -12,7 +12,7 @@ from rich.text import Text
 from fastpeer.printing import print_line
 
 if TYPE_CHECKING:
-    from fastpeer.evaluation import accuracy
+    from fastpeer.evaluation import attacks
     from fastpeer.evaluation.protocol import Watch
 
 LINE_SECONDS = 30.0
@@ -23,7 +23,7 @@ def watch_on(console: Console) -> "Watch":
     """Return what shows the progress of each attack on a console."""
 
     @contextmanager
-    def watch(what: str, images: int) -> "Iterator[accuracy.Progress]":
+    def watch(what: str, images: int) -> "Iterator[attacks.Progress]":
         if console.is_terminal:
             with _AttackBar(console, what, images) as bar:
                 yield bar.show

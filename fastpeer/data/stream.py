@@ -118,6 +118,10 @@ class EvaluationStream:
         """Return a stream of up to `count` of the images, evenly spread."""
         return replace(self, indices=spread(self.indices, count))
 
+    def only(self, places: np.ndarray) -> "EvaluationStream":
+        """Return a stream of the images at some places of this one, int64 (m,)."""
+        return replace(self, indices=self.indices[places])
+
     def __iter__(self) -> Generator[Batch, None, None]:
         """Yield the batches, from the first image on at each call."""
         return self.source.batches(self.indices, None, self.dtype)

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastpeer.config import EngineConfig
-from fastpeer.data.stream import Batch
-from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, LabelAttack, build_attack
+from fastpeer.data.stream import Batch, EvaluationStream
+from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, LabelAttack, Progress, build_attack
+from fastpeer.evaluation.verdicts import VerdictsFile
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import Options, choose_options
 from fastpeer.step.precision import number_format
@@ -26,10 +26,16 @@ class Classified:
     Attributes:
         correct: bool (N,) on the CPU; an image whose logits are not all finite is not.
         finite: bool (N,) on the CPU: all logits of the image are finite.
+        broken: how many images each of AutoAttack's attacks broke, and were wrong without one ("clean").
+        reasons: why the images classified correctly may be too many.
+        seconds: of AutoAttack, those before a stop included; 0: of the others.
     """
 
     correct: Tensor
     finite: Tensor
+    broken: Mapping[str, int] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 class Evaluator:
@@ -98,13 +104,6 @@ def _attack_and_classify(
     return torch.stack([correct, finite])
 
 
-class Progress(Protocol):
-    """Is told how far an evaluation is."""
-
-    def __call__(self, done: int, stage: str = "") -> None:
-        """Take the number of images evaluated so far, and which part of the attack runs, if it has parts."""
-
-
 def evaluation_options(device: torch.device) -> Options:
     """Return the engine parts that an evaluation uses on a device; all are exact up to rounding.
 
@@ -118,19 +117,25 @@ def evaluation_options(device: torch.device) -> Options:
 
 
 def classify_under_attack(
-    name: str, network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
+    name: str,
+    network: nn.Module,
+    stream: EvaluationStream,
+    settings: AttackSettings,
+    progress: Progress,
+    file: VerdictsFile | None = None,
 ) -> Classified:
     """Classify images under a named attack on `network`, in the precision of its weights.
 
     Args:
         name: clean, fgsm, pgdN or aa.
         network: on the images' device.
-        batches: the images.
+        stream: the images.
         settings: of the attack.
         progress: called after each batch.
+        file: where AutoAttack keeps its verdicts after each batch, and goes on from if it was stopped.
     """
     if name == AUTOATTACK:
-        return _autoattack(network, batches, settings, progress)
+        return _autoattack(network, stream, settings, progress, file)
     device = next(network.parameters()).device
 
     def record(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -138,7 +143,7 @@ def classify_under_attack(
 
     evaluator = Evaluator({"network": network}, _build_attack(name, network, settings), record=record)
     with _cudnn_benchmark():
-        return evaluator.classify(_with_progress(batches, progress))["network"]
+        return evaluator.classify(_with_progress(stream, progress))["network"]
 
 
 @contextmanager
@@ -168,24 +173,19 @@ def _build_attack(name: str, network: nn.Module, settings: AttackSettings) -> La
 
 
 def _autoattack(
-    network: nn.Module, batches: Iterable[Batch], settings: AttackSettings, progress: Progress
+    network: nn.Module,
+    stream: EvaluationStream,
+    settings: AttackSettings,
+    progress: Progress,
+    file: VerdictsFile | None,
 ) -> Classified:
     # Imported here: only this attack needs pyautoattack.
     from fastpeer.evaluation.autoattack import classify_under_autoattack
 
-    found, done = [], 0
     with evaluating(network):
-        for batch in batches:
-            found.append(
-                classify_under_autoattack(
-                    network, batch.images, batch.labels, announce=partial(progress, done),
-                    epsilon=settings.epsilon, classes=settings.classes, seed=settings.seed,
-                    batch_size=settings.batch_size, norm=settings.norm,
-                )
-            )  # fmt: skip
-            done += len(batch.labels)
-            progress(done)
-    return Classified(*map(torch.cat, zip(*found, strict=True)))
+        verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file)
+    correct, finite = torch.from_numpy(verdicts.correct), torch.from_numpy(verdicts.finite)
+    return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds)
 
 
 def _with_progress(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:

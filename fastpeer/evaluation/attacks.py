@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -110,6 +111,13 @@ class AttackSettings:
     """Engine parts that run the attacks, except AutoAttack."""
     norm: Norm = "linf"
     """Of the ball."""
+
+
+class Progress(Protocol):
+    """Is told how far an evaluation is."""
+
+    def __call__(self, done: int, stage: str = "") -> None:
+        """Take the number of images evaluated so far, and which part of the attack runs, if it has parts."""
 
 
 Builder = Callable[[Callable[[], Victim], Kernels, AttackSettings, int], LabelAttack]

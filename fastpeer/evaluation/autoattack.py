@@ -1,14 +1,18 @@
 """AutoAttack standard (Croce and Hein 2020) in L-infinity or L2, with every constant set and checked."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from pyautoattack import AutoAttack
+from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
 from fastpeer.config import Norm
+from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.errors import UserError
+from fastpeer.evaluation.attacks import AttackSettings, Progress
+from fastpeer.evaluation.hidden_gradients import SQUARE, SQUARE_GAIN, autoattack_messages, autoattack_reasons
+from fastpeer.evaluation.verdicts import Verdicts, VerdictsFile
 
 NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -95,55 +99,100 @@ def check_constants(attack: AutoAttack, epsilon: float, classes: int, norm: Norm
 
 def classify_under_autoattack(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    announce: Callable[[str], None] = lambda attack: None,
-    epsilon: float,
-    classes: int,
-    seed: int,
-    batch_size: int,
-    norm: Norm = "linf",
-) -> tuple[Tensor, Tensor]:
+    stream: EvaluationStream,
+    settings: AttackSettings,
+    progress: Progress,
+    file: VerdictsFile | None = None,
+) -> tuple[Verdicts, list[str]]:
     """Attack images with AutoAttack standard, whose attacks each run on what is still classified correctly.
 
+    What an attack leaves of all images is what the next one attacks, in full batches: as where the official
+    code is given the whole set, image by image the same, its seed for each batch included.
+
     Args:
-        network: in eval mode, float32, on the images' device.
-        images: float32 (N, 3, H, W) in [0, 1].
-        labels: int64 (N,).
-        epsilon: radius of the ball.
-        classes: number of classes.
-        announce: is told which attack begins, by its name in `ATTACKS`, once for each batch of it.
-        seed: of all its attacks.
-        batch_size: images attacked at once.
-        norm: of the ball.
+        network: in eval mode, float32, on the stream's device.
+        stream: float32 images (B, 3, H, W) in [0, 1]; its batches are attacked at once.
+        settings: radius, norm, number of classes and seed.
+        progress: told after each batch how many images the attack that runs has done or need not attack.
+        file: where to keep the verdicts after each batch, and to go on from.
 
     Returns:
-        bool (N,) on the CPU: classified correctly under all attacks; and with logits that are finite.
+        The verdicts, and why they may be too good (`autoattack_reasons`).
 
     Raises:
         UserError: see `build_autoattack`.
     """
-    attack = build_autoattack(_RowMajor(network), epsilon, classes, seed, images.device, norm)
-    _announce_attacks(attack, announce)
-    perturbed, predicted = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=batch_size)
-    with torch.no_grad():
-        parts = [network(part).isfinite().all(1) for part in perturbed.to(images.device).split(batch_size)]
-    finite = torch.cat(parts).cpu()
-    return (predicted == labels).cpu() & finite, finite
+    device, norm = stream.device, settings.norm
+    attack = build_autoattack(
+        _RowMajor(network), settings.epsilon, settings.classes, settings.seed, device, norm
+    )
+    verdicts = Verdicts(len(stream.indices), ATTACKS)
+    if file is not None:
+        file.read(verdicts)
+    began = time.perf_counter() - verdicts.seconds
+    with autoattack_messages() as messages, torch.no_grad():
+        _check_network(attack, next(iter(stream)))
+        while verdicts.attack < len(ATTACKS):
+            for _ in _classify_left(attack, stream, verdicts, progress):
+                verdicts.reasons = list(dict.fromkeys([*verdicts.reasons, *autoattack_reasons(messages)]))
+                verdicts.seconds = time.perf_counter() - began
+                if file is not None:
+                    file.write(verdicts)
+            verdicts.next_attack()
+    if file is not None:
+        file.write(verdicts)
+    square = verdicts.counts()["square"] > SQUARE_GAIN * len(stream.indices)
+    return verdicts, [*verdicts.reasons, *([SQUARE] if square else [])]
 
 
-def _announce_attacks(attack: AutoAttack, announce: Callable[[str], None]) -> None:
-    parts = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
-    for name, part in zip(ATTACKS, parts, strict=True):
-        part.perturb = partial(_announced, part.perturb, announce, name)
+def _check_network(attack: AutoAttack, batch: Batch) -> None:
+    """Let pyautoattack look at the network as it does before its attacks: it logs what it doubts."""
+    images, logger = batch.images.contiguous(), attack.logger
+    checks.check_randomized(attack.get_logits, images, batch.labels, bs=len(images), logger=logger)
+    checks.check_range_output(attack.get_logits, images, logger=logger)
+    checks.check_dynamic(attack.model, images, False, logger=logger)
 
 
-def _announced(
-    perturb: Callable[..., Tensor], announce: Callable[[str], None], name: str, *batch: Tensor
-) -> Tensor:
-    announce(name)
-    return perturb(*batch)
+def _classify_left(
+    attack: AutoAttack, stream: EvaluationStream, verdicts: Verdicts, progress: Progress
+) -> Iterator[None]:
+    """Attack what the former attacks left and this one has not attacked yet; yield after each batch."""
+    places = verdicts.attacked()
+    perturb = _perturbation(attack, verdicts.attack)
+    done = verdicts.batch * stream.source.batch_size
+    spared, stage = len(stream.indices) - len(places), _stage(verdicts)
+    progress(spared + done, stage)
+    for batch in stream.only(places[done:]):
+        logits = attack.get_logits(perturb(batch.images.contiguous(), batch.labels))
+        finite = logits.isfinite().all(1)
+        correct = logits.argmax(1) == batch.labels
+        verdicts.note(places[done:][: len(finite)], correct.cpu().numpy(), finite.cpu().numpy())
+        done += len(finite)
+        yield
+        progress(spared + done, _stage(verdicts))
+
+
+def _perturbation(attack: AutoAttack, place: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what `ATTACKS[place]` makes of images (B, 3, H, W) and labels (B,); -1: the images."""
+    if place < 0:
+        return lambda images, labels: images
+    attack.apgd.loss, attack.fab.targeted = "ce", True
+    part = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)[place]
+
+    def perturb(images: Tensor, labels: Tensor) -> Tensor:
+        # Anew for each batch, as pyautoattack does: Square and FAB count on from it.
+        part.seed = attack.get_seed()
+        perturbed: Tensor = part.perturb(images, labels)
+        return perturbed
+
+    return perturb
+
+
+def _stage(verdicts: Verdicts) -> str:
+    if verdicts.attack < 0:
+        return ""
+    share = 100 * float(verdicts.correct.mean())
+    return f"{ATTACKS[verdicts.attack]} ({verdicts.attack + 1} of {len(ATTACKS)}), {share:.1f} % correct"
 
 
 class _RowMajor(nn.Module):

@@ -126,23 +126,14 @@ class _Collector(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def autoattack_reasons(messages: Sequence[str], batches: int) -> list[str]:
-    """Return what pyautoattack's messages on a network mean, each once; its own name flags of its own.
-
-    Args:
-        messages: from `autoattack_messages`.
-        batches: of how many calls of AutoAttack, each of which judges its own images.
-    """
+def autoattack_reasons(messages: Sequence[str]) -> list[str]:
+    """Return what pyautoattack's messages on a network mean, each once; its own name flags of its own."""
     known = {
         "randomized defense": RANDOM, "probability distribution": PROBABILITIES,
         "zero gradient": ZERO_IN_AUTOATTACK, "dynamic defense": DYNAMIC,
     }  # fmt: skip
-    reasons: list[str] = []
-    gain = 0.0
+    reasons = []
     for message in messages:
-        if square := re.match(r"Square Attack has decreased the robust accuracy of ([\d.]+)%", message):
-            gain += float(square[1]) / 100 / batches
-            continue
         own = re.sub(r" See \S+ for details\.", "", message)
         reasons.append(next((reason for words, reason in known.items() if words in message), own))
-    return list(dict.fromkeys([*reasons, *([SQUARE] if gain > SQUARE_GAIN else [])]))
+    return list(dict.fromkeys(reasons))

@@ -1,7 +1,6 @@
 """Runs the attacks of an evaluation on a student: always in float32 without TF32, on the test split."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,12 +19,13 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import Classified, Progress, classify_under_attack, evaluation_options
-from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, fewest_steps
+from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
+from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, Progress, fewest_steps
 from fastpeer.evaluation.autoattack import target_count
-from fastpeer.evaluation.hidden_gradients import autoattack_messages, autoattack_reasons, hidden_gradients
+from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
+from fastpeer.evaluation.verdicts import VerdictsFile
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization
 from fastpeer.models.weights import (
@@ -105,18 +105,16 @@ class Protocol:
         stream = EvaluationStream(source, chosen, torch.float32)
         facts = self._facts(target, dataset, len(source.labels)) | {"weights_sha256": sha256, "side": side}
         hidden = self._hidden_gradients(target, network, stream)
+        # Wherever the run lies now; AutoAttack chooses its step sizes itself.
+        subject = {name: fact for name, fact in facts.items() if name not in ("target", "step_size")}
+        file = VerdictsFile(target.verdicts_folder, subject | {"examples": len(chosen)})
         for name in self.attacks:
             began = time.perf_counter()
-            with (
-                watch(f"{target.label}: {name}", len(chosen)) as progress,
-                memory_errors("--batch-size"),
-                autoattack_messages() as messages,
-            ):
-                found = classify_under_attack(name, network, stream, self._settings(dataset), progress)
-            seconds = round(time.perf_counter() - began, 2)
-            reasons = autoattack_reasons(messages, math.ceil(len(chosen) / self.batch_size))
-            _warn(target, [reason for reason in reasons if reason not in hidden])
-            warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *reasons]))
+            with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
+                found = classify_under_attack(name, network, stream, self._settings(dataset), progress, file)
+            seconds = round(found.seconds or time.perf_counter() - began, 2)
+            _warn(target, [reason for reason in found.reasons if reason not in hidden])
+            warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *found.reasons]))
             yield _result(name, found, seconds, facts | {"warnings": warnings}, dataset)
 
     def _loaded(self, target: Target, model: str, dataset: PreparedDataset) -> tuple[nn.Module, str]:
@@ -217,6 +215,7 @@ def _result(
         non_finite=int((~found.finite).sum()),
         seconds=seconds,
         targets=targets,
+        broken=dict(found.broken),
         **facts,
     )
 

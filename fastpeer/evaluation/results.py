@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 from tempfile import TemporaryFile
@@ -38,6 +38,8 @@ class Result:
         warnings: why the network's robustness may be less than it seems; left out of the file where there are
             none.
         norm: of the ball that the attack stays in: linf, as of older results, or l2.
+        broken: how many images each of AutoAttack's attacks broke, and were wrong without one ("clean"); left
+            out of the file for other attacks.
         weights_key: which set of weights of a file with several was asked for; empty: the usual one.
         mean, std: normalisation inside the network that was asked for; empty: as its run or file records it.
     """
@@ -65,6 +67,7 @@ class Result:
     weights_key: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    broken: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -166,7 +169,7 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
 
 def _entry(result: Result) -> dict[str, Any]:
     entry = {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
-    for name in ("non_finite", "warnings", "weights_key", "mean", "std"):
+    for name in ("non_finite", "warnings", "weights_key", "mean", "std", "broken"):
         if not entry[name]:
             del entry[name]
     return entry

@@ -52,6 +52,11 @@ class Target:
         return self.run.results_file if self.run else Path(f"{self.weights}.results.json")
 
     @property
+    def verdicts_folder(self) -> Path:
+        """The folder for what each image fell to: in the run, or beside weights that belong to none."""
+        return self.run.verdicts if self.run else Path(f"{self.weights}.verdicts")
+
+    @property
     def sha256(self) -> str:
         """SHA-256 of the weight file as it is now: a run that trains on meanwhile replaces it."""
         return file_sha256(self.weights)

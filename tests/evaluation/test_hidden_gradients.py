@@ -3,12 +3,10 @@
 import copy
 import logging
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.autoattack import build_autoattack
@@ -16,7 +14,6 @@ from fastpeer.evaluation.hidden_gradients import (
     DYNAMIC,
     PROBABILITIES,
     RANDOM,
-    SQUARE,
     TOGETHER,
     ZERO,
     ZERO_IN_AUTOATTACK,
@@ -25,24 +22,13 @@ from fastpeer.evaluation.hidden_gradients import (
     hidden_gradients,
 )
 from fastpeer.models import build_model
+from tests.evaluation.streams import stream_of
 
 CLASSES = 5
 
 
-class Images:
-    """A source of random images."""
-
-    batch_size, device = 8, torch.device("cpu")
-
-    def __init__(self, count=20):
-        noise = torch.Generator().manual_seed(0)
-        self.images = torch.rand(count, 3, 8, 8, generator=noise)
-        self.labels = np.arange(count) % CLASSES
-
-    def batches(self, order, key, dtype):
-        for first in range(0, len(order), self.batch_size):
-            part = order[first : first + self.batch_size]
-            yield Batch(self.images[part].to(dtype), torch.as_tensor(self.labels[part]))
+def images(count=20):
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
@@ -68,7 +54,7 @@ class Rounding(Net):
 
 
 def stream(dtype=torch.float32):
-    return EvaluationStream(Images(), np.arange(20), dtype)
+    return stream_of(images().to(dtype), torch.arange(20) % CLASSES)
 
 
 def zero(count, images=16):
@@ -154,12 +140,12 @@ def test_the_check_computes_without_tf32_and_leaves_the_switches():
 @pytest.mark.parametrize("attack", ["fgsm", "pgd2", "aa"])
 def test_networks_without_a_gradient_can_be_attacked(kind, attack):
     network = Net(**HIDING[kind][0]).eval().requires_grad_(False)
-    images = Images(2).images
-    wrong = (network(images).argmax(1) + 1) % CLASSES
+    pair = images(2)
+    wrong = (network(pair).argmax(1) + 1) % CLASSES
     # AutoAttack would need a minute for images that are classified correctly.
-    batch = Batch(images, wrong if attack == "aa" else network(images).argmax(1))
+    stream = stream_of(pair, wrong if attack == "aa" else network(pair).argmax(1))
     settings = AttackSettings(1e-6, 1e-6, CLASSES, 0, 2, evaluation_options(torch.device("cpu")))
-    found = classify_under_attack(attack, network, [batch], settings, lambda done: None)
+    found = classify_under_attack(attack, network, stream, settings, lambda done, stage="": None)
     assert found.correct.tolist() == [attack != "aa"] * 2
 
 
@@ -177,23 +163,17 @@ def test_what_autoattack_warns_of_is_said_in_other_words(caplog):
         logger.info("robust accuracy")
     assert caplog.text == ""
     expected = [RANDOM, ZERO_IN_AUTOATTACK, PROBABILITIES, DYNAMIC, "it is odd."]
-    assert autoattack_reasons(messages, 1) == expected
+    assert autoattack_reasons(messages) == expected
     assert not any("version" in reason or ".md" in reason for reason in expected)
-
-
-@pytest.mark.parametrize(("batches", "reasons"), [(1, [SQUARE]), (10, [])])
-def test_single_images_that_square_finds_are_no_warning(batches, reasons):
-    message = "Square Attack has decreased the robust accuracy of 0.40%. This might"
-    assert autoattack_reasons([message], batches) == reasons
 
 
 def test_autoattack_s_own_messages_are_known():
     network = Net(before=torch.round, behind=lambda logits: logits.softmax(1)).eval()
-    images = Images(2).images
-    labels = network(images).argmax(1)
+    pair = images(2)
+    labels = network(pair).argmax(1)
     attack = build_autoattack(network, 0.03, CLASSES, 0, torch.device("cpu"))
     attack.attacks_to_run = ["apgd-t"]
     attack.apgd_targeted.n_iter = 2
     with autoattack_messages() as messages:
-        attack.run_standard_evaluation(images, labels, batch_size=2)
-    assert autoattack_reasons(messages, 1) == [PROBABILITIES, ZERO_IN_AUTOATTACK]
+        attack.run_standard_evaluation(pair, labels, batch_size=2)
+    assert autoattack_reasons(messages) == [PROBABILITIES, ZERO_IN_AUTOATTACK]

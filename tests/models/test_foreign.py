@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastpeer.data.stream import Batch
 from fastpeer.device import placed
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
@@ -18,6 +17,7 @@ from fastpeer.models.foreign import torchvision_advice
 from fastpeer.victims.autograd import FoldedVictim
 from fastpeer.victims.chain import ChainVictim
 from fastpeer.victims.factory import VictimFactory
+from tests.evaluation.streams import stream_of
 from tests.models.timms import need_timm
 
 NETS = """
@@ -217,9 +217,9 @@ def test_networks_that_change_their_images_in_place_are_evaluated(nets, attack, 
     torch.manual_seed(0)
     network = build_model("foreign_nets.small:Subtracts", 7, (8, 8)).eval()
     images = torch.rand(2, 3, 8, 8)
-    batch, before = Batch(images, network(images).argmax(1)), images.clone()
+    stream, before = stream_of(images, network(images).argmax(1)), images.clone()
     settings = AttackSettings(epsilon, 1e-6, 7, 0, 2, evaluation_options(torch.device("cpu")))
-    found = classify_under_attack(attack, network, [batch], settings, lambda done, stage="": None)
+    found = classify_under_attack(attack, network, stream, settings, lambda done, stage="": None)
     assert found.correct.tolist() == [attack != "aa"] * 2
     assert torch.equal(images, before)
 
