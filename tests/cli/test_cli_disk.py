@@ -61,7 +61,7 @@ def halfway(workshop: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("limit", [1000, 100_000, 400_000])
+@pytest.mark.parametrize("limit", [1000, pytest.param(100_000, marks=pytest.mark.soak), 400_000])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former(
     fastpeer, tmp_path: Path, halfway: Path, original: Path, limit: int
 ) -> None:

@@ -67,6 +67,7 @@ def test_training_goes_on_with_the_same_pixels_and_eval_reads_at_the_runs_size(
     assert "alone" in fastpeer(f"{line} --size 64", alone).succeeded().out
 
 
+@pytest.mark.soak
 def test_without_augmentation_and_with_the_device_asked_for(fastpeer, prepared: Path, tmp_path: Path) -> None:
     line = f"{TRAIN} --data.augment false --data.residency device --train.max-steps 1"
     assert "stay on the host" in " ".join(fastpeer(line, "--out", tmp_path / "run").succeeded().out.split())

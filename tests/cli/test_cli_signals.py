@@ -49,13 +49,18 @@ def stopped(outcome: Outcome, run: Path) -> None:
     ("owner", "name", "call"),
     [
         (TrainingStep, "train_on", 1),
-        (TrainingStep, "train_on", 5),
         (TrainingStep, "train_on", 8),
-        (TrainingStep, "train_on", 15),
-        (Selection, "evaluate", 1),
         (Selection, "evaluate", 3),
         (AveragedStudent, "reestimate", 2),
-        (AveragedStudent, "collect", 1),
+        *(
+            pytest.param(*place, marks=pytest.mark.soak)
+            for place in (
+                (TrainingStep, "train_on", 5),
+                (TrainingStep, "train_on", 15),
+                (Selection, "evaluate", 1),
+                (AveragedStudent, "collect", 1),
+            )
+        ),
     ],
 )
 def test_a_stop_is_resumed_as_if_nothing_had_been(

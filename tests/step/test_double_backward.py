@@ -73,7 +73,19 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("case", LAYERS)
+# What another case covers, too, of which each takes a second.
+COVERED = {
+    "convolution, plain",
+    "convolution, dilation",
+    "convolution, groups",
+    "norm, volumes",
+    "norm, nothing",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.soak if case in COVERED else ()) for case in LAYERS]
+)
 def test_derivatives_are_those_of_differences(case):
     layer, images = drawn(*LAYERS[case])
     function, weights = called(layer), tuple(layer.parameters())

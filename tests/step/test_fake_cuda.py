@@ -117,11 +117,17 @@ METHODS = {
     "kdiga, adversarial": ("kdiga", 0, {"adversarial": True}),
     "adaad, both terms": ("adaad", 0, {"alpha": 0.7}),
 }
+EACH_MAKE = (
+    "natural", "trades", "rslad", "iad, late", "cat", "adaad, both terms", "mtard", "kdiga, adversarial"
+)  # fmt: skip
 
 
 @pytest.mark.usefixtures("_fake")
 @pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.soak), "bf16"])
-@pytest.mark.parametrize("case", METHODS)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in EACH_MAKE else pytest.mark.soak) for case in METHODS],
+)
 def test_every_method_can_be_traced(case, precision):
     method, epoch, loss = METHODS[case]
     result = step_on("resnet8", ENGINES["all"], precision, method=method, epoch=epoch, loss=loss)

@@ -160,8 +160,9 @@ ENGINES = {
 }
 
 
-# Compiling takes the longest; "all" compiles every region, as a training on a GPU does.
-SLOW = ("compile", "fold and compile", "all and batchnorm")
+# Compiling takes the longest; "all" compiles every region, as a training on a GPU does. Parts stand alone and
+# with the others.
+SLOW = ("compile", "fold and compile", "all and batchnorm", "fold", "batchnorm")
 
 
 @pytest.mark.parametrize(

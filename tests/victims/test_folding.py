@@ -80,8 +80,8 @@ def attack(victim, images, target):
     return pgd(victim, images, target, images, epsilon=8 / 255, step_size=2 / 255, steps=5, kernels=KERNELS)
 
 
-SLOW = ("resnet18", "resnet50", "preactresnet18")
-"""Networks made of what others here are made of too."""
+SLOW = ("resnet18", "resnet50", "preactresnet18", "mobilenetv2")
+"""Networks made of what others here are made of too, and one whose depthwise convolutions are slow in float64."""
 
 
 @pytest.mark.parametrize(
