@@ -15,6 +15,9 @@ from fastpeer.errors import UserError, one_line
 Pixels: TypeAlias = NDArray[np.uint8]
 """One image, height × width × 3, uint8."""
 
+MAX_PIXELS = 80_000_000
+"""Of one image, known from its header before it is decoded; a small file may declare billions. Below the
+bound from which Pillow warns."""
 MORE_THAN_8_BITS = ("I", "F")
 JPEG_START = b"\xff\xd8"
 LONGEST_JPEG_SIDE = 65500
@@ -136,6 +139,10 @@ def decode(data: bytes, name: str) -> Image.Image:
         raise UserError(f"{name} is empty: remove or replace it")
     try:
         image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(
+                f"{name} declares {image.width}x{image.height} pixels, most are {MAX_PIXELS:,}: scale it down"
+            )
         if image.mode.split(";")[0] in MORE_THAN_8_BITS:
             raise UserError(f"{name} has more than 8 bits a channel: convert it to 8 bits")
         return image.convert("RGB")
