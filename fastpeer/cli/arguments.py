@@ -54,6 +54,9 @@ class TrainArguments:
     """Go on with the run in --out, from its last checkpoint, with the settings it was started with."""
     force: bool = False
     """Delete the run that --out already holds."""
+    trust: bool = False
+    """Import what files name, such as a run's own class or method; otherwise only what this line names. It
+    runs code: know whose it is."""
     dry_run: bool = False
     """Print what would be done; take a few steps to estimate time and memory; write nothing and stop."""
     init_student: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -106,6 +109,9 @@ class EvalArguments:
     """Side of the images, of a data set kept as JPEG; 0: the run's data.size."""
     batch_size: int = 256
     """Images attacked at once."""
+    trust: bool = False
+    """Import what files name, such as a run's own class or method; otherwise only what this line names. It
+    runs code: know whose it is."""
     seed: int = 0
     """Of the random starts."""
     device: str = "auto"

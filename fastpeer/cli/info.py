@@ -37,6 +37,8 @@ class InfoArguments:
     runs/."""
     weights_key: Annotated[str, arg(metavar="KEY")] = ""
     """Which weights of a file that holds several sets of them."""
+    trust: bool = False
+    """Import the method of your own that a run's config.toml names; it runs code."""
 
 
 def info_command(words: Sequence[str]) -> None:

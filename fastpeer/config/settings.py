@@ -14,6 +14,7 @@ from fastpeer.config.distances import LARGEST_SIZE, Norm, PixelDistance, check_d
 from fastpeer.errors import UserError
 from fastpeer.methods import LossSettings, Method, build_table, default_loss
 from fastpeer.models import check_model_name
+from fastpeer.models.names import class_path
 
 Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Split = Literal["val", "test"]
@@ -313,6 +314,13 @@ class Config:
     def table(self) -> Method:
         """The method's table, filled in."""
         return build_table(self.method, self.loss)
+
+    @property
+    def own_code(self) -> list[str]:
+        """Classes and methods of the user's own, by name: importing them runs code."""
+        networks = (self.model.student, self.model.peer, self.teacher.network, self.natural_teacher.network)
+        methods = [self.method] if "." in self.method else []
+        return [*methods, *(name for name in networks if class_path(name))]
 
     @property
     def swa_start(self) -> int | None:

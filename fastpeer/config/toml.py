@@ -48,7 +48,7 @@ def structure(table: dict[str, Any], name: str) -> Config:
     try:
         return fit(_with_log_to(table), Config, method)
     except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _with_log_to(table: dict[str, Any]) -> dict[str, Any]:
