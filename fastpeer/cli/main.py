@@ -63,6 +63,13 @@ def main(words: Sequence[str]) -> int:
         # Whoever read the output went away; what was saved is saved.
         sys.stderr.write("fastpeer: stopped, nobody reads the output\n")
         return 1
+    except RecursionError:
+        # Of a file in JSON or TOML; what is nested in a sensible way does not come near.
+        print("fastpeer: a file is nested too deeply to be read", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("fastpeer: there is not enough memory for that", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"fastpeer: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -28,10 +28,10 @@ from fastpeer.config.settings import (
     TeacherConfig,
     TrainConfig,
     check_at_least,
-    check_normalization,
     teacher_flag,
     teacher_words,
 )
+from fastpeer.models.pixel_range import check_normalization
 
 __all__ = [
     "AttackConfig",

@@ -15,6 +15,7 @@ from fastpeer.errors import UserError
 from fastpeer.methods import LossSettings, Method, build_table, default_loss
 from fastpeer.models import check_model_name
 from fastpeer.models.names import class_path
+from fastpeer.models.pixel_range import check_normalization
 
 Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Split = Literal["val", "test"]
@@ -340,21 +341,6 @@ def teacher_words(role: str) -> str:
 def teacher_flag(role: str) -> str:
     """Return the flag that names a teacher's weights; those of its settings begin with it."""
     return f"--{role.replace('_', '-')}"
-
-
-def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raise ValueError unless mean and std are both left out, or are one number or three, std positive."""
-    lengths = {len(mean), len(std)}
-    if len(lengths) > 1 or not lengths <= {0, 1, 3}:
-        found = {"mean": list(mean), "std": list(std)}
-        given, other = found if mean else reversed(found)
-        raise ValueError(
-            f"{given} must hold 1 or 3 numbers and {other} as many, got {found[given]} and {found[other]}"
-        )
-    if not all(math.isfinite(value) for value in mean):
-        raise ValueError(f"mean must be finite, got {list(mean)}")
-    if not all(0 < value < math.inf for value in std):
-        raise ValueError(f"std must be above 0 and finite, got {list(std)}")
 
 
 def check_at_least(low: float, config: Any, *names: str) -> None:
