@@ -24,6 +24,7 @@ from fastpeer.config import (
     Norm,
     PixelDistance,
     check_at_least,
+    check_batch_size,
     check_distances,
     check_normalization,
 )
@@ -124,6 +125,7 @@ class EvalArguments:
         check_normalization(self.mean, self.std)
         check_pixel_range(self.mean, self.std)
         check_at_least(1, self, "batch_size")
+        check_batch_size(self.batch_size)
         check_at_least(0, self, "seed", "examples", "size")
 
 

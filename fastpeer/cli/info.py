@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
 from fastpeer.cli.summary import NAMES
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, printable
 from fastpeer.links import student_weights
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.printing import print_line
@@ -74,7 +74,7 @@ def _print(rows: Sequence[Row], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(printable(value)))
     console.print(table)
 
 

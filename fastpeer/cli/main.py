@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, printable
 from fastpeer.own_code import trusting
 
 HELP = """\
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
         with trusting(_trusted(words)):
             _dispatch(list(words))
     except UserError as error:
-        print(f"fastpeer: {error}", file=sys.stderr)
+        print(f"fastpeer: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("fastpeer: interrupted", file=sys.stderr)
@@ -71,7 +71,8 @@ def main(words: Sequence[str]) -> int:
         print("fastpeer: there is not enough memory for that", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"fastpeer: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        text = f"{error.filename or 'a file'}: {error.strerror or error}"
+        print(f"fastpeer: {printable(text)}", file=sys.stderr)
         return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0

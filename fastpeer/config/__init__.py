@@ -28,6 +28,7 @@ from fastpeer.config.settings import (
     TeacherConfig,
     TrainConfig,
     check_at_least,
+    check_batch_size,
     teacher_flag,
     teacher_words,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "check_at_least",
+    "check_batch_size",
     "check_distances",
     "check_fits",
     "check_normalization",

@@ -22,6 +22,7 @@ Split = Literal["val", "test"]
 Switch = Literal["auto", "on", "off"]
 Residency = Literal["auto", "host", "device"]
 Reader = Literal["auto", "numpy", "ffcv"]
+LARGEST_BATCH = 1 << 20
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 
@@ -176,6 +177,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "epochs")
+        check_batch_size(self.batch_size)
         check_at_least(0, self, "max_steps")
 
 
@@ -199,6 +201,7 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         check_at_least(1, self, "every", "steps")
         check_at_least(0, self, "examples", "batch_size")
+        check_batch_size(self.batch_size)
         if not 0 < self.fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {self.fraction}")
 
@@ -348,6 +351,12 @@ def check_at_least(low: float, config: Any, *names: str) -> None:
     for name in names:
         if not low <= getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be {low} or more, got {getattr(config, name)}")
+
+
+def check_batch_size(size: int) -> None:
+    """Raise ValueError for more images at once than any device has memory for."""
+    if size > LARGEST_BATCH:
+        raise ValueError(f"batch_size must be at most {LARGEST_BATCH:,}, got {size}")
 
 
 def _check_networks(config: Any, *names: str) -> None:
