@@ -122,7 +122,8 @@ class ResumingDownloader:
         have = self._have()
         with _request(url, have) as response:
             if not self.local:
-                _require_https(response.url, url)
+                for answer in (*response.history, response):
+                    _require_https(answer.url, url)
             if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return self._beyond_end(response, have)
             if not response.ok:
@@ -157,7 +158,7 @@ class ResumingDownloader:
 
 
 def _require_https(url: str, asked: str) -> None:
-    """Refuse an address, perhaps one that the server led to, where anyone on the way could change the file."""
+    """Refuse an address, perhaps one that a server led to: anyone on the way could change the file."""
     if not url.startswith("https://"):
         led = "" if url == asked else f"{asked} leads to "
         raise UserError(f"{led}{url}, which is not https: download it elsewhere and pass --source FILE")
