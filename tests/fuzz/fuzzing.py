@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -16,7 +17,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastpeer.errors import UserError
@@ -30,6 +31,13 @@ TOKENS = (
     b"1000000000000",
 )  # fmt: skip
 """What readers stumble over."""
+WORD = re.compile(rb"[\w.+-]+|\"[^\"]*\"|\[[^\]]*\]")
+VALUES = (
+    b"0", b"-1", b"1", b"3.5", b"nan", b"inf", b"1e999", b"true", b'"a"', b'""', b"[]", b"[1, 2]", b'["a"]',
+    b"{}", b"9" * 20, b"9" * 5000, b"1979-05-27", b'"resnet18"', b'"os:_exit"', b'"this.s"', b'"1/0"', b"on",
+    b"0x" + b"f" * 5000,
+)  # fmt: skip
+"""What may stand in place of a number or word, and leave the rest readable."""
 EXECUTION = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 
@@ -45,8 +53,11 @@ def mutated(data: bytes, source: random.Random) -> bytes:
         start = source.randrange(len(changed) + 1)
         length = min(source.choice((1, 1, 2, 4, 8, 30, 300)), len(changed) - start)
         part = bytes(changed[start : start + length])
-        change = source.randrange(7)
-        if change == 0:
+        change = source.randrange(11)
+        if change > 6 and (words := list(WORD.finditer(changed))):
+            word = source.choice(words)
+            changed[word.start() : word.end()] = source.choice(VALUES)
+        elif change == 0:
             changed[start : start + length] = source.randbytes(length)
         elif change == 1 and part:
             changed[start] ^= 1 << source.randrange(8)
@@ -72,6 +83,10 @@ def fuzz(name: str, seed: int, count: int, folder: Path) -> tuple[Counter[str], 
     """
     kind, source = KINDS[name], random.Random(f"{name} {seed}")
     examples = kind.examples(folder)
+    for example in examples:
+        # Whatever is imported or compiled for a first one is no hang.
+        with suppress(UserError):
+            kind.use(example, folder)
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     for number in range(count):
@@ -123,6 +138,9 @@ def watch(folder: Path, seen: list[str]) -> None:
     def note(event: str, arguments: tuple[object, ...]) -> None:
         if event in EXECUTION:
             seen.append(f"{event} {arguments[:2]!r}")
+        # Relative to an open folder, which what clears up here alone does.
+        elif event in CHANGES and isinstance(arguments[-1], int) and arguments[-1] >= 0:
+            return
         elif event in CHANGES or (event == "open" and _writes(arguments)):
             path = os.path.abspath(os.fsdecode(arguments[0])) if _is_path(arguments[0]) else str(folder)
             if not path.startswith((str(folder), "/dev/null")):
@@ -143,6 +161,8 @@ def _is_path(value: object) -> bool:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         home, outside = Path(temporary).resolve(), list[str]()
+        # PyTorch makes its cache when it is imported.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(home)
         watch(home, outside)
         found, broken = fuzz(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), home)
     print(json.dumps({"counts": found, "failures": broken[:20], "outside": outside[:20]}))
