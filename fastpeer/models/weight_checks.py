@@ -19,13 +19,17 @@ def refuse_bomb(path: Path) -> None:
     """Refuse a checkpoint, a zip archive, that would unpack to far more than it holds.
 
     Raises:
-        UserError: its members are many times as large as the file.
+        UserError: its members are many times as large as the file, or it is an archive that cannot be listed.
     """
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return  # A pickle alone, which is as large as it is.
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return  # Not a zip, which what reads it next will say.
+    except Exception:  # Of a damaged archive, zipfile raises nearly anything.
+        # PyTorch's own reader may be content with it, and would unpack it.
+        raise UserError(f"{path}: damaged or not a checkpoint; not loaded") from None
     size = path.stat().st_size
     if unpacked > max(SMALL, UNPACKED_FACTOR * size):
         raise UserError(f"{path}: would unpack from {size:,} to {unpacked:,} bytes; not loaded")

@@ -25,6 +25,7 @@ from fastpeer.errors import UserError, printable, shown
         ("[train]\nbatch_size = 1000000000000", "train.batch_size must be at most 1,048,576"),
         ("[selection]\nbatch_size = 1000000000000", "selection.batch_size must be at most 1,048,576"),
         ("[data]\ndataset = 'a' \n[teacher]\nweights = \"a\\u0000b\"", "teacher.weights must hold no zero"),
+        ("like = 0x" + "f" * 5000, "like must be a shipped recipe, got a value too long to show"),
         ("method = '" + "a" * 5000 + "'", "no method"),
     ],
 )

@@ -97,6 +97,17 @@ def test_archive_that_unpacks_to_far_more_is_not_unpacked(tmp_path, weights):
     refused(tmp_path / "w.pth", "would unpack from")
 
 
+def test_archive_that_cannot_be_listed_is_not_loaded(tmp_path, weights):
+    torch.save(weights, tmp_path / "w.pth")
+    data = bytearray((tmp_path / "w.pth").read_bytes())
+    listed = data.rindex(b"PK\x01\x02")
+    # Its name is said to be UTF-8, and is not; PyTorch's own reader would not mind.
+    data[listed + 9] |= 0x08
+    data[listed + 46] = 0xFF
+    (tmp_path / "w.pth").write_bytes(data)
+    refused(tmp_path / "w.pth", "damaged or not a checkpoint; not loaded")
+
+
 @pytest.mark.parametrize(
     ("mean", "std"),
     [
