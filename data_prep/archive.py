@@ -11,10 +11,12 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from contextlib import closing
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import IO, cast
 
+from fastpeer.data_prep.unpacking import BoundedReader, most_unpacked, require_file_size, too_much
 from fastpeer.errors import UserError, one_line
 
 MAX_DEPTH = 6
@@ -67,7 +69,10 @@ class FileTree(ABC):
         parts = safe_parts(name, self.label)
         if not parts or is_ignored(parts):
             return False
-        self.sizes["/".join(parts)] = size
+        whole = "/".join(parts)
+        if whole in self.sizes:
+            raise UserError(f"{self.label} holds {whole} twice: do not use this archive")
+        self.sizes[whole] = size
         self.folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
         return True
 
@@ -103,6 +108,7 @@ class FolderTree(FileTree):
 
     def read(self, name: str) -> bytes:
         """Read the file anew each time."""
+        require_file_size(f"{self.label}/{name}", self.sizes[name])
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
@@ -151,20 +157,33 @@ class ZipTree(FileTree):
             self._zip = zipfile.ZipFile(io.BufferedReader(_PositionalFile(path)))
         except DAMAGE_ERRORS as error:
             raise damaged(path.name, error) from error
+        self._require_bounds(self._zip.infolist())
         # The descriptor stays open: forked workers read members through it.
         for member in self._zip.infolist():
             self._register(member)
 
     def read(self, name: str) -> bytes:
-        """Unpack one member."""
+        """Unpack one member; of more bytes than it declares, no more than these."""
+        require_file_size(f"{name} in {self.label}", self.sizes[name])
         try:
             return self._zip.read(self._members[name])
         except DAMAGE_ERRORS as error:
             raise damaged(f"{name} in {self.label}", error) from error
 
+    def _require_bounds(self, members: list[zipfile.ZipInfo]) -> None:
+        most = most_unpacked(self.path)
+        if sum(member.file_size for member in members) > most:
+            raise too_much(self.label, most)
+        if sum(member.compress_size for member in members) > self.path.stat().st_size:
+            raise UserError(f"{self.label} has members that overlap: do not use this archive")
+
     def _register(self, member: zipfile.ZipInfo) -> None:
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise UserError(f"{member.filename} in {self.label} is a link, no plain file: do not use it")
+        # Made on Windows, a member has no such kind.
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(
+                f"{member.filename} in {self.label} is a link or device, no plain file: do not use it"
+            )
         if member.is_dir():
             self.add_folder(member.filename)
         elif self.add(member.filename, member.file_size):
@@ -179,10 +198,15 @@ class TarTree(FileTree):
         self._contents: dict[str, bytes] = {}
         self._total = 0
         try:
-            with tarfile.open(path, "r:*") as tar:
+            with (
+                closing(BoundedReader(path)) as unpacked,
+                tarfile.open(fileobj=cast("IO[bytes]", unpacked), mode="r:") as tar,
+            ):
                 for member in tar:
                     self._register(tar, member)
                 _require_end(tar)
+        except RecursionError:
+            raise damaged(path.name, ValueError("a header follows a header without end")) from None
         except DAMAGE_ERRORS as error:
             raise damaged(path.name, error) from error
 
@@ -202,6 +226,7 @@ class TarTree(FileTree):
                 f"{member.name} in {self.label} is a link or device, no plain file: do not use it"
             )
         elif self.add(member.name, member.size):
+            require_file_size(f"{member.name} in {self.label}", member.size)
             self._total += member.size
             if self._total > MAX_IN_MEMORY:
                 raise UserError(f"{self.label} is too large to read at once: unpack it and pass the folder")

@@ -23,10 +23,17 @@ BLOCK = 1 << 13  # what of a block has arrived when the connection breaks is los
 
 @dataclass(frozen=True)
 class Remote:
-    """An archive on a server: its address and checksum, as `md5:…` or `sha256:…`."""
+    """An archive on a server, reached over https alone.
+
+    Attributes:
+        url: its address.
+        known_hash: its checksum, as `md5:…` or `sha256:…`.
+        local: on this machine, for tests: without https.
+    """
 
     url: str
     known_hash: str
+    local: bool = False
 
     @property
     def file_name(self) -> str:
@@ -43,7 +50,7 @@ OFFICIAL: Mapping[str, Remote] = MappingProxyType(
             "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "md5:eb9058c3a382ffc7106e4002c42a8d85"
         ),
         "tiny": Remote(
-            "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de"
+            "https://cs231n.stanford.edu/tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de"
         ),
     }
 )
@@ -53,13 +60,17 @@ def fetch(remote: Remote, folder: Path | None, progress: Progress) -> Path:
     """Return the archive's path in `folder`, downloading it unless a good copy lies there.
 
     Raises:
-        UserError: the server cannot be reached, the connection broke, or the checksum is wrong.
+        UserError: the server cannot be reached, or not over https, the connection broke, or the checksum is
+            wrong.
     """
     import pooch
 
+    if not remote.local:
+        _require_https(remote.url, remote.url)
+
     pooch.get_logger().setLevel("WARNING")
     target = (folder or pooch.os_cache("fastpeer")).resolve()
-    resume = ResumingDownloader(target / f"{remote.file_name}.part", progress)
+    resume = ResumingDownloader(target / f"{remote.file_name}.part", progress, remote.local)
     try:
         path = pooch.retrieve(
             remote.url, remote.known_hash, fname=remote.file_name, path=target, downloader=resume
@@ -80,10 +91,12 @@ class ResumingDownloader:
     Args:
         part: the file that collects the bytes; a later run continues from its end.
         progress: called with "download", the bytes there and the bytes in all (0 when unknown).
+        local: see `Remote`.
     """
 
-    def __init__(self, part: Path, progress: Progress) -> None:
+    def __init__(self, part: Path, progress: Progress, local: bool = False) -> None:
         self.part = part
+        self.local = local
         self.progress = progress
 
     def __call__(self, url: str, output_file: str, pooch: Any, check_only: bool = False) -> None:
@@ -108,6 +121,9 @@ class ResumingDownloader:
         """Ask for the missing bytes once; True when the file is complete."""
         have = self._have()
         with _request(url, have) as response:
+            if not self.local:
+                for answer in (*response.history, response):
+                    _require_https(answer.url, url)
             if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return self._beyond_end(response, have)
             if not response.ok:
@@ -139,6 +155,13 @@ class ResumingDownloader:
             except requests.RequestException:
                 return False
         return not total or have == total
+
+
+def _require_https(url: str, asked: str) -> None:
+    """Refuse an address, perhaps one that a server led to: anyone on the way could change the file."""
+    if not url.startswith("https://"):
+        led = "" if url == asked else f"{asked} leads to "
+        raise UserError(f"{led}{url}, which is not https: download it elsewhere and pass --source FILE")
 
 
 def _request(url: str, start: int) -> Response:

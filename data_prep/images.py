@@ -15,6 +15,11 @@ from fastpeer.errors import UserError, one_line
 Pixels: TypeAlias = NDArray[np.uint8]
 """One image, height × width × 3, uint8."""
 
+MAX_PIXELS = 80_000_000
+"""Of one image, known from its header before it is decoded; a small file may declare billions. Below the
+bound from which Pillow warns."""
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pillow knows more, such as EPS, for which it runs a program."""
 MORE_THAN_8_BITS = ("I", "F")
 JPEG_START = b"\xff\xd8"
 LONGEST_JPEG_SIDE = 65500
@@ -135,7 +140,12 @@ def decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise UserError(f"{name} is empty: remove or replace it")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(
+                f"{name} declares {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}:"
+                " scale it down"
+            )
         if image.mode.split(";")[0] in MORE_THAN_8_BITS:
             raise UserError(f"{name} has more than 8 bits a channel: convert it to 8 bits")
         return image.convert("RGB")
@@ -151,7 +161,7 @@ def is_transparent(data: bytes) -> bool:
     """Tell whether any pixel of an image file, which has been decoded already, is not opaque."""
     if data.startswith(JPEG_START):
         return False
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if "A" not in image.getbands() and "transparency" not in image.info:
             return False
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
@@ -160,7 +170,7 @@ def is_transparent(data: bytes) -> bool:
 
 def _is_baseline(data: bytes) -> bool:
     # MPO, several pictures in one file, is a format of its own to Pillow.
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and "progressive" not in image.info
 
 

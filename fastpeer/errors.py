@@ -1,5 +1,10 @@
 """Errors that the user can fix, and helpers for one-line messages."""
 
+from unicodedata import category
+
+CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Categories of what steers: controls, formats such as the direction of writing, surrogates, new lines."""
+
 
 class UserError(Exception):
     """An error that the user can fix; its message is one line: what is wrong, and what to do.
@@ -19,6 +24,23 @@ class Interrupted(UserError):
 def one_line(text: object) -> str:
     """Join the lines of a text, such as another library's message, into one."""
     return " ".join(str(text).split())
+
+
+def printable(text: object) -> str:
+    """Return a text with its control characters spelled out: a name in a file may not steer a terminal."""
+    return "".join(
+        letter.encode("unicode_escape").decode("ascii") if category(letter) in CONTROL else letter
+        for letter in str(text)
+    )
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """Return how a value is written, in at most `longest` characters; it may come from any file."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # An integer of thousands of digits, or lists in lists.
+        return "a value too long to show"
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def brief(error: BaseException, longest: int = 160) -> str:

@@ -1,25 +1,59 @@
-"""Importing the user's own modules, from the current folder or Python's path."""
+"""Importing the user's own modules, from the current folder or Python's path: the one place where code runs.
+
+A command imports what stands on its own line. What only a file names, such as the settings of a run that came
+from elsewhere, is imported with --trust alone.
+"""
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 
 from fastpeer.errors import UserError, brief
 
 
-def import_own(module: str, what: str) -> ModuleType:
+class Untrusted(UserError):
+    """A file names code that would run, and nobody has asked for that."""
+
+
+_TRUSTED: ContextVar[Collection[str] | None] = ContextVar("trusted", default=None)
+"""What may be imported; None: anything, for programs that call fastpeer and name it themselves."""
+
+
+@contextmanager
+def trusting(names: Collection[str] | None) -> Iterator[None]:
+    """Import nothing but what these names stand for; None: anything that is named anywhere.
+
+    A context variable, not an argument: whatever comes to import code asks here, through however many hands
+    the name went.
+    """
+    token = _TRUSTED.set(names)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def import_own(module: str, kind: str, name: str) -> ModuleType:
     """Import a module of the user's.
 
     Args:
         module: its dotted name.
-        what: what it is imported for, named in the error.
+        kind: what it is imported for, such as network; for errors.
+        name: what the user calls that, such as `nets.small:Net`.
 
     Raises:
         UserError: there is no such module, or importing it raises an error.
+        Untrusted: a file names it, and the command line neither does nor trusts it.
     """
+    trusted, what = _TRUSTED.get(), f"{kind} {name}"
+    if trusted is not None and name not in trusted:
+        raise Untrusted(
+            f"{what}: a file names it, and importing it runs code: pass --trust if you know whose code it is"
+        )
     with current_folder_first():
         try:
             return importlib.import_module(module)

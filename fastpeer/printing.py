@@ -10,6 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from fastpeer.errors import printable
+
 UNLIMITED = 100_000
 """Columns of a pipe or file: more than any table has."""
 
@@ -40,7 +42,9 @@ class FigureTable:
 
 def print_line(console: Console, text: str, style: str = "") -> None:
     """Print a text as it is: broken between words on a terminal, in one line elsewhere."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    console.print(
+        printable(text), style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal
+    )
 
 
 def print_tables(console: Console, tables: Sequence[FigureTable], boxed: bool = True) -> None:

@@ -24,6 +24,7 @@ from fastpeer.config import (
     Norm,
     PixelDistance,
     check_at_least,
+    check_batch_size,
     check_distances,
     check_normalization,
 )
@@ -56,6 +57,9 @@ class TrainArguments:
     """Delete the run that --out already holds."""
     force_settings: bool = False
     """With --resume: go on although config.toml was edited since the last checkpoint."""
+    trust: bool = False
+    """Import what files name, such as a run's own class or method; otherwise only what this line names. It
+    runs code: know whose it is."""
     dry_run: bool = False
     """Print what would be done; take a few steps to estimate time and memory; write nothing and stop."""
     init_student: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -108,6 +112,9 @@ class EvalArguments:
     """Side of the images, of a data set kept as JPEG; 0: the run's data.size."""
     batch_size: int = 256
     """Images attacked at once."""
+    trust: bool = False
+    """Import what files name, such as a run's own class or method; otherwise only what this line names. It
+    runs code: know whose it is."""
     seed: int = 0
     """Of the random starts."""
     device: str = "auto"
@@ -122,6 +129,7 @@ class EvalArguments:
         check_normalization(self.mean, self.std)
         check_pixel_range(self.mean, self.std)
         check_at_least(1, self, "batch_size")
+        check_batch_size(self.batch_size)
         check_at_least(0, self, "seed", "examples", "size")
 
 

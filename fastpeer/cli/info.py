@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
 from fastpeer.cli.summary import NAMES
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, printable
 from fastpeer.links import student_weights
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.printing import print_line
@@ -37,6 +37,8 @@ class InfoArguments:
     runs/."""
     weights_key: Annotated[str, arg(metavar="KEY")] = ""
     """Which weights of a file that holds several sets of them."""
+    trust: bool = False
+    """Import the method of your own that a run's config.toml names; it runs code."""
 
 
 def info_command(words: Sequence[str]) -> None:
@@ -72,7 +74,7 @@ def _print(rows: Sequence[Row], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(printable(value)))
     console.print(table)
 
 

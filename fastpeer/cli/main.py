@@ -4,8 +4,10 @@ import codecs
 import io
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, printable
+from fastpeer.own_code import trusting
 
 HELP = """\
 usage: fastpeer COMMAND [OPTIONS]
@@ -49,9 +51,10 @@ def _spell_out(error: UnicodeError) -> tuple[str, int]:
 def main(words: Sequence[str]) -> int:
     """Run a command line and return the exit code: 0 done, 2 an error of the user's, 130 stopped."""
     try:
-        _dispatch(list(words))
+        with trusting(_trusted(words)):
+            _dispatch(list(words))
     except UserError as error:
-        print(f"fastpeer: {error}", file=sys.stderr)
+        print(f"fastpeer: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("fastpeer: interrupted", file=sys.stderr)
@@ -60,12 +63,29 @@ def main(words: Sequence[str]) -> int:
         # Whoever read the output went away; what was saved is saved.
         sys.stderr.write("fastpeer: stopped, nobody reads the output\n")
         return 1
+    except RecursionError:
+        # Of a file in JSON or TOML; what is nested in a sensible way does not come near.
+        print("fastpeer: a file is nested too deeply to be read", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("fastpeer: there is not enough memory for that", file=sys.stderr)
+        return 1
     except OSError as error:
-        print(f"fastpeer: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        text = f"{error.filename or 'a file'}: {error.strerror or error}"
+        print(f"fastpeer: {printable(text)}", file=sys.stderr)
         return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0
+
+
+def _trusted(words: Sequence[str]) -> set[str] | None:
+    """Return what a command may import, which is what its line names; None: whatever its files name, too."""
+    # Of --model.student=nets:Net, what stands behind the sign.
+    for word, value in pairwise([*words, ""]):
+        if word == "--trust=true" or (word == "--trust" and value.lower() != "false"):
+            return None
+    return {word.partition("=")[2] or word for word in words}
 
 
 def _dispatch(words: list[str]) -> None:

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 from fastpeer.cli.arguments import parse
 from fastpeer.config import Config
 from fastpeer.errors import UserError, one_line
+from fastpeer.own_code import Untrusted
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 from fastpeer.run_folder import PARTS, RunFolder
 
@@ -35,6 +36,8 @@ class RunsArguments:
 
     folder: Annotated[Positional[Path], arg(metavar="[FOLDER]")] = Path("runs")
     """A folder of runs, or a run."""
+    trust: bool = False
+    """Import the methods of your own that runs name in config.toml; it runs code."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def _runs(folder: Path) -> list[RunFolder]:
 
 
 def _damage(run: RunFolder, error: Exception) -> str:
+    if isinstance(error, Untrusted):
+        return str(error)
     missing = [file.name for file in (run.config_file, run.facts_file) if not file.is_file()]
     reason = f"{' and '.join(missing)} missing" if missing else one_line(error)
     return f"{run.path}: damaged ({reason})"

@@ -69,7 +69,12 @@ def _next_words(trainer: "Trainer") -> list[str]:
     from fastpeer.evaluation.autoattack import MIN_CLASSES
 
     attacks = "clean,fgsm,pgd20,aa" if trainer.setup.classes >= MIN_CLASSES else "clean,fgsm,pgd20"
-    return ["eval", str(trainer.run.path), "--attacks", attacks]
+    return ["eval", str(trainer.run.path), "--attacks", attacks, *_trust(trainer)]
+
+
+def _trust(trainer: "Trainer") -> list[str]:
+    """Return what a later command needs to import what the run's settings name."""
+    return ["--trust"] if trainer.config.own_code else []
 
 
 def _run_folder(given: TrainArguments, name: str) -> RunFolder:
@@ -287,7 +292,7 @@ def _carry_out(trainer: "Trainer") -> "Trainer":
         except Stopped:
             raise Interrupted(
                 f"stopped at step {trainer.position.step}, all saved; go on with:"
-                f" {PROG} --resume --out {shlex.quote(str(trainer.run.path))}"
+                f" {PROG} {shlex.join(['--resume', '--out', str(trainer.run.path), *_trust(trainer)])}"
             ) from None
 
 

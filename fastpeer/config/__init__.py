@@ -29,10 +29,11 @@ from fastpeer.config.settings import (
     TeacherConfig,
     TrainConfig,
     check_at_least,
-    check_normalization,
+    check_batch_size,
     teacher_flag,
     teacher_words,
 )
+from fastpeer.models.pixel_range import check_normalization
 
 __all__ = [
     "AttackConfig",
@@ -56,6 +57,7 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "check_at_least",
+    "check_batch_size",
     "check_distances",
     "check_fits",
     "check_normalization",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, shown
 
 Norm = Literal["linf", "l2"]
 
@@ -19,11 +19,15 @@ _WEAK_L2 = 0.1
 def parse_fraction(value: object) -> float:
     """Read a number or a fraction: 0.03, "0.03" or "8/255" (exact to the last bit of a double)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"must be a number or a fraction such as 8/255, got {value!r}")
+        raise ValueError(f"must be a number or a fraction such as 8/255, got {shown(value)}")
     try:
-        return float(Fraction(value)) if isinstance(value, str) else float(value)
+        # A Fraction would write out 1e999999999 to its last digit.
+        number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f"must be a number or a fraction such as 8/255, got {value!r}") from None
+        number = math.nan
+    if not math.isfinite(number) and not isinstance(value, float):
+        raise ValueError(f"must be a number or a fraction such as 8/255, got {shown(value)}")
+    return number
 
 
 def format_fraction(value: float) -> str:

@@ -13,6 +13,8 @@ from fastpeer.methods import default_loss
 from fastpeer.suggestions import did_you_mean
 
 DEFAULT_RECIPE = "tiny-resnet18"
+LARGEST_RECIPE = 1 << 16
+"""Bytes; those that are shipped have 2,000."""
 
 
 class ListedRecipe(NamedTuple):
@@ -95,6 +97,8 @@ def parse_recipe(text: str, name: str) -> Config:
 
 def _file_text(path: Path) -> str:
     try:
+        if path.stat().st_size > LARGEST_RECIPE:
+            raise UserError(f"{path}: too large for a recipe, of at most {LARGEST_RECIPE:,} bytes")
         # Some editors begin a file with a byte-order mark.
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

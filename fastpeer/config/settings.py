@@ -14,12 +14,15 @@ from fastpeer.config.distances import LARGEST_SIZE, Norm, PixelDistance, check_d
 from fastpeer.errors import UserError
 from fastpeer.methods import LossSettings, Method, build_table, default_loss
 from fastpeer.models import check_model_name
+from fastpeer.models.names import class_path
+from fastpeer.models.pixel_range import check_normalization
 
 Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Split = Literal["val", "test"]
 Switch = Literal["auto", "on", "off"]
 Residency = Literal["auto", "host", "device"]
 Reader = Literal["auto", "numpy", "ffcv"]
+LARGEST_BATCH = 1 << 20
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 
@@ -181,6 +184,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "epochs")
+        check_batch_size(self.batch_size)
         check_at_least(0, self, "max_steps", "rollbacks")
         if not 0 < self.rollback_rate <= 1:
             raise ValueError(f"rollback_rate must be above 0 and at most 1, got {self.rollback_rate}")
@@ -219,6 +223,7 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         check_at_least(1, self, "every", "steps")
         check_at_least(0, self, "examples", "batch_size")
+        check_batch_size(self.batch_size)
         if not 0 < self.fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {self.fraction}")
 
@@ -338,6 +343,13 @@ class Config:
         return build_table(self.method, self.loss)
 
     @property
+    def own_code(self) -> list[str]:
+        """Classes and methods of the user's own, by name: importing them runs code."""
+        networks = (self.model.student, self.model.peer, self.teacher.network, self.natural_teacher.network)
+        methods = [self.method] if "." in self.method else []
+        return [*methods, *(name for name in networks if class_path(name))]
+
+    @property
     def swa_start(self) -> int | None:
         """First epoch whose student is averaged; None where none is."""
         if not self.swa.enabled:
@@ -357,26 +369,17 @@ def teacher_flag(role: str) -> str:
     return f"--{role.replace('_', '-')}"
 
 
-def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raise ValueError unless mean and std are both left out, or are one number or three, std positive."""
-    lengths = {len(mean), len(std)}
-    if len(lengths) > 1 or not lengths <= {0, 1, 3}:
-        found = {"mean": list(mean), "std": list(std)}
-        given, other = found if mean else reversed(found)
-        raise ValueError(
-            f"{given} must hold 1 or 3 numbers and {other} as many, got {found[given]} and {found[other]}"
-        )
-    if not all(math.isfinite(value) for value in mean):
-        raise ValueError(f"mean must be finite, got {list(mean)}")
-    if not all(0 < value < math.inf for value in std):
-        raise ValueError(f"std must be above 0 and finite, got {list(std)}")
-
-
 def check_at_least(low: float, config: Any, *names: str) -> None:
     """Raise ValueError where one of a dataclass's fields, of these names, is below `low` or not finite."""
     for name in names:
         if not low <= getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be {low} or more, got {getattr(config, name)}")
+
+
+def check_batch_size(size: int) -> None:
+    """Raise ValueError for more images at once than any device has memory for."""
+    if size > LARGEST_BATCH:
+        raise ValueError(f"batch_size must be at most {LARGEST_BATCH:,}, got {size}")
 
 
 def _check_networks(config: Any, *names: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastpeer.config import Config
 from fastpeer.config.toml import read_table
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, shown
 from fastpeer.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class ShippedRecipes:
         like, lineage = table["like"], (*children, name)
         if not isinstance(like, str) or like not in self.names or like in lineage:
             others = [known for known in self.names if known not in lineage]
-            near = did_you_mean(str(like), others, "fastpeer recipes lists them")
-            raise UserError(f"{name}: like must be a shipped recipe, got {like!r}; {near}")
+            near = did_you_mean(like if isinstance(like, str) else "", others, "fastpeer recipes lists them")
+            raise UserError(f"{name}: like must be a shipped recipe, got {shown(like)}; {near}")
         parent = self.table(like, lineage)
         method = parent.get("method", Config.method)
         dropped = ("paper",) if table.get("method", method) == method else ("paper", "loss")

@@ -11,7 +11,7 @@ import tomli_w
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
 from fastpeer.config import Config, PixelDistance, format_fraction, parse_fraction
-from fastpeer.errors import UserError, one_line
+from fastpeer.errors import UserError, one_line, shown
 from fastpeer.methods import LossSettings, loss_settings
 from fastpeer.suggestions import did_you_mean, similar
 
@@ -21,6 +21,10 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+MOST_DOTS = 200
+"""In a line: a key of n parts takes tomllib a time that grows with the square of n."""
+MOST = 1 << 63
+"""What whole numbers are below."""
 
 
 def read_table(text: str, name: str) -> dict[str, Any]:
@@ -29,9 +33,13 @@ def read_table(text: str, name: str) -> dict[str, Any]:
     Raises:
         UserError: not TOML.
     """
+    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise UserError(f"{name}: a line holds more than {MOST_DOTS} dots")
     try:
         table: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise UserError(f"{name}: not TOML: nested too deeply") from None
+    except ValueError as error:  # Of numbers and dates, too.
         raise UserError(f"{name}: not TOML: {one_line(error)}") from None
     return table
 
@@ -44,11 +52,11 @@ def structure(table: dict[str, Any], name: str) -> Config:
     """
     method = table.get("method", Config.method)
     if not isinstance(method, str):
-        raise UserError(f"{name}: method must be a text in quotes, got {method!r}")
+        raise UserError(f"{name}: method must be a text in quotes, got {shown(method)}")
     try:
         return fit(_with_log_to(table), Config, method)
     except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _with_log_to(table: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def _with_log_to(table: dict[str, Any]) -> dict[str, Any]:
         return table
     kept = {name: value for name, value in log.items() if name != "tensorboard"}
     if type(log["tensorboard"]) is not bool:
-        raise UserError(f"log.tensorboard must be true or false, got {log['tensorboard']!r}")
+        raise UserError(f"log.tensorboard must be true or false, got {shown(log['tensorboard'])}")
     others = [name for name in kept.get("to", ()) if name != "tensorboard"]
     return {**table, "log": {**kept, "to": ["tensorboard", *others] if log["tensorboard"] else others}}
 
@@ -80,6 +88,8 @@ def fit(table: dict[str, Any], kind: type[T], method: str, spell: Callable[[str]
         return converter.structure(converter.unstructure(table), kind)
     except ClassValidationError as error:
         raise UserError(_explain(*_cause(error), method, spell)) from None
+    except RecursionError:
+        raise UserError("a value is nested too deeply") from None
 
 
 def dump_recipe(config: Config) -> str:
@@ -141,14 +151,18 @@ def _made_of(setting_type: Any, origin: Any) -> bool:
     return get_origin(setting_type) is origin
 
 
-def _only(kind: type) -> Callable[[Any, Any], Any]:
+def _only(kind: Any) -> Callable[[Any, Any], Any]:
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
 
     def structure(value: Any, _: Any) -> Any:
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
-            raise ValueError(f"must be {words[kind]}, got {value!r}")
+            raise ValueError(f"must be {words[kind]}, got {shown(value)}")
+        if kind is int and abs(value) >= MOST:
+            raise ValueError(f"must be less than 2^63, got {shown(value)}")
+        if kind is str and "\0" in value:
+            raise ValueError(f"must hold no zero, got {shown(value)}")
         return value
 
     return structure
@@ -157,6 +171,8 @@ def _only(kind: type) -> Callable[[Any, Any], Any]:
 def _path(value: Any, _: Any) -> Path:
     if not value:
         raise ValueError("must be a path, got an empty text")
+    if "\0" in str(value):
+        raise ValueError(f"must hold no zero, got {shown(value)}")
     return Path(value)
 
 
@@ -164,20 +180,22 @@ def _numbers(value: Any, setting_type: Any) -> tuple[float, ...]:
     whole = get_args(setting_type)[0] is int
     kinds = (int,) if whole else (int, float)
     if not isinstance(value, (list, tuple)) or not all(type(item) in kinds for item in value):
-        raise ValueError(f"must be a list of {'whole ' if whole else ''}numbers, got {value!r}")
+        raise ValueError(f"must be a list of {'whole ' if whole else ''}numbers, got {shown(value)}")
+    if any(isinstance(item, int) and abs(item) >= MOST for item in value):
+        raise ValueError(f"must be less than 2^63, got {shown(value)}")
     return tuple(value) if whole else tuple(float(item) for item in value)
 
 
 def _texts(value: Any, _: Any) -> tuple[str, ...]:
     # A text is a sequence of letters, too.
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"must be a list of texts in quotes, got {value!r}")
+        raise ValueError(f"must be a list of texts in quotes, got {shown(value)}")
     return tuple(value)
 
 
 def _one_of(value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
-        raise ValueError(f"must be one of {', '.join(get_args(choices))}, got {value!r}")
+        raise ValueError(f"must be one of {', '.join(get_args(choices))}, got {shown(value)}")
     return value
 
 
@@ -187,7 +205,7 @@ def _some_of(values: Any, setting_type: Any) -> tuple[Any, ...]:
         [value for value in values if value not in choices] if isinstance(values, (list, tuple)) else [values]
     )
     if wrong:
-        raise ValueError(f"must be a list of {', '.join(choices)}, got {wrong[0]!r}")
+        raise ValueError(f"must be a list of {', '.join(choices)}, got {shown(wrong[0])}")
     return tuple(values)
 
 

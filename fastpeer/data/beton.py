@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpeer.data.beton_file import map_samples
 from fastpeer.data.crops import centre_boxes, flipped, random_boxes
 from fastpeer.errors import UserError, one_line
 from fastpeer.kernels.crop_and_flip import augmented
@@ -26,7 +27,8 @@ class BetonLoader:
         batch_size: samples in a batch; the last may have fewer.
 
     Raises:
-        UserError: FFCV cannot be imported, or cannot read the file.
+        UserError: FFCV cannot be imported, or the file cannot be read (`map_samples`), or has images of
+            several sizes.
     """
 
     one_size = True
@@ -88,7 +90,8 @@ class JpegLoader(BetonLoader):
         scale: smallest and largest area of a training crop, as a share of the image's area.
 
     Raises:
-        UserError: FFCV cannot be imported, or cannot read the file.
+        UserError: FFCV cannot be imported, or the file cannot be read (`map_samples`), or has other images
+            than JPEGs.
     """
 
     one_size = False
@@ -124,7 +127,9 @@ class JpegLoader(BetonLoader):
 
 
 def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
-    """Return FFCV's loader of uncompressed images, or with `side` above 0 of crops resized to that side."""
+    """Return FFCV's loader of images of one size, or with a side of JPEGs' crops, resized to it."""
+    # Before FFCV sees the file: its compiled code trusts what it reads there.
+    _check_images(path, bool(side))
     threads = torch.get_num_threads()
     try:
         _import_ffcv()
@@ -154,6 +159,14 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
         raise UserError(f"{path}: FFCV cannot read it ({one_line(error)}); run fastpeer prep again") from None
     finally:
         torch.set_num_threads(threads)
+
+
+def _check_images(path: Path, jpegs: bool) -> None:
+    samples = map_samples(path)
+    if jpegs and not samples.all_jpeg:
+        raise UserError(f"{path}: must hold JPEGs alone, as dataset.json says: run fastpeer prep again")
+    if not jpegs and len(sizes := samples.sizes()) > 1:
+        raise UserError(f"{path}: its images must be of one size, got {len(sizes)} sizes")
 
 
 def _import_ffcv() -> None:

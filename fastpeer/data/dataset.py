@@ -1,13 +1,20 @@
 """Prepared data sets: the folders that `fastpeer prep` writes."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastpeer.errors import UserError, one_line
+from fastpeer.errors import UserError, brief, printable, shown
 from fastpeer.files import file_sha256
+
+LONGEST_NAME = 255
+LONGEST_SIDE = 65535
+"""Pixels of a side that a .beton file has room for."""
+MOST = 1 << 62
+"""Images, or bytes."""
 
 
 @dataclass(frozen=True)
@@ -88,34 +95,62 @@ def open_dataset(folder: Path) -> PreparedDataset:
         place = folder if folder.is_absolute() else f"{folder} (in {Path.cwd()})"
         raise UserError(f"no prepared data set in {place}: make one with fastpeer prep --dataset {words}")
     try:
-        content = json.loads(path.read_text("utf-8"))
-        return PreparedDataset(
-            folder=folder,
-            name=content["name"],
-            classes=tuple(content["classes"]),
-            size=_stored_size(content),
-            splits={
-                name: {key: split[key] for key in ("file", "count", "bytes", "sha256")}
-                for name, split in ((name, content["splits"][name]) for name in ("train", "test"))
-            },
-            encoding=_checked_encoding(content.get("encoding", "raw")),
-            pixels=str(content.get("pixels", "")),
-        )
+        return _described(folder, json.loads(path.read_text("utf-8")))
+    except RecursionError:
+        reason = "nested too deeply"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{path}: not a data set's description ({type(error).__name__}: {one_line(error)});"
-            " run fastpeer prep again"
-        ) from None
+        reason = f"{type(error).__name__}: {brief(error)}"
+    raise UserError(f"{path}: not a data set's description ({reason}); run fastpeer prep again")
+
+
+def _described(folder: Path, content: Mapping[str, Any]) -> PreparedDataset:
+    """Take from a description what is needed, each part checked: it may be a stranger's."""
+    splits = {name: content["splits"][name] for name in ("train", "test")}
+    classes = content["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or not classes:
+        raise ValueError(f"classes must be a list of names, got {shown(classes)}")
+    return PreparedDataset(
+        folder=folder,
+        name=_text("name", content["name"]),
+        classes=tuple(classes),
+        size=_stored_size(content),
+        splits={name: _split(split) for name, split in splits.items()},
+        encoding=_checked_encoding(content.get("encoding", "raw")),
+        pixels=_text("pixels", content.get("pixels", "")),
+    )
+
+
+def _split(split: Mapping[str, Any]) -> dict[str, Any]:
+    file, digest = _text("file", split["file"]), split["sha256"]
+    # In the folder itself: not /etc/passwd, nor a file above.
+    if file != Path(file).name or len(file) > LONGEST_NAME:
+        raise ValueError(f"file must be the name of a file in the folder, got {shown(file)}")
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"sha256 must be 64 hexadecimal digits, got {shown(digest)}")
+    counts = {name: _whole(name, split[name], MOST) for name in ("count", "bytes")}
+    return {"file": file, "sha256": digest, **counts}
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or printable(value) != value:
+        raise ValueError(f"{name} must be a text without control characters, got {shown(value)}")
+    return value
+
+
+def _whole(name: str, value: object, most: int) -> int:
+    if type(value) is not int or not 0 < value <= most:
+        raise ValueError(f"{name} must be a whole number above 0, got {shown(value)}")
+    return value
 
 
 def _stored_size(content: Mapping[str, Any]) -> tuple[int, int]:
     if content.get("encoding") == "jpeg":
         return (0, 0)
-    height, width = content["size"]
+    height, width = (_whole("size", side, LONGEST_SIDE) for side in content["size"])
     return (height, width)
 
 
-def _checked_encoding(encoding: str) -> str:
+def _checked_encoding(encoding: object) -> str:
     if encoding not in ("raw", "jpeg"):
-        raise ValueError(f"encoding must be raw or jpeg in this version of fastpeer, got {encoding!r}")
-    return encoding
+        raise ValueError(f"encoding must be raw or jpeg in this version of fastpeer, got {shown(encoding)}")
+    return str(encoding)

@@ -168,5 +168,6 @@ def fewest_steps(names: Iterable[str]) -> int:
 
 def _split(name: str) -> tuple[str, int]:
     """Split a name into its key in `ATTACKS` and its number: pgd20 is (pgdN, 20), clean is (clean, 0)."""
-    match = re.fullmatch(r"([a-z]+)([1-9]\d*)", name)
+    # Of at most nine digits: int() refuses thousands of them.
+    match = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,8})", name)
     return (f"{match[1]}N", int(match[2])) if match else (name, 0)

@@ -81,7 +81,7 @@ def _module(name: str) -> ModuleType:
         meant = name.lower().replace("_", "-")
         close = similar(meant, method_names(), likeness=0.4) or method_names()
         raise UserError(f"no method {name!r}; the nearest are {', '.join(close)}; your own is package.module")
-    return import_own(name, f"method {name}")
+    return import_own(name, "method", name)
 
 
 __all__ = ["LossSettings", "Method", "build_table", "default_loss", "loss_settings", "method_names"]

@@ -53,7 +53,7 @@ def own_network(module: str, attribute: str, classes: int, size: tuple[int, int]
 
     Args:
         module: the class's module, such as `nets.small`.
-        attribute: the class's name there, such as `Net`; may be any callable that returns a network.
+        attribute: the class's name there, such as `Net`; may be a function that returns a network.
         classes: number of logits; passed as `num_classes` or `classes` if there is such a parameter, else as
             the first argument.
         size: height and width of the images; None: not known.
@@ -108,13 +108,21 @@ def torchvision_advice(version: str = torch.__version__) -> str:
 
 
 def _import_callable(module: str, attribute: str, name: str) -> Any:
-    value: Any = import_own(module, f"network {name}")
+    value: Any = import_own(module, "network", name)
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise UserError(f"network {name}: {module} has no {attribute}{_suggestion(part, dir(value))}")
         value = getattr(value, part)
-    if not callable(value):
-        raise UserError(f"network {name}: must be a class that builds networks, got {type(value).__name__}")
+    if isinstance(value, type):
+        fits, found = issubclass(value, nn.Module), f"the class {value.__name__}"
+    else:
+        # A function in Python that returns a network is one's own; of those in C, os._exit ends the program.
+        fits, found = inspect.isfunction(value) or inspect.ismethod(value), type(value).__name__
+    if not fits:
+        raise UserError(
+            f"network {name}: must be a class that builds networks, got {found}; such a class is derived from"
+            " torch.nn.Module, or a function returns one"
+        )
     return value
 
 

@@ -1,9 +1,25 @@
-"""The range of pixels that a normalisation is for; importing this module does not import PyTorch."""
+"""A normalisation, and the range of pixels that it is for; importing this module does not import PyTorch."""
 
+import math
 from collections.abc import Sequence
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std of an input's normalisation, one number each or three."""
+
+
+def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raise ValueError unless mean and std are both left out, or are one number or three, std positive."""
+    lengths = {len(mean), len(std)}
+    if len(lengths) > 1 or not lengths <= {0, 1, 3}:
+        found = {"mean": list(mean), "std": list(std)}
+        given, other = found if mean else reversed(found)
+        raise ValueError(
+            f"{given} must hold 1 or 3 numbers and {other} as many, got {found[given]} and {found[other]}"
+        )
+    if not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean must be finite, got {list(mean)}")
+    if not all(0 < value < math.inf for value in std):
+        raise ValueError(f"std must be above 0 and finite, got {list(std)}")
 
 
 def check_pixel_range(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from fastpeer.errors import UserError, one_line
+from fastpeer.models.weight_checks import refuse_bomb, refuse_other_tensors
 
 SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".ckpt", ".bin")
 """What such files are usually called; for messages."""
@@ -27,6 +28,10 @@ PLAIN_KEYS = ("state_dict", "model_state_dict", "model", "net")
 AVERAGED_KEYS = ("state_dict_ema", "model_ema", "ema")
 """Keys of averaged weights, which are taken where there are no others."""
 SAFE_DTYPES = (np.bool_, np.int32, np.int64, np.float16, np.float32, np.float64)
+MAX_DEPTH = 16
+"""Of dictionaries in dictionaries; one may even contain itself."""
+MAX_DICTIONARIES = 10_000
+"""In a file: those that are reached in many ways count as many."""
 AVERAGED_MODEL_COUNTER = "n_averaged"
 """How many models torch.optim.swa_utils.AveragedModel has averaged: in its state dict, but no weight."""
 
@@ -56,13 +61,18 @@ def read_weights(path: Path, key: str = "", flag: str = "--weights-key") -> Weig
         flag: the flag that names the key, for messages.
 
     Raises:
-        UserError: the file cannot be read, or has no such set.
+        UserError: the file cannot be read, has no such set, or holds tensors in it that are no weights.
     """
     start = _start(path)
     if is_safetensors(start):
-        return _chosen_set(path, _read_safetensors(path), key, flag)
-    _refuse_what_is_none(path, start)
-    return _chosen_set(path, _read_checkpoint(path), key, flag)
+        content: object = _read_safetensors(path)
+    else:
+        _refuse_what_is_none(path, start)
+        refuse_bomb(path)
+        content = _read_checkpoint(path)
+    found = _chosen_set(path, content, key, flag)
+    refuse_other_tensors(path, found.tensors)
+    return found
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -141,7 +151,7 @@ def _refuse_what_is_none(path: Path, start: bytes) -> None:
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: damaged or not safetensors ({one_line(error)})") from None
 
 
@@ -169,7 +179,7 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # Of a damaged archive, zipfile raises nearly anything.
         return False
 
 
@@ -183,6 +193,7 @@ def _safe_types() -> list[Callable[..., object] | tuple[Callable[..., object], s
 
 
 def _chosen_set(path: Path, content: object, key: str, flag: str) -> WeightSet:
+    _refuse_endless(path, content)
     sets = dict(_sets(content))
     if not sets:
         raise UserError(f"{path}: holds no state dict, neither alone nor under {', '.join(PLAIN_KEYS)}")
@@ -195,6 +206,20 @@ def _chosen_set(path: Path, content: object, key: str, flag: str) -> WeightSet:
         where = f"under {key}" if key else "under a known key"
         raise UserError(f"{path}: holds no weights {where}: name one of {', '.join(sets)} with {flag}")
     return WeightSet(_without_counter(sets[taken]), taken, tuple(name for name in sets if name != taken))
+
+
+def _refuse_endless(path: Path, content: object) -> None:
+    """Refuse dictionaries that contain themselves, or each other so often that no end is in sight."""
+    level, count = [content], 0
+    for _ in range(MAX_DEPTH):
+        level = [one for value in level if isinstance(value, Mapping) for one in value.values()]
+        level = [value for value in level if isinstance(value, Mapping)]
+        count += len(level)
+        if not level:
+            return
+        if count > MAX_DICTIONARIES:
+            break
+    raise UserError(f"{path}: its dictionaries contain each other endlessly; not loaded")
 
 
 def _part_of_a_set(sets: Mapping[str, Mapping[str, Tensor]], key: str) -> Mapping[str, Tensor]:

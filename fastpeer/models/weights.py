@@ -13,11 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastpeer.errors import UserError, one_line
+from fastpeer.errors import UserError, brief, one_line
 from fastpeer.models import build_model, model_names
 from fastpeer.models.names import class_path
 from fastpeer.models.normalized import normalization, without_normalization
-from fastpeer.models.pixel_range import Normalization, check_pixel_range, format_normalization
+from fastpeer.models.pixel_range import (
+    Normalization,
+    check_normalization,
+    check_pixel_range,
+    format_normalization,
+)
+from fastpeer.models.weight_checks import refuse_other_numbers
 from fastpeer.models.weight_files import WeightSet, part_of, read_metadata, read_weights, sort_metadata
 from fastpeer.models.weight_names import CLASSIFIERS, normalization_in, normalization_names, renamed
 
@@ -121,8 +127,9 @@ def load_weights(
         Names of the tensors that were left as they are.
 
     Raises:
-        UserError: the file cannot be read, does not fit the network, holds numbers that are not finite, or
-            records a normalisation where this network has none. The network is then unchanged.
+        UserError: the file cannot be read, does not fit the network, holds numbers that are not finite or
+            of another kind, or records a normalisation where this network has none. The network is then
+            unchanged.
     """
     path = Path(path)
     inner = without_normalization(network)
@@ -143,7 +150,7 @@ def load_weights(
             + (_fitting_parts(found.tensors, expected, flag) or _other_network(path, found.tensors, expected))
         )
         raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){why}")
-    _refuse_non_finite(path, expected, weights)
+    refuse_other_numbers(path, expected, weights)
     own = normalization(network)
     if own is None:
         _refuse_ignored_normalization(path, found.tensors, expected)
@@ -176,6 +183,7 @@ def recorded_normalization(path: str | Path, network: str, key: str = "") -> Nor
         return recorded
     recorded = normalization_in(read_weights(path, key).tensors)
     try:
+        check_normalization(*recorded or ((), ()))
         check_pixel_range(*recorded or ((), ()))
     except ValueError as error:
         raise UserError(f"{path}: its network normalises images itself: {error}; set them") from None
@@ -193,7 +201,7 @@ def recorded_facts(path: str | Path) -> WeightFacts:
     for field in fields(WeightFacts):
         try:
             value = json.loads(metadata[FACT_PREFIX + field.name])
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, RecursionError):
             continue
         value = tuple(value) if isinstance(value, list) else value
         numbers = value if isinstance(value, tuple) else ()
@@ -220,21 +228,6 @@ def recorded_network(path: str | Path, flag: str, confirmed: str = "") -> str:
     if class_path(network) and network != confirmed:
         raise UserError(f"{path} is for {network}, a class of your own: confirm it with {flag} {network}")
     return network
-
-
-def _refuse_non_finite(path: Path, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinite weights: logits of NaN are classified all the same, as the first class."""
-    for name, tensor in expected.items():
-        # In the network's own dtype, in which a large number of another may be infinite.
-        finite = weights[name].to(tensor.dtype).isfinite()
-        if not finite.all():
-            count = int((~finite).sum())
-            numbers = f"{count} of {finite.numel()} numbers" if finite.dim() else "a number"
-            raise UserError(f"{path}: weights must be finite, got NaN or infinity in {name} ({numbers})")
-        if name.endswith("running_var") and (weights[name] < 0).any():
-            raise UserError(
-                f"{path}: variances must not be negative, got some in {name}: the file is damaged"
-            )
 
 
 def _report_choice(path: Path, found: WeightSet, flag: str) -> None:
@@ -269,13 +262,22 @@ def _refuse_ignored_normalization(
 
 
 def metadata_normalization(path: Path) -> Normalization | None:
-    """Return the normalisation that `save_weights` wrote; other programs' metadata may hold anything."""
+    """Return the normalisation that `save_weights` wrote.
+
+    Raises:
+        UserError: there is no such file, or something else stands in its place.
+    """
     metadata = read_metadata(path)
+    if not metadata.keys() & set(METADATA_KEYS):
+        return None
     try:
         mean, std = (tuple(float(number) for number in json.loads(metadata[name])) for name in METADATA_KEYS)
-    except (ValueError, KeyError, TypeError):
-        return None
-    return (mean, std)
+        check_normalization(mean, std)
+    except KeyError as error:
+        raise UserError(f"{path}: records a normalisation without {error}") from None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: records a normalisation that is none ({brief(error)})") from None
+    return (mean, std) if mean else None
 
 
 def normalization_beside(path: Path, tensors: Mapping[str, Tensor]) -> Normalization | None:

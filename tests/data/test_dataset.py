@@ -1,5 +1,6 @@
 """Prepared data sets: opened when complete, refused when missing, foreign or damaged."""
 
+import json
 import shutil
 
 import pytest
@@ -38,6 +39,41 @@ def test_missing_data_set_error_names_the_command_to_make_it(tmp_path):
 def test_foreign_description_is_refused(copied, content):
     (copied / "dataset.json").write_bytes(content.encode("latin-1"))
     refused(lambda: open_dataset(copied), "dataset.json", "fastpeer prep")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "a\x1b[2J"}, ["name must be a text without control"]),
+        ({"classes": "ab"}, ["classes must be a list"]),
+        ({"classes": []}, ["classes must be a list"]),
+        ({"classes": [1, 2]}, ["classes must be a list"]),
+        ({"size": [8, 0]}, ["size must be a whole number above 0, got 0"]),
+        ({"size": [8, 70000]}, ["size must be", "70000"]),
+        ({"size": [8, 8.0]}, ["size must be", "8.0"]),
+        ({"encoding": ["raw"]}, ["encoding must be raw or jpeg"]),
+        ({"file": "../train.beton"}, ["file must be the name of a file in the folder"]),
+        ({"file": "/etc/passwd"}, ["file must be the name of a file in the folder"]),
+        ({"file": "a" * 5000}, ["file must be the name", "aaa…"]),
+        ({"file": "a\0b"}, ["file must be a text without control"]),
+        ({"count": 10**30}, ["count must be a whole number"]),
+        ({"count": True}, ["count must be a whole number"]),
+        ({"bytes": -1}, ["bytes must be a whole number"]),
+        ({"sha256": "x"}, ["sha256 must be 64 hexadecimal digits"]),
+    ],
+)
+def test_description_with_what_cannot_be_is_refused(copied, change, words):
+    content = json.loads((copied / "dataset.json").read_text())
+    for name, value in change.items():
+        (content["splits"]["test"] if name in content["splits"]["test"] else content)[name] = value
+    (copied / "dataset.json").write_text(json.dumps(content))
+    refused(lambda: open_dataset(copied), "dataset.json", *words)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**6, '{"name": ' + "1" * 5000 + "}", '{"name": 1e999999999}'])
+def test_description_without_end_is_refused(copied, text):
+    (copied / "dataset.json").write_text(text)
+    refused(lambda: open_dataset(copied), "dataset.json")
 
 
 def flip_one_byte(data):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from prep_files import cifar10_files, write_tar
 
-from fastpeer.data_prep import PrepOptions, prepare
-from fastpeer.data_prep.download import ATTEMPTS, BLOCK, Remote, fetch
+from fastpeer.data_prep import PrepOptions, download, prepare
+from fastpeer.data_prep.download import ATTEMPTS, BLOCK, OFFICIAL, Remote, fetch
 from fastpeer.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000
@@ -74,7 +74,7 @@ def server() -> Iterator[Server]:
 
 def get(server: Server, folder: Path, known_hash: str = GOOD) -> list[tuple[str, int, int]]:
     steps: list[tuple[str, int, int]] = []
-    path = fetch(Remote(server.url, known_hash), folder, lambda *step: steps.append(step))
+    path = fetch(Remote(server.url, known_hash, local=True), folder, lambda *step: steps.append(step))
     assert path == folder / "file.bin"
     assert path.read_bytes() == server.content
     assert [entry.name for entry in folder.iterdir()] == ["file.bin"]
@@ -138,11 +138,26 @@ def test_server_error(server: Server, tmp_path: Path) -> None:
         get(server, tmp_path)
 
 
+def test_nothing_is_fetched_without_https(server: Server, tmp_path: Path) -> None:
+    assert all(remote.url.startswith("https://") for remote in OFFICIAL.values())
+    with pytest.raises(UserError, match="which is not https: download it elsewhere"):
+        fetch(Remote(server.url, GOOD), tmp_path, lambda *step: None)
+    assert server.starts == []
+    # Nor where an answer has come from elsewhere than from where it was asked for.
+    secure = "https" + server.url.removeprefix("http")
+    with pytest.MonkeyPatch.context() as patch:
+        ask = download._request
+        patch.setattr(download, "_request", lambda url, start: ask(server.url, start))
+        with pytest.raises(UserError, match=f"{secure} leads to {server.url}, which is not https"):
+            fetch(Remote(secure, GOOD), tmp_path, lambda *step: None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_offline(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/cifar-10-python.tar.gz"
-        remotes = {"cifar10": Remote(url, GOOD)}
+        remotes = {"cifar10": Remote(url, GOOD, local=True)}
         options = PrepOptions(dataset="cifar10", out=tmp_path / "out", download_dir=tmp_path / "down")
         with pytest.raises(UserError, match=f"^cannot reach {re.escape(url)}: .* pass --source FILE$"):
             prepare(options, remotes=remotes)
@@ -161,7 +176,7 @@ def test_prepare_downloads_and_resizes(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     # 800 pixels: images that FFCV's smallest page does not hold.
     options = PrepOptions(dataset="cifar10", out=out, download_dir=tmp_path / "down", size=800)
-    summary = prepare(options, remotes={"cifar10": Remote(server.url, known_hash)})
+    summary = prepare(options, remotes={"cifar10": Remote(server.url, known_hash, local=True)})
     assert summary.size == (800, 800)
     assert summary.counts == {"train": 20, "test": 4}
     manifest = (out / "dataset.json").read_text()

@@ -10,7 +10,9 @@ def test_names_are_split_and_each_kept_once_in_order():
     assert parse_attacks(" PGD20, clean,,fgsm,clean,aa,pgd7 ") == ["pgd20", "clean", "fgsm", "aa", "pgd7"]
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd0", "pgd-1", "pgd1.5", "pgd20x", "cleen", "autoattack"])
+@pytest.mark.parametrize(
+    "name", ["pgd", "pgd0", "pgd-1", "pgd1.5", "pgd20x", "cleen", "autoattack", "pgd" + "1" * 5000]
+)
 def test_unknown_name_is_refused_with_the_nearest(name):
     with pytest.raises(UserError, match=f"unknown attack {name}; did you mean .*(pgd|clean|aa)"):
         parse_attacks(f"clean,{name}")

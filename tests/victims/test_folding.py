@@ -81,7 +81,7 @@ def attack(victim, images, target):
 
 
 SLOW = ("resnet18", "resnet50", "preactresnet18", "mobilenetv2")
-"""Networks made of what others here are made of too, and one whose depthwise convolutions are slow in float64."""
+"""Networks made of what others here are made of too, and one that is slow in float64."""
 
 
 @pytest.mark.parametrize(
