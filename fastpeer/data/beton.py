@@ -128,11 +128,11 @@ class JpegLoader(BetonLoader):
 
 def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
     """Return FFCV's loader of images of one size, or with a side of JPEGs' crops, resized to it."""
-    # Before FFCV sees the file: its compiled code trusts what it reads there.
-    _check_images(path, bool(side))
     threads = torch.get_num_threads()
     try:
         _import_ffcv()
+        # Before FFCV sees the file: its compiled code trusts what it reads there.
+        _check_images(path, bool(side))
         from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.loader import Loader
@@ -150,6 +150,8 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
         return Loader(
             str(path), batch_size, num_workers=threads, os_cache=True, drop_last=False, pipelines=pipelines
         )
+    except UserError:
+        raise
     except ImportError as error:
         instead = "prepare the images without --jpeg" if side else "use --data.reader numpy"
         raise UserError(
