@@ -32,7 +32,7 @@ class FigureTable:
     Attributes:
         headings: of the names, then of each figure.
         sections: rows, between lines.
-        title: printed above; may be empty.
+        title: printed above, behind an empty line; may be empty.
     """
 
     headings: Sequence[str]
@@ -65,6 +65,7 @@ def print_tables(console: Console, tables: Sequence[FigureTable], boxed: bool = 
     fits = all(measure.minimum <= console.width for measure in measured)
     for table, whole in zip(tables, drawn, strict=True):
         if table.title:
+            console.print()
             print_line(console, table.title, "bold")
         if fits:
             console.print(whole)

@@ -78,7 +78,7 @@ def _order(recipe: ListedRecipe) -> tuple[bool, str, str]:
 
 def _table(section: str, recipes: Iterable[ListedRecipe]) -> FigureTable:
     headings = ("recipe", "method", "clean", "FGSM", "PGD-20", "AA")
-    return FigureTable(headings, [[_row(recipe) for recipe in recipes]], f"\n{section}")
+    return FigureTable(headings, [[_row(recipe) for recipe in recipes]], section)
 
 
 def _row(recipe: ListedRecipe) -> Row:

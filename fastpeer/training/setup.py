@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Config, check_fits, doubts, teacher_words
+from fastpeer.config import AttackConfig, Config, check_fits, doubts, teacher_words
 from fastpeer.data.dataset import PreparedDataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.resident import ResidentSource, open_source
@@ -97,19 +97,11 @@ def set_up(
     Raises:
         UserError: data or weights do not fit.
     """
-    numbers = number_format(config.precision)
-    numbers.allow_tf32()
-    # cuDNN's search for the fastest algorithms pays: it is made once per shape, and batches have one size.
-    # But another process may find other ones, which round differently.
-    torch.backends.cudnn.benchmark = not config.train.deterministic
-    torch.backends.cudnn.deterministic = config.train.deterministic
+    numbers = _set_switches(config)
     method = config.table
     refuse_unused_weights(config, method, initial)
     dataset = dataset.seen_at(config.data.size)
-    attack = config.attack
-    check_fits(attack.norm, attack.epsilon, dataset.size, "--attack.epsilon")
-    for doubt in doubts(attack.norm, attack.epsilon, attack.step_size, attack.steps):
-        log.warning(doubt)
+    _check_attack(config.attack, dataset)
     # Before the images are opened, which takes longer: a missing teacher is reported at once.
     teachers = find_teachers(config, method)
     announce("opening the images")
@@ -126,7 +118,7 @@ def set_up(
     accuracies = {}
     for role, (teacher, network) in placed.items():
         announce(f"checking the {teacher.title}")
-        accuracies[role] = check_accuracy(teacher, network, selection, classes, attack, config.seed)
+        accuracies[role] = check_accuracy(teacher, network, selection, classes, config.attack, config.seed)
     files = {
         name: (file.absolute(), checked_sha256(file)) for name, file in initial.items() if file is not None
     }
@@ -136,6 +128,23 @@ def set_up(
         method, networks, placed, accuracies, training, selection, numbers, device, dataset, files, left_out,
         warnings,
     )  # fmt: skip
+
+
+def _set_switches(config: Config) -> NumberFormat:
+    """Set the process's TF32 and cuDNN switches, and return how numbers are computed."""
+    numbers = number_format(config.precision)
+    numbers.allow_tf32()
+    # cuDNN's search for the fastest algorithms pays: it is made once per shape, and batches have one size.
+    # But another process may find other ones, which round differently.
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    torch.backends.cudnn.deterministic = config.train.deterministic
+    return numbers
+
+
+def _check_attack(attack: AttackConfig, dataset: PreparedDataset) -> None:
+    check_fits(attack.norm, attack.epsilon, dataset.size, "--attack.epsilon")
+    for doubt in doubts(attack.norm, attack.epsilon, attack.step_size, attack.steps):
+        log.warning(doubt)
 
 
 def _hidden_gradients(networks: Mapping[str, nn.Module], stream: EvaluationStream) -> dict[str, list[str]]:

@@ -23,9 +23,11 @@ def test_a_run_folder_holds_what_it_should(original: Path) -> None:
     checkpoints = {path.name for path in (original / "checkpoints").iterdir() if path.name[0] != "."}
     assert checkpoints == {"last", "best", "best-swa"}
     assert {path.name for path in (original / "checkpoints" / "last").iterdir()} == {
-        "student.safetensors", "peer.safetensors", "swa.safetensors", "state.pt",
+        "student.safetensors", "peer.safetensors", "swa.safetensors", "state.pt", "settings.toml",
+        "manifest.json",
     }  # fmt: skip
-    assert len(list((original / "checkpoints" / ".store").iterdir())) == 3
+    # The best two, the last, and the one before it.
+    assert len(list((original / "checkpoints" / ".store").iterdir())) == 4
 
 
 def test_run_json_knows_the_data(original: Path, workshop: Path) -> None:
