@@ -67,7 +67,9 @@ def test_the_literal_step_does_every_forward_of_the_released_one():
     assert modes == {"student": [False] * 10 + [True] * 3, "peer": [False, True]}
 
 
-@pytest.mark.parametrize(("dtype", "steps"), [(torch.bfloat16, 1), (torch.float16, 12)])
+@pytest.mark.parametrize(
+    ("dtype", "steps"), [(torch.bfloat16, 1), pytest.param(torch.float16, 12, marks=pytest.mark.soak)]
+)
 def test_autocast_trains_too(dtype, steps):
     case = Case("resnet8", "cifar10", 2)
     step = literal_step(case, CPU, torch.channels_last, dtype)

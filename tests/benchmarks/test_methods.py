@@ -65,8 +65,20 @@ def test_every_method_runs_a_step_in_each_form(name):
         assert built.obstacle() == ""
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", pytest.param("cifar100", marks=pytest.mark.soak), "tiny"])
-@pytest.mark.parametrize("name", measured_methods())
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        *((name, "cifar10") for name in measured_methods()),
+        ("peeraid", "tiny"),
+        ("cat", "tiny"),
+        *(
+            pytest.param(name, dataset, marks=pytest.mark.soak)
+            for name in measured_methods()
+            for dataset in ("cifar100", "tiny")
+            if (name, dataset) not in (("peeraid", "tiny"), ("cat", "tiny"))
+        ),
+    ],
+)
 def test_both_have_the_same_settings(name, dataset, monkeypatch):
     """Without attacks, whose noise differs, a step does the same."""
     case, still = Case("resnet8", dataset, 2, name), AttackConfig(steps=0, epsilon=0.0, start_std=0.0)

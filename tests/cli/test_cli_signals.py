@@ -77,7 +77,13 @@ def test_a_stop_is_resumed_as_if_nothing_had_been(
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(TrainingStep, "train_on", 8), (Selection, "evaluate", 3), (AveragedStudent, "reestimate", 2)],
+    [
+        (TrainingStep, "train_on", 8),
+        *(
+            pytest.param(*place, marks=pytest.mark.soak)
+            for place in ((Selection, "evaluate", 3), (AveragedStudent, "reestimate", 2))
+        ),
+    ],
 )
 def test_a_second_interrupt_stops_at_once(
     fastpeer, tmp_path: Path, original: Path, owner: type, name: str, call: int

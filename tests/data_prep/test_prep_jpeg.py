@@ -163,7 +163,7 @@ FAULTS = {
 # Each takes a run of the writer; how files are told apart is tested without one.
 @pytest.mark.parametrize(
     "fault",
-    ["cut off", "empty", *(pytest.param(one, marks=pytest.mark.soak) for one in ("broken", "no image"))],
+    ["cut off", *(pytest.param(one, marks=pytest.mark.soak) for one in ("broken", "empty", "no image"))],
 )
 def test_bad_image_is_named_and_leaves_nothing(photos: Path, tmp_path: Path, fault: str) -> None:
     data, words = FAULTS[fault]

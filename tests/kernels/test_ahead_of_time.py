@@ -1,7 +1,8 @@
 """Every Triton kernel compiles for GPUs from Ampere to Blackwell, in one launch and without register spills.
 
-The launches are the CASES of the files in ahead_of_time/, one file for each kernel; one that is made for some
-GPUs alone has CAPABILITIES, one that takes more than one launch says so in LAUNCHES.
+The launches are the CASES of the files in ahead_of_time/, one file for each kernel, on tensors of memory that
+nothing touches; one that is made for some GPUs alone has CAPABILITIES, one that takes more than one launch
+says so in LAUNCHES.
 """
 
 import importlib

@@ -12,7 +12,7 @@ STAGES = {1: (64, 32), 2: (128, 16), 3: (256, 8), 4: (512, 4)}
 def launch(stage, parts, dtype=torch.bfloat16, summed=False, relu=True):
     channels, size = STAGES[stage]
     shape = (128 * parts, channels, size, size)
-    x = torch.empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
     weight = torch.empty(channels)
     updates = (0,) if parts == 1 else (0, 0, 1)
 

@@ -6,7 +6,7 @@ from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
 
 
 def launch(dtype, summed, relu, layout=torch.channels_last):
-    out = torch.empty(128, 64, 32, 32, dtype=dtype).contiguous(memory_format=layout)
+    out = torch.empty(128, 64, 32, 32, dtype=dtype, memory_format=layout)
     bias = torch.empty(64, dtype=torch.promote_types(dtype, torch.float32))
     return lambda: bias_sum_relu(out, bias, out.clone() if summed else None, relu)
 

@@ -9,7 +9,7 @@ CAPABILITIES = (90, 100)
 
 
 def tensors(channels, side, dtype):
-    x = torch.empty(128, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x = torch.empty(128, channels, side, side, dtype=dtype, memory_format=torch.channels_last)
     weight = torch.empty(channels, channels, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
     return x, weight, torch.empty(channels)
 

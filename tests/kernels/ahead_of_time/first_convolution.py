@@ -6,15 +6,15 @@ from fastpeer.kernels.fused.first_convolution import first_convolution, first_co
 
 
 def forward(channels, side=32, into=3, dtype=torch.bfloat16):
-    images = torch.empty(128, into, side, side).contiguous(memory_format=torch.channels_last)
-    weight = torch.empty(channels, into, 3, 3).contiguous(memory_format=torch.channels_last)
+    images = torch.empty(128, into, side, side, memory_format=torch.channels_last)
+    weight = torch.empty(channels, into, 3, 3, memory_format=torch.channels_last)
     return lambda: first_convolution(images, weight, torch.empty(channels), True, dtype)
 
 
 def back(channels, side=32, into=3, dtype=torch.bfloat16, stages=1):
-    gradient = torch.empty(128, channels, side, side, dtype=dtype)
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
-    weight = torch.empty(channels, into, 3, 3).contiguous(memory_format=torch.channels_last)
+    shape = 128, channels, side, side
+    gradient = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    weight = torch.empty(channels, into, 3, 3, memory_format=torch.channels_last)
     return lambda: first_convolution_gradient(gradient, weight, stages)
 
 

@@ -6,7 +6,7 @@ from fastpeer.kernels.fused.pgd_l2_update import pgd_l2_update
 
 
 def launch(dtype, gradient_dtype, size=32, **options):
-    images = torch.empty(8, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    images = torch.empty(8, 3, size, size, dtype=dtype, memory_format=torch.channels_last)
     return lambda: pgd_l2_update(images, images.to(gradient_dtype), images, 0.1, 0.5, **options)
 
 

@@ -6,7 +6,7 @@ from fastpeer.kernels.fused.pgd_update import pgd_update
 
 
 def launch(dtype, gradient_dtype, **options):
-    images = torch.empty(128, 3, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    images = torch.empty(128, 3, 32, 32, dtype=dtype, memory_format=torch.channels_last)
     return lambda: pgd_update(images, images.to(gradient_dtype), images, 0.01, 0.03, **options)
 
 

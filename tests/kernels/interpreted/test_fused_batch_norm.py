@@ -70,8 +70,10 @@ def test_float32_is_no_farther_off_than_twice_pytorchs(device, parts, relu, summ
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("summed", [False, True])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("parts", "summed"),
+    [*(pytest.param(*one, marks=pytest.mark.soak) for one in ((1, True), (2, False))), (1, False), (2, True)],
+)
 def test_low_precision_is_rounded_once(device, dtype, parts, summed):
     given = tensors(3, device, (6, 24, 7, 9), dtype)
     x = given[0]

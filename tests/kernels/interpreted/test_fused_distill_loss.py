@@ -75,7 +75,9 @@ def test_most_forwards(device):
     assert_as_exact_as_pytorch(batch, terms)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.soak) for dtype in DTYPES[1:])]
+)
 @pytest.mark.parametrize(
     ("classes", "size"),
     [
