@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpeer.data.beton_file import map_samples
+from fastpeer.data.beton_file import Samples, common_size, map_samples
 from fastpeer.data.crops import centre_boxes, flipped, random_boxes
 from fastpeer.errors import UserError, one_line
 from fastpeer.kernels.crop_and_flip import augmented
@@ -25,6 +25,7 @@ class BetonLoader:
     Args:
         path: a file written by `fastpeer prep`.
         batch_size: samples in a batch; the last may have fewer.
+        samples: of that file, where it has been mapped already.
 
     Raises:
         UserError: FFCV cannot be imported, or the file cannot be read (`map_samples`), or has images of
@@ -33,9 +34,12 @@ class BetonLoader:
 
     one_size = True
 
-    def __init__(self, path: Path, batch_size: int) -> None:
+    def __init__(self, path: Path, batch_size: int, samples: Samples | None = None) -> None:
         self.path = path
         self.batch_size = batch_size
+        _require_ffcv(path, "use --data.reader numpy")
+        # Before FFCV sees the file: its compiled code trusts what it reads there.
+        common_size(path, samples or map_samples(path))
         self._loader = _ffcv_loader(path, batch_size)
 
     def with_batch_size(self, batch_size: int) -> "BetonLoader":
@@ -101,6 +105,9 @@ class JpegLoader(BetonLoader):
         self.batch_size = batch_size
         self.side = side
         self.scale = scale
+        _require_ffcv(path, "prepare the images without --jpeg")
+        if not map_samples(path).all_jpeg:
+            raise UserError(f"{path}: must hold JPEGs alone, as dataset.json says: run fastpeer prep again")
         self._loader = _ffcv_loader(path, batch_size, side)
 
     def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
@@ -127,12 +134,12 @@ class JpegLoader(BetonLoader):
 
 
 def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
-    """Return FFCV's loader of images of one size, or with a side of JPEGs' crops, resized to it."""
+    """Return FFCV's loader of images of one size, or with a side of JPEGs' crops, resized to it.
+
+    The file has passed `map_samples`.
+    """
     threads = torch.get_num_threads()
     try:
-        _import_ffcv()
-        # Before FFCV sees the file: its compiled code trusts what it reads there.
-        _check_images(path, bool(side))
         from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.loader import Loader
@@ -150,25 +157,19 @@ def _ffcv_loader(path: Path, batch_size: int, side: int = 0) -> Any:
         return Loader(
             str(path), batch_size, num_workers=threads, os_cache=True, drop_last=False, pipelines=pipelines
         )
-    except UserError:
-        raise
-    except ImportError as error:
-        instead = "prepare the images without --jpeg" if side else "use --data.reader numpy"
-        raise UserError(
-            f"{path}: FFCV cannot be imported ({one_line(error)}): pip install ffcv, or {instead}"
-        ) from None
     except Exception as error:  # FFCV does not check a foreign file: parsing it may raise anything.
         raise UserError(f"{path}: FFCV cannot read it ({one_line(error)}); run fastpeer prep again") from None
     finally:
         torch.set_num_threads(threads)
 
 
-def _check_images(path: Path, jpegs: bool) -> None:
-    samples = map_samples(path)
-    if jpegs and not samples.all_jpeg:
-        raise UserError(f"{path}: must hold JPEGs alone, as dataset.json says: run fastpeer prep again")
-    if not jpegs and len(sizes := samples.sizes()) > 1:
-        raise UserError(f"{path}: its images must be of one size, got {len(sizes)} sizes")
+def _require_ffcv(path: Path, instead: str) -> None:
+    try:
+        _import_ffcv()
+    except ImportError as error:
+        raise UserError(
+            f"{path}: FFCV cannot be imported ({one_line(error)}): pip install ffcv, or {instead}"
+        ) from None
 
 
 def _import_ffcv() -> None:

@@ -69,6 +69,19 @@ class Samples:
         return np.stack([different >> 16, different & 0xFFFF], axis=1)
 
 
+def common_size(path: Path, samples: Samples) -> tuple[int, int]:
+    """Return height and width of a file's images.
+
+    Raises:
+        UserError: they are of several sizes.
+    """
+    sizes = samples.sizes()
+    if len(sizes) > 1:
+        raise UserError(f"{path}: its images must be of one size, got {len(sizes)} sizes")
+    height, width = sizes[0].tolist()
+    return height, width
+
+
 def map_samples(path: Path) -> Samples:
     """Map a .beton file into memory and find its fields `image` and `label`; others may stand beside them.
 

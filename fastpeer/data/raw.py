@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpeer.data.beton_file import Samples, map_samples
+from fastpeer.data.beton_file import Samples, common_size, map_samples
 from fastpeer.errors import UserError
 from fastpeer.kernels.crop_and_flip import augmented
 
@@ -34,7 +34,9 @@ class RawLoader:
         self.path = path
         self.batch_size = batch_size
         self._samples = samples or map_samples(path)
-        self._size = _common_size(path, self._samples)
+        if not self._samples.all_raw:
+            raise UserError(f"{path}: its images are compressed: read it with --data.reader ffcv")
+        self._size = common_size(path, self._samples)
         self._starts = self._samples.images["pointer"].astype(np.int64)
 
     @property
@@ -62,14 +64,3 @@ class RawLoader:
             chosen = order[first : first + self.batch_size].astype(np.int64)
             pixels = images_at[self._starts[chosen]].reshape(-1, height, width, 3)
             yield torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(self.labels[chosen])
-
-
-def _common_size(path: Path, samples: Samples) -> tuple[int, int]:
-    """Return height and width of the images, after checking that all are uncompressed and of one size."""
-    if not samples.all_raw:
-        raise UserError(f"{path}: its images are compressed: read it with --data.reader ffcv")
-    sizes = samples.sizes()
-    if len(sizes) > 1:
-        raise UserError(f"{path}: its images must be of one size, got {len(sizes)} sizes")
-    height, width = sizes[0].tolist()
-    return height, width

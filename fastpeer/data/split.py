@@ -60,7 +60,7 @@ def _open(
         )
     # A file of someone else's may hold JPEGs of one size.
     if reader == "ffcv" or (reader == "auto" and not samples.all_raw):
-        return BetonLoader(path, batch_size)
+        return BetonLoader(path, batch_size, samples)
     return RawLoader(path, batch_size, samples)
 
 
