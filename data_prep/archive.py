@@ -18,6 +18,7 @@ from typing import IO, cast
 
 from fastpeer.data_prep.unpacking import BoundedReader, most_unpacked, require_file_size, too_much
 from fastpeer.errors import UserError, one_line
+from fastpeer.files import file_sha256
 
 MAX_DEPTH = 6
 MAX_IN_MEMORY = 4 << 30  # bytes
@@ -62,7 +63,7 @@ class FileTree(ABC):
 
     def digest(self) -> str:
         """Return the SHA-256 of the archive, or of a folder's sorted names and sizes."""
-        return sha256_of(self.path)
+        return file_sha256(self.path)
 
     def add(self, name: str, size: int) -> bool:
         """Register a file unless its name is an ignored one; True when it counts."""
@@ -304,15 +305,6 @@ def safe_parts(name: str, label: str) -> tuple[str, ...]:
 def is_ignored(parts: tuple[str, ...]) -> bool:
     """Tell whether a name is hidden or one that file managers leave behind."""
     return any(part.startswith(".") or part.lower() in IGNORED_NAMES for part in parts)
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _require_end(tar: tarfile.TarFile) -> None:

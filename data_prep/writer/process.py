@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import fastpeer
-from fastpeer.data_prep.archive import sha256_of
 from fastpeer.data_prep.destination import MANIFEST
 from fastpeer.data_prep.images import Form, JpegForm
 from fastpeer.data_prep.sources import Origin, open_source
@@ -22,6 +21,7 @@ from fastpeer.data_prep.sources.source import DrawnPart, Source
 from fastpeer.data_prep.writer.messages import Job, Reports
 from fastpeer.data_prep.writer.space import require_space
 from fastpeer.errors import UserError, one_line
+from fastpeer.files import file_sha256
 from fastpeer.versions import version_of
 
 FORMAT = 1
@@ -93,7 +93,7 @@ def _split_entry(path: Path, content_sha256: str, labels: list[int], classes: in
         "count": len(labels),
         "per_class": [labels.count(label) for label in range(classes)],
         "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
+        "sha256": file_sha256(path),
         "content_sha256": content_sha256,
     }
 
