@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from cli_files import snapshot, weights
 
-from fastpeer.cli.main import main
-
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
@@ -51,21 +49,11 @@ def checkpoints(run: Path) -> dict[str, bytes | str]:
     return snapshot(run / "checkpoints")
 
 
-@pytest.fixture(scope="module")
-def halfway(workshop: Path) -> Path:
-    """A run stopped after 7 steps; not to be changed."""
-    run = workshop / "halfway"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workshop)
-        assert main(["train", "tiny.toml", "--train.max-steps", "7", "--out", str(run), "--quiet"]) == 0
-    return run
-
-
 @pytest.mark.parametrize("limit", [1000, pytest.param(100_000, marks=pytest.mark.soak), 400_000])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former(
-    fastpeer, tmp_path: Path, halfway: Path, original: Path, limit: int
+    fastpeer, tmp_path: Path, stopped: Path, original: Path, limit: int
 ) -> None:
-    run = Path(shutil.copytree(halfway, tmp_path / "run", symlinks=True))
+    run = Path(shutil.copytree(stopped, tmp_path / "run", symlinks=True))
     before = checkpoints(run)
     with files_of_at_most(limit):
         fastpeer("train --resume --train.max-steps 9 --log.every 100 --quiet --out", run).refused(str(run))
