@@ -13,8 +13,8 @@ from fastpeer.errors import UserError, one_line
 from fastpeer.files import write_atomically
 
 log = logging.getLogger(__name__)
-STANDS, WRONG = -1, 0
-"""Of an image: classified correctly so far, or wrongly without an attack; k: it fell to the k-th attack."""
+STANDS = -1
+"""Of an image: classified correctly so far; 0: wrongly without an attack; k: it fell to the k-th attack."""
 FORMAT = 1
 
 
@@ -26,7 +26,7 @@ class Verdicts:
         attacks: names of the attacks, in order.
 
     Attributes:
-        fallen: int8 (N,): `STANDS`, `WRONG`, or the number of the attack that changed the class, from 1 on.
+        fallen: int8 (N,): `STANDS`, 0, or the number of the attack that changed the class, from 1 on.
         finite: bool (N,): no logits were NaN or infinite.
         reasons: why the verdicts may be too good.
         seconds: that were spent so far, those before a stop included.
@@ -88,6 +88,8 @@ class VerdictsFile:
             found = json.loads(self.path.read_text("utf-8"))
             if found.pop("sha256") != _sha256(found) or found["facts"] != self.facts:
                 raise ValueError("it is damaged")
+            if found["format"] != FORMAT:
+                raise ValueError(f"its format must be {FORMAT}, got {found['format']}")
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -11,7 +11,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import nn
 
 from fastpeer.errors import UserError
-from fastpeer.evaluation import autoattack
+from fastpeer.evaluation import autoattack, verdicts
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.autoattack import (
@@ -203,7 +203,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_verdicts(tmp_path, caplog):
     assert "goes on where it was stopped: square, batch" in caplog.text
 
 
-def test_verdicts_that_are_damaged_of_others_or_complete_are_not_gone_on_with(tmp_path, caplog):
+def test_verdicts_that_are_damaged_of_others_or_complete_are_not_gone_on_with(tmp_path, caplog, monkeypatch):
     facts = {"weights_sha256": "a", "epsilon": 8 / 255}
     file, found = VerdictsFile(tmp_path, facts), Verdicts(3, ATTACKS)
     found.note(np.arange(3), np.array([True, False, True]), np.array([True, True, False]))
@@ -222,6 +222,14 @@ def test_verdicts_that_are_damaged_of_others_or_complete_are_not_gone_on_with(tm
         assert (fresh.batch, fresh.fallen.tolist()) == (0, [-1, -1, -1])
         assert len(caplog.messages) == 1
         assert caplog.messages[0].endswith("; AutoAttack begins anew")
+    monkeypatch.setattr(verdicts, "FORMAT", 2)
+    file.write(found)
+    monkeypatch.undo()
+    file.read(fresh)
+    assert (fresh.batch, caplog.messages[-1].endswith("must be 1, got 2); AutoAttack begins anew")) == (
+        0,
+        True,
+    )
     found.attack = len(ATTACKS)
     file.write(found)
     fresh = Verdicts(3, ATTACKS)
