@@ -1,0 +1,80 @@
+"""The predicted launches are those that a profiler saw; their bytes and operations are a layer's."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed.cost_model import profile_of, rate
+from benchmarks.speed.launches import (
+    BACK,
+    CONVOLUTION,
+    GPUS,
+    MASK,
+    SUM,
+    Launch,
+    Parts,
+    Reached,
+    by_kernel,
+    step_launches,
+)
+from benchmarks.steps.cases import Case
+from fastpeer.errors import UserError
+
+PROFILE = Path(__file__).parents[2] / "benchmarks/results/2026-11-27-nvidia-h200/3-throughput-own.json"
+CASE = Case("resnet18", "cifar10", 128)
+
+
+@pytest.fixture(scope="module")
+def launches():
+    return step_launches(CASE, Parts())
+
+
+def test_as_many_kernels_are_launched_as_were_measured(launches):
+    measured = profile_of(PROFILE, CASE, "H200")
+    predicted = by_kernel(launches, GPUS["H200"], Reached())
+    same = (
+        "_convolution", CONVOLUTION + BACK, SUM, MASK, "_statistics", "_normalise", "_gradient_sums",
+        "_input_gradient", "_bias_sum_relu", "_forward", "_back", "_pgd_update", "_attack_gradient",
+        "loss_kernel",
+    )  # fmt: skip
+    assert {name: predicted[name][0] for name in same} == {name: measured[name][0] for name in same}
+    # The profiler saw the first layers of both trained networks among the others.
+    assert predicted[CONVOLUTION][0] == measured[CONVOLUTION][0] - 2
+
+
+def test_bytes_and_operations_of_a_step_are_those_counted_by_hand(launches):
+    plane, weight = 128 * 64 * 32 * 32 * 2, 64 * 64 * 9 * 2
+    flop = 2 * 128 * 64 * 32 * 32 * 64 * 9
+    # A block's first convolution; its second with the residual; back with the mask, and with both.
+    expected = [Launch("_convolution", flop, count * plane + weight) for count in (2, 3, 3, 4)]
+    for launch in expected:
+        assert launch in launches
+    # The attack: twenty passes of ten steps and the peer's, all but first, strided and 1×1 layers.
+    assert sum(launch.kernel == "_convolution" for launch in launches) == 21 * 13
+
+
+def test_a_kernel_takes_what_its_tightest_limit_allows():
+    gpu, reached = GPUS["H200"], Reached(arithmetic=0.5, memory=1.0, least=2e-6)
+    assert Launch("k", 989e12, 0).seconds(gpu, reached) == 2.0
+    assert Launch("k", 0, 4.8e12).seconds(gpu, reached) == 1.0
+    assert Launch("k", 1, 1).seconds(gpu, reached) == 2e-6
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", ["convolutions", "stem", "batchnorm"])
+def test_every_part_saves_time_where_it_runs(part):
+    case = Case("resnet8", "cifar10", 128)
+    with_it, without = Parts(), Parts(**{part: False})
+    for gpu in GPUS.values():
+        rates = [rate(case, parts, gpu, Reached()) for parts in (with_it, without)]
+        assert rates[0] == rates[1] if part == "convolutions" and not gpu.copy_engine else rates[0] > rates[1]
+
+
+def test_a_profile_of_something_else_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"must hold a profile of peeraid, resnet8, .*, got NVIDIA H200"):
+        profile_of(PROFILE, Case("resnet8", "cifar10", 128), "H200")
+    with pytest.raises(UserError, match="on A100, got NVIDIA H200"):
+        profile_of(PROFILE, CASE, "A100")
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(UserError, match="no records of a benchmark"):
+        profile_of(tmp_path / "a.json", CASE, "H200")
