@@ -74,7 +74,7 @@ def _evaluate(
 
 def _protocol(arguments: EvalArguments) -> "Protocol":
     from fastpeer.device import choose_device
-    from fastpeer.evaluation.attacks import parse_attacks
+    from fastpeer.evaluation.attack_names import parse_attacks
     from fastpeer.evaluation.protocol import Protocol
 
     return Protocol(

@@ -20,7 +20,8 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
-from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, Progress, fewest_steps
+from fastpeer.evaluation.attack_names import AUTOATTACK, fewest_steps, known_name
+from fastpeer.evaluation.attacks import AttackSettings, Progress
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.results import Result
@@ -107,8 +108,10 @@ class Protocol:
         hidden = self._hidden_gradients(target, network, stream)
         # Wherever the run lies now; AutoAttack chooses its step sizes itself.
         subject = {name: fact for name, fact in facts.items() if name not in ("target", "step_size")}
-        file = VerdictsFile(target.verdicts_folder, subject | {"examples": len(chosen)})
+        subject |= {"examples": len(chosen)}
         for name in self.attacks:
+            part = {} if name == AUTOATTACK else {"attack": name}
+            file = VerdictsFile(target.verdicts_folder, subject | part)
             began = time.perf_counter()
             with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
                 found = classify_under_attack(name, network, stream, self._settings(dataset), progress, file)
@@ -207,7 +210,8 @@ def _warn(target: Target, reasons: Sequence[str]) -> None:
 def _result(
     attack: str, found: Classified, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
 ) -> Result:
-    targets = target_count(len(dataset.classes)) if attack == AUTOATTACK else None
+    targeted = {"apgd-t", "fab-t"} & set(known_name(attack).attack.parts)
+    targets = target_count(len(dataset.classes)) if targeted else None
     return Result(
         attack=attack,
         correct=int(found.correct.sum()),

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fastpeer.config import Config, PaperConfig, format_fraction
 from fastpeer.config.differences import other_data, other_settings
+from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
@@ -13,7 +14,6 @@ from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
 WARNED = "(!)"
 """Marks an accuracy that is probably too high; a note below the table says why."""
-HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
 NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
@@ -41,7 +41,7 @@ def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:
     attacks = [result.attack for result in max(results.values(), key=len)]
     sections = [_section(rows, attacks) for rows in _by_run(results)]
     norm = next(iter(results.values()))[0].norm
-    return FigureTable(("student", *(_heading(attack, norm) for attack in attacks)), sections)
+    return FigureTable(("student", *(heading(attack, norm) for attack in attacks)), sections)
 
 
 def _section(rows: Mapping[Target, Sequence[Result]], attacks: Sequence[str]) -> list[Row]:
@@ -118,12 +118,6 @@ def _notes_on_figures(results: Sequence[Result]) -> Iterator[str]:
         yield "in brackets: 95 % interval for the accuracy on all test images"
     if any(result.non_finite for result in results):
         yield "non-finite: images whose logits are NaN or infinite; they count as classified wrongly"
-
-
-def _heading(attack: str, norm: str) -> str:
-    if (attack, norm) == ("fgsm", "l2"):
-        return "FGM"  # The step is along the gradient, not its sign.
-    return HEADINGS.get(attack) or attack.upper().replace("PGD", "PGD-")
 
 
 def _cells(row: Sequence[Result], attacks: Sequence[str]) -> list[str]:
