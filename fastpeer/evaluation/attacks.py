@@ -22,11 +22,10 @@ Ascend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Record = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
 """Takes a function of tensors and returns an equivalent one, for instance one that replays a CUDA graph."""
 
-CHUNK = 12
-"""Steps after which a long PGD looks whether its iterates repeat. Most repeat after 2, 4 or 6 steps: a number
-that many divide sees most of them as iterates that stand still."""
+CHUNK = 4
+"""Steps between two looks at whether the iterates of a long PGD repeat; a look waits for the device."""
 LONG = 50
-"""Steps from which on PGD looks for that: shorter ones seldom come so far."""
+"""Steps from which on PGD looks for that: shorter ones do not come so far."""
 
 
 class Start(Protocol):
@@ -106,23 +105,28 @@ def label_pgd(
 def _until_repeated(climb: Callable[..., Tensor], steps: int, record: Record) -> Ascend:
     """Return the ascent that ends where it is known what all further steps lead to; exactly the same images.
 
-    A batch's next iterate is a function of the one before. PGD's steps being of one size, the iterates soon
-    repeat: those of many images, with a small even period (arXiv 2503.19347). Where a chunk of steps leads
-    back to where it began, so does each that follows. What does not fill a chunk is done first, so that the
-    last chunk ends at the last step: the iterate has the right phase.
+    A batch's next iterate is a function of the one before, and steps of one size soon lead round in a circle,
+    most images in one of 2 or 4 steps (arXiv 2503.19347). Where a batch comes back to an iterate, only what
+    is left of its last round is done. As in Brent's algorithm, the iterate that is compared with is one at a
+    power of two, so that no others are kept.
 
-    Whole batches are looked at, not images: dropped from the batch, those that repeat would leave a batch of
-    another size, whose convolutions may round otherwise.
+    Whole batches are looked at, not images: dropped from the batch, those that repeat would leave one of
+    another size, whose convolutions may round otherwise. It is exact for any network, also one whose outputs
+    for an image depend on others of the batch; what is left of the steps before the first chunk comes first.
     """
     chunk = record(partial(climb, steps=CHUNK))
 
     def ascend(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
-        iterate = climb(images, labels, first, steps=steps % CHUNK)
-        for _ in range(steps // CHUNK):
+        iterate = kept = climb(images, labels, first, steps=steps % CHUNK)
+        left, since, most = steps // CHUNK, 0, 1
+        while left:
             # Cloned: a replayed graph overwrites its result.
-            former, iterate = iterate, chunk(images, labels, iterate).clone()
-            if torch.equal(former, iterate):
-                break
+            iterate = chunk(images, labels, iterate).clone()
+            left, since = left - 1, since + 1
+            if torch.equal(iterate, kept):
+                left %= since
+            elif since == most:
+                kept, since, most = iterate, 0, 2 * most
         return iterate
 
     return ascend

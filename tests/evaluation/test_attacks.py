@@ -146,8 +146,20 @@ def test_iterates_that_repeat_end_a_long_attack_with_the_same_images(steps):
     assert brief.gradients < 3 * steps
 
 
-def test_short_attacks_and_the_rest_of_a_chunk_are_not_left_out():
-    """A step that moves everything for ever: nothing repeats."""
+@pytest.mark.soak
+@pytest.mark.parametrize("batch_size", [32, 256])
+def test_most_of_a_thousand_steps_are_saved(batch_size):
+    network, (images, labels) = trained(10), digits(10, 1000, 256)
+    brief, whole = (Counting(network, torch_kernels()) for _ in range(2))
+    attack = partial(label_pgd, kernels=torch_kernels(), epsilon=EPSILON, step_size=STEP, steps=1000, seed=0)
+    for number, first in enumerate(range(0, 256, batch_size)):
+        batch = Batch(images[first : first + batch_size], labels[first : first + batch_size])
+        found = attack(brief, record=lambda function: function).perturb(batch, number)
+        assert torch.equal(found, attack(whole).perturb(batch, number))
+    assert brief.gradients < whole.gradients / 2
+
+
+def test_where_nothing_repeats_all_steps_are_made():
     counted = []
 
     def climb(images, labels, first, steps):
@@ -161,7 +173,7 @@ def test_short_attacks_and_the_rest_of_a_chunk_are_not_left_out():
 
 
 def test_an_iterate_of_any_phase_is_the_last_one():
-    """Images that go round with periods of 1, 2, 3 and 4 steps, after a while."""
+    """Images that go round with periods of 1, 2, 3 and 4 steps, and so together with one of 12."""
     periods = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1, 1)
 
     def climb(images, labels, first, steps):
@@ -170,7 +182,7 @@ def test_an_iterate_of_any_phase_is_the_last_one():
         return first
 
     zero = torch.zeros(4, 1, 1, 1)
-    for steps in range(50, 50 + CHUNK):
+    for steps in range(50, 80):
         ascend = _until_repeated(climb, steps, lambda function: function)
         assert torch.equal(ascend(zero, zero, zero), climb(zero, zero, zero, steps))
 
