@@ -85,14 +85,20 @@ def _printer(arguments: EvalArguments) -> "Callable[[Mapping[Target, Sequence[Re
 
 def _attacks(arguments: EvalArguments) -> list[str]:
     """Return the names of the attacks that are asked for, or that a table of the paper needs."""
-    from fastpeer.evaluation.attack_names import parse_attacks
+    from fastpeer.evaluation.attack_names import known_name, parse_attacks
     from fastpeer.evaluation.paper_tables import paper_table
 
     if arguments.table:
         if arguments.attacks != EvalArguments.attacks:
             raise UserError(f"--table {arguments.table} has its own attacks: leave --attacks out")
+        if arguments.surrogates and arguments.table != 6:
+            raise UserError("--surrogates are for --attacks and --table 6")
         return list(paper_table(arguments.table).attacks)
-    return parse_attacks(arguments.attacks)
+    names = parse_attacks(arguments.attacks)
+    alone = [name for name in names if arguments.surrogates and known_name(name).attack.parts]
+    if alone:
+        raise UserError(f"{alone[0]} attacks its own network only: leave it out, or leave --surrogates out")
+    return names
 
 
 def _surrogates(arguments: EvalArguments, targets: "Sequence[Target]") -> "tuple[Target, ...]":
