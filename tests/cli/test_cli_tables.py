@@ -114,7 +114,7 @@ def test_a_teacher_that_changed_is_told(fastpeer, finished: Path, tmp_path: Path
     fastpeer("eval --table 2 --checkpoints last", out).refused("is missing", "--teacher")
 
 
-@pytest.mark.parametrize("number", [6, 7])
+@pytest.mark.parametrize("number", [6, pytest.param(7, marks=pytest.mark.soak)])
 def test_a_table_with_all_its_parts(
     fastpeer, finished: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
