@@ -1,7 +1,7 @@
 """`fastpeer eval`: attack finished networks, and hold the accuracies against the paper's."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,8 @@ from rich.console import Console
 from fastpeer.cli.arguments import EvalArguments, parse
 from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.watching import watch_on
-from fastpeer.run_folder import newest_run
+from fastpeer.errors import UserError
+from fastpeer.run_folder import newest_run, newest_run_of
 
 if TYPE_CHECKING:
     from fastpeer.evaluation.protocol import Protocol
@@ -43,6 +44,7 @@ def eval_command(words: Sequence[str]) -> None:
             log.warning(doubt)
         runs = arguments.runs or (newest_run().path,)
         targets = find_targets(runs, arguments.checkpoints, arguments.force_settings)
+        protocol = replace(protocol, surrogates=_surrogates(arguments, targets))
         for target in targets:
             # Before hours of attacks, not after them.
             check_storable(target.results_file)
@@ -54,7 +56,6 @@ def _evaluate(
 ) -> None:
     """Attack the targets in turn; however that ends, print what was found."""
     from fastpeer.evaluation.results import ResultsWriter
-    from fastpeer.evaluation.table import print_results
 
     writer = ResultsWriter()
     results: dict[Target, list[Result]] = {}
@@ -67,18 +68,64 @@ def _evaluate(
                 row.append(result)
                 writer.add(target.results_file, result)
     finally:
-        if any(results.values()):
-            print_results(results, Console())
+        found = {target: row for target, row in results.items() if row}
+        if found:
+            _printer(arguments)(found, Console())
     writer.check()
+
+
+def _printer(arguments: EvalArguments) -> "Callable[[Mapping[Target, Sequence[Result]], Console], None]":
+    from fastpeer.evaluation.paper_tables import paper_table, print_transfers
+    from fastpeer.evaluation.table import print_results
+
+    if arguments.table:
+        return paper_table(arguments.table).show
+    return print_transfers if arguments.surrogates else print_results
+
+
+def _attacks(arguments: EvalArguments) -> list[str]:
+    """Return the names of the attacks that are asked for, or that a table of the paper needs."""
+    from fastpeer.evaluation.attack_names import known_name, parse_attacks
+    from fastpeer.evaluation.paper_tables import paper_table
+
+    if arguments.table:
+        if arguments.attacks != EvalArguments.attacks:
+            raise UserError(f"--table {arguments.table} has its own attacks: leave --attacks out")
+        if arguments.surrogates and arguments.table != 6:
+            raise UserError("--surrogates are for --attacks and --table 6")
+        return list(paper_table(arguments.table).attacks)
+    names = parse_attacks(arguments.attacks)
+    alone = [name for name in names if arguments.surrogates and known_name(name).attack.parts]
+    if alone:
+        raise UserError(f"{alone[0]} attacks its own network only: leave it out, or leave --surrogates out")
+    return names
+
+
+def _surrogates(arguments: EvalArguments, targets: "Sequence[Target]") -> "tuple[Target, ...]":
+    """Return the networks that images are made against: named, or those of Table 6; none: each its own."""
+    from fastpeer.evaluation.paper_tables import surrogate_recipes
+    from fastpeer.evaluation.targets import find_targets
+
+    paths = list(arguments.surrogates)
+    if arguments.table == 6 and not paths:
+        config = targets[0].config
+        recipes = surrogate_recipes(config) if config else []
+        runs = {recipe: newest_run_of(recipe) for recipe in recipes}
+        missing = [recipe for recipe, run in runs.items() if run is None] or ([] if recipes else ["them"])
+        if missing:
+            raise UserError(
+                f"--table 6 needs its surrogates: fastpeer train {missing[0]}, or name runs with --surrogates"
+            )
+        paths = [run.path for run in runs.values() if run is not None]
+    return tuple(find_targets(paths, "best", arguments.force_settings)) if paths else ()
 
 
 def _protocol(arguments: EvalArguments) -> "Protocol":
     from fastpeer.device import choose_device
-    from fastpeer.evaluation.attacks import parse_attacks
     from fastpeer.evaluation.protocol import Protocol
 
     return Protocol(
-        attacks=parse_attacks(arguments.attacks),
+        attacks=_attacks(arguments),
         examples=arguments.examples,
         epsilon=arguments.epsilon,
         step_size=arguments.step_size,
@@ -101,8 +148,9 @@ def _results(
     console: Console,
 ) -> "Iterator[Result]":
     """Yield a target's results as they are found."""
+    run = protocol.run_tutors if arguments.table == 2 else protocol.run
     known_results = _same_weights(target, known)
-    yield from known_results or protocol.run(target, arguments.data, arguments.model, watch_on(console))
+    yield from known_results or run(target, arguments.data, arguments.model, watch_on(console))
 
 
 def _same_weights(target: "Target", known: "dict[Target, list[Result]]") -> "list[Result]":

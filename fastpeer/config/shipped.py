@@ -5,10 +5,11 @@ In `fastpeer/recipes/`:
     paper.toml           every composed recipe's name, with the paper's figures
     methods/METHOD.toml  a method's settings, and under [for.PART] what differs for a part of a name
     common.toml          the same for all methods
+    tables.toml          the paper's other figures, for `fastpeer eval --table`
     any other NAME.toml  the recipe NAME, written out
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, reduce
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +22,7 @@ from fastpeer.suggestions import did_you_mean
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-PARTS = ("paper", "common")
+PARTS = ("paper", "common", "tables")
 """Files beside the recipes that are written out, which are none themselves."""
 
 Table = dict[str, Any]
@@ -108,6 +109,11 @@ class ShippedRecipes:
         sections = (file.get("for", {}).get(key, {}) for file in (common, method) for key in parts.sections)
         table = reduce(_merged, (method, common, named, *sections))
         return {key: value for key, value in table.items() if key != "for"}
+
+    @cached_property
+    def tables(self) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """The paper's figures beside those of the recipes: rows by table, and their figures by row."""
+        return _read(self._parts["tables"])
 
     @cached_property
     def _common(self) -> Table:

@@ -5,17 +5,20 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch, EvaluationStream
-from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, LabelAttack, Progress, build_attack
+from fastpeer.evaluation.attack_names import AttackName, Workbench, known_name
+from fastpeer.evaluation.attacks import AttackSettings, LabelAttack, Progress, Record
 from fastpeer.evaluation.verdicts import VerdictsFile
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import Options, choose_options
 from fastpeer.step.precision import number_format
-from fastpeer.victims.interface import Context, Victim
+from fastpeer.victims.factory import CompiledVictim, EagerVictim
+from fastpeer.victims.interface import Context
 from fastpeer.victims.pgd import evaluating
 
 
@@ -45,8 +48,7 @@ class Evaluator:
         networks: by name; they classify unfolded and uncompiled, however the attack runs one of them.
         attack: perturbs the images.
         context: returns the context that the networks run in, such as autocast.
-        record: takes a function of tensors and returns an equivalent function, for instance one that replays
-            a CUDA graph.
+        record: captures what an attack and its classification do, unless the attack reads values back.
     """
 
     def __init__(
@@ -54,13 +56,14 @@ class Evaluator:
         networks: Mapping[str, nn.Module],
         attack: LabelAttack,
         context: Context = nullcontext,
-        record: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda function: function,
+        record: Record = lambda function: function,
     ) -> None:
         self.networks = dict(networks)
         self.attack = attack
         # Not a bound method: a captured one would form a reference cycle with this object, and keep its
         # graph's memory until the next garbage collection.
-        self._classify = record(partial(_attack_and_classify, attack, tuple(networks.values()), context))
+        classify = partial(_attack_and_classify, attack, tuple(networks.values()), context)
+        self._classify = classify if attack.reads_back else record(classify)
 
     def correct(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """Return which images each network classifies correctly.
@@ -74,12 +77,15 @@ class Evaluator:
         return {name: found.correct for name, found in self.classify(batches).items()}
 
     @torch.no_grad()
-    def classify(self, batches: Iterable[Batch]) -> dict[str, Classified]:
-        """Return how each network classifies images that are on the networks' device."""
+    def classify(self, batches: Iterable[Batch], restart: int = 0) -> dict[str, Classified]:
+        """Return how each network classifies images that are on the networks' device.
+
+        The attack starts at other random images for each number of a restart.
+        """
         found = []
         with evaluating(*self.networks.values()):
             for number, batch in enumerate(batches):
-                start = self.attack.start(batch, number)
+                start = self.attack.start(batch, number, restart)
                 # Copied to the host before the next batch: a replayed graph overwrites its result.
                 found.append(self._classify(batch.images, batch.labels, start).cpu())
         correct, finite = torch.cat(found, dim=2)
@@ -123,27 +129,73 @@ def classify_under_attack(
     settings: AttackSettings,
     progress: Progress,
     file: VerdictsFile | None = None,
+    attacked: nn.Module | None = None,
 ) -> Classified:
-    """Classify images under a named attack on `network`, in the precision of its weights.
+    """Classify images under a named attack, in the precision of the network's weights.
 
     Args:
-        name: clean, fgsm, pgdN or aa.
-        network: on the images' device.
+        name: that `parse_attacks` has returned.
+        network: classifies; on the images' device.
         stream: the images.
         settings: of the attack.
         progress: called after each batch.
         file: where AutoAttack keeps its verdicts after each batch, and goes on from if it was stopped.
+        attacked: the network that the images are made against; None: the one that classifies them. Not for
+            AutoAttack, whose attacks end as soon as their own network is wrong.
     """
-    if name == AUTOATTACK:
-        return _autoattack(network, stream, settings, progress, file)
-    device = next(network.parameters()).device
+    named = known_name(name)
+    if named.attack.parts:
+        assert attacked is None
+        return _autoattack(named.attack.parts, network, stream, settings, progress, file)
+    attacked = network if attacked is None else attacked
+    record = _recorder(attacked, settings)
+    with _cudnn_benchmark(), evaluating(attacked):
+        evaluator = Evaluator({"network": network}, build_attack(named, attacked, settings), record=record)
+        return _classify_with_restarts(evaluator, stream, named.restarts, progress)
 
+
+def _classify_with_restarts(
+    evaluator: Evaluator, stream: EvaluationStream, restarts: int, progress: Progress
+) -> Classified:
+    """Attack all images once, then again what is left, in full batches; one success breaks an image."""
+    found = evaluator.classify(_with_progress(stream, progress))["network"]
+    correct, finite = found.correct, found.finite
+    for restart in range(1, restarts):
+        left = np.flatnonzero(correct.numpy())
+        if not len(left):
+            break
+        batches = _with_progress(
+            stream.only(left), progress, len(correct) - len(left), f"start {restart + 1} of {restarts}"
+        )
+        again = evaluator.classify(batches, restart)["network"]
+        correct[left], finite[left] = again.correct, again.finite
+    return Classified(correct, finite)
+
+
+def build_attack(name: AttackName, network: nn.Module, settings: AttackSettings) -> LabelAttack:
+    """Build an attack on a network, which must be in eval mode; not AutoAttack."""
+    factory = settings.options.victim_factory(number_format("fp32"), _device(network))
+
+    def victim() -> EagerVictim:
+        prepared = factory.victim(network, "network")
+        assert not isinstance(prepared, CompiledVictim)  # without a compiler there is none
+        prepared.refresh()
+        return prepared
+
+    assert name.attack.build is not None
+    bench = Workbench(victim, factory.kernels, settings, _recorder(network, settings))
+    return name.attack.build(bench, name.steps)
+
+
+def _recorder(network: nn.Module, settings: AttackSettings) -> Record:
     def record(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return settings.options.recorded(function, device, "the evaluation")
+        return settings.options.recorded(function, _device(network), "the evaluation")
 
-    evaluator = Evaluator({"network": network}, _build_attack(name, network, settings), record=record)
-    with _cudnn_benchmark():
-        return evaluator.classify(_with_progress(stream, progress))["network"]
+    return record
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 @contextmanager
@@ -160,37 +212,28 @@ def _cudnn_benchmark() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _build_attack(name: str, network: nn.Module, settings: AttackSettings) -> LabelAttack:
-    device = next(network.parameters()).device
-    factory = settings.options.victim_factory(number_format("fp32"), device)
-
-    def victim() -> Victim:
-        prepared = factory.victim(network, "network")
-        prepared.refresh()
-        return prepared
-
-    return build_attack(name, victim, factory.kernels, settings)
-
-
 def _autoattack(
+    parts: tuple[str, ...],
     network: nn.Module,
     stream: EvaluationStream,
     settings: AttackSettings,
     progress: Progress,
     file: VerdictsFile | None,
 ) -> Classified:
-    # Imported here: only this attack needs pyautoattack.
+    # Imported here: only these attacks need pyautoattack.
     from fastpeer.evaluation.autoattack import classify_under_autoattack
 
     with evaluating(network):
-        verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file)
+        verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file, parts)
     correct, finite = torch.from_numpy(verdicts.correct), torch.from_numpy(verdicts.finite)
     return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds)
 
 
-def _with_progress(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:
-    done = 0
+def _with_progress(
+    batches: Iterable[Batch], progress: Progress, done: int = 0, stage: str = ""
+) -> Iterable[Batch]:
+    """Yield batches, and tell the progress after each; `done` images were none of them."""
     for batch in batches:
         yield batch
         done += len(batch.labels)
-        progress(done)
+        progress(done, stage)

@@ -1,21 +1,38 @@
-"""The attacks of `fastpeer eval`, by name. A new attack is a `LabelAttack` and a line in `ATTACKS`."""
+"""Attacks on labelled images, with the true labels; `attack_names.py` says how `fastpeer eval` calls them."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fastpeer.config import Norm
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
-from fastpeer.errors import UserError
 from fastpeer.kernels.choice import Kernels
 from fastpeer.step.options import Options
-from fastpeer.suggestions import did_you_mean
+from fastpeer.victims.factory import EagerVictim
 from fastpeer.victims.interface import Victim
 from fastpeer.victims.pgd import pgd, uniform_start
+
+Ascend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Record = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+"""Takes a function of tensors and returns an equivalent one, for instance one that replays a CUDA graph."""
+
+CHUNK = 4
+"""Steps between two looks at whether the iterates of a long PGD repeat; a look waits for the device."""
+LONG = 50
+"""Steps from which on PGD looks for that: shorter ones do not come so far."""
+
+
+class Start(Protocol):
+    """Makes the first iterate of an attack."""
+
+    def __call__(self, batch: Batch, number: int, restart: int = 0) -> Tensor:
+        """Return it, (B, 3, H, W), for the batch of this number; it may be random, other at each restart."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +40,15 @@ class LabelAttack:
     """An attack on labelled images, in two parts: only `ascend` can be captured in a CUDA graph.
 
     Attributes:
-        start: returns the first iterate (B, 3, H, W) for a batch and the batch's number; may draw random
-            numbers.
+        start: returns the first iterate (B, 3, H, W).
         ascend: returns the last iterate (B, 3, H, W) for images (B, 3, H, W), labels int64 (B,) and the first
-            iterate; reads no value back to the host.
+            iterate.
+        reads_back: whether `ascend` reads a value back to the host, which no graph can.
     """
 
-    start: Callable[[Batch, int], Tensor]
-    ascend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    start: Start
+    ascend: Ascend
+    reads_back: bool = False
 
     def perturb(self, batch: Batch, number: int) -> Tensor:
         """Return the adversarial images (B, 3, H, W) of a batch, whose number seeds the random start."""
@@ -46,11 +64,14 @@ def label_pgd(
     seed: int,
     purpose: str = "evaluation",
     norm: Norm = "linf",
+    record: Record | None = None,
+    bounded: bool = True,
 ) -> LabelAttack:
     """Return PGD on the cross-entropy with the labels, from a uniform unclamped start in the ε-ball.
 
     Args:
-        victim: the attacked network; refreshed by the caller.
+        victim: the attacked network; refreshed by the caller. One that returns another loss's gradient, such
+            as `MarginVictim`, makes it PGD on that loss.
         kernels: for the update of the iterate.
         epsilon: radius of the ball, for images in [0, 1].
         step_size: how far a step moves each pixel, or in L2 each image.
@@ -59,19 +80,61 @@ def label_pgd(
         purpose: each purpose has random starts of its own, so that the final evaluation does not use those
             that the epoch was selected on.
         norm: of the ball.
+        record: captures parts of a long attack, which then ends where its iterates repeat
+            (`_until_repeated`); None: all steps are made.
+        bounded: whether the iterates stay in the ball of the start; else they stay in [0, 1] alone.
     """
 
-    def start(batch: Batch, number: int) -> Tensor:
-        noise = generator(batch.images.device, seed, f"{purpose} start", number)
+    def start(batch: Batch, number: int, restart: int = 0) -> Tensor:
+        words = f"{purpose} restart {restart} start" if restart else f"{purpose} start"
+        noise = generator(batch.images.device, seed, words, number)
         return uniform_start(batch.images, epsilon, noise, norm)
 
-    def ascend(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
+    def climb(images: Tensor, labels: Tensor, first: Tensor, steps: int) -> Tensor:
+        radius = epsilon if bounded else _whole_space(images, norm)
         return pgd(
-            victim, images, labels, first, norm=norm, epsilon=epsilon, step_size=step_size, steps=steps,
+            victim, images, labels, first, norm=norm, epsilon=radius, step_size=step_size, steps=steps,
             kernels=kernels,
         )  # fmt: skip
 
-    return LabelAttack(start, ascend)
+    if record is None or steps < LONG:
+        return LabelAttack(start, partial(climb, steps=steps))
+    return LabelAttack(start, _until_repeated(climb, steps, record), reads_back=True)
+
+
+def _until_repeated(climb: Callable[..., Tensor], steps: int, record: Record) -> Ascend:
+    """Return the ascent that ends where it is known what all further steps lead to; exactly the same images.
+
+    A batch's next iterate is a function of the one before, and steps of one size soon lead round in a circle,
+    most images in one of 2 or 4 steps (arXiv 2503.19347). Where a batch comes back to an iterate, only what
+    is left of its last round is done. As in Brent's algorithm, the iterate that is compared with is one at a
+    power of two, so that no others are kept.
+
+    Whole batches are looked at, not images: dropped from the batch, those that repeat would leave one of
+    another size, whose convolutions may round otherwise. It is exact for any network, also one whose outputs
+    for an image depend on others of the batch; what is left of the steps before the first chunk comes first.
+    """
+    chunk = record(partial(climb, steps=CHUNK))
+
+    def ascend(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
+        iterate = kept = climb(images, labels, first, steps=steps % CHUNK)
+        left, since, most = steps // CHUNK, 0, 1
+        while left:
+            # Cloned: a replayed graph overwrites its result.
+            iterate = chunk(images, labels, iterate).clone()
+            left, since = left - 1, since + 1
+            if torch.equal(iterate, kept):
+                left %= since
+            elif since == most:
+                kept, since, most = iterate, 0, 2 * most
+        return iterate
+
+    return ascend
+
+
+def _whole_space(images: Tensor, norm: Norm) -> float:
+    """Return the distance of a black from a white image: a ball around any image that leaves none out."""
+    return 1.0 if norm == "linf" else math.sqrt(images[0].numel())
 
 
 def fgsm(victim: Victim, kernels: Kernels, epsilon: float, norm: Norm = "linf") -> LabelAttack:
@@ -94,8 +157,39 @@ def no_attack() -> LabelAttack:
     return LabelAttack(_clean_start, lambda images, labels, first: first)
 
 
-def _clean_start(batch: Batch, number: int) -> Tensor:
+def _clean_start(batch: Batch, number: int, restart: int = 0) -> Tensor:
     return batch.images
+
+
+class MarginVictim:
+    """A network whose `input_gradient` is that of the margin max_{j≠y} z_j − z_y of its logits z.
+
+    It is the loss f6 of Carlini and Wagner (2017) without their cut-off at a confidence κ, which the field's
+    codes set to 50 and so never meet. PGD on it is what they call CW in L-infinity.
+    """
+
+    def __init__(self, victim: EagerVictim) -> None:
+        self.victim = victim
+        self.input_dtype, self.scale = victim.input_dtype, victim.scale
+
+    def refresh(self) -> None:
+        """Refresh the network."""
+        self.victim.refresh()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, C), without a gradient."""
+        return self.victim.logits(images)
+
+    def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
+        """Return the gradient of scale · Σ margin at the images, (B, 3, H, W), for int64 labels (B,)."""
+        return self.victim.gradient_from(images, lambda logits: margin_gradient(logits, target, self.scale))
+
+
+def margin_gradient(logits: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
+    """Return the gradient of scale · Σ (max_{j≠y} z_j − z_y) at logits (B, C), for int64 labels (B,)."""
+    own = labels[:, None]
+    rival = logits.scatter(1, own, -math.inf).argmax(1, keepdim=True)
+    return torch.zeros_like(logits).scatter(1, rival, scale).scatter(1, own, -scale)
 
 
 @dataclass(frozen=True)
@@ -118,56 +212,3 @@ class Progress(Protocol):
 
     def __call__(self, done: int, stage: str = "") -> None:
         """Take the number of images evaluated so far, and which part of the attack runs, if it has parts."""
-
-
-Builder = Callable[[Callable[[], Victim], Kernels, AttackSettings, int], LabelAttack]
-"""Builds an attack from a function that prepares the victim, kernels, settings and the name's number."""
-
-AUTOATTACK = "aa"
-"""Not in `ATTACKS`: pyautoattack runs its own loop over batches (`fastpeer.evaluation.autoattack`)."""
-ATTACKS: Mapping[str, Builder] = {
-    "clean": lambda victim, kernels, settings, number: no_attack(),
-    "fgsm": lambda victim, kernels, settings, number: fgsm(
-        victim(), kernels, settings.epsilon, settings.norm
-    ),
-    "pgdN": lambda victim, kernels, settings, number: label_pgd(
-        victim(), kernels, settings.epsilon, settings.step_size, number, settings.seed, norm=settings.norm
-    ),
-}
-"""The attacks of `fastpeer eval --attacks`, by name; N is a number of at least 1."""
-
-
-def build_attack(
-    name: str, victim: Callable[[], Victim], kernels: Kernels, settings: AttackSettings
-) -> LabelAttack:
-    """Build an attack of `ATTACKS`, given a name that `parse_attacks` has accepted."""
-    kind, number = _split(name)
-    return ATTACKS[kind](victim, kernels, settings, number)
-
-
-def parse_attacks(text: str) -> list[str]:
-    """Split "clean,fgsm,pgd20,aa" into known names.
-
-    Raises:
-        UserError: an unknown name, or no name at all.
-    """
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name != AUTOATTACK and _split(name)[0] not in ATTACKS:
-            near = did_you_mean(name, ("clean", "fgsm", "pgd10", "pgd20", AUTOATTACK))
-            raise UserError(f"unknown attack {name}; {near} (pgdN takes N steps)")
-    if not names:
-        raise UserError("--attacks must name at least one attack, such as clean,fgsm,pgd20,aa")
-    return list(dict.fromkeys(names))
-
-
-def fewest_steps(names: Iterable[str]) -> int:
-    """Return the number of steps of the shortest PGD among attacks' names; 0: there is none."""
-    return min((number for kind, number in map(_split, names) if kind == "pgdN"), default=0)
-
-
-def _split(name: str) -> tuple[str, int]:
-    """Split a name into its key in `ATTACKS` and its number: pgd20 is (pgdN, 20), clean is (clean, 0)."""
-    # Of at most nine digits: int() refuses thousands of them.
-    match = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,8})", name)
-    return (f"{match[1]}N", int(match[2])) if match else (name, 0)

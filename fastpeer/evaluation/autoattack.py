@@ -1,7 +1,7 @@
 """AutoAttack standard (Croce and Hein 2020) in L-infinity or L2, with every constant set and checked."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from pyautoattack import AutoAttack, checks
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from fastpeer.config import Norm
 from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.errors import UserError
+from fastpeer.evaluation.attack_names import AUTOATTACK_PARTS
 from fastpeer.evaluation.attacks import AttackSettings, Progress
 from fastpeer.evaluation.hidden_gradients import SQUARE, SQUARE_GAIN, autoattack_messages, autoattack_reasons
 from fastpeer.evaluation.verdicts import Verdicts, VerdictsFile
 
 NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
-ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+ATTACKS = AUTOATTACK_PARTS
 ITERATIONS = 100
 TARGETS = 9
 SQUARE_QUERIES = 5000
@@ -30,6 +31,7 @@ def build_autoattack(
     seed: int,
     device: torch.device,
     norm: Norm = "linf",
+    parts: Collection[str] = ATTACKS,
 ) -> AutoAttack:
     """Return AutoAttack standard for a network.
 
@@ -40,12 +42,13 @@ def build_autoattack(
         seed: of all its attacks.
         device: the images' device.
         norm: of the ball.
+        parts: which of its attacks will run.
 
     Raises:
-        UserError: fewer than 4 classes, for which the targeted DLR loss is not defined, or the installed
-            pyautoattack has other constants than the standard.
+        UserError: fewer than 4 classes for APGD-T, whose targeted DLR loss is not defined then, or the
+            installed pyautoattack has other constants than the standard.
     """
-    if classes < MIN_CLASSES:
+    if classes < MIN_CLASSES and "apgd-t" in parts:
         raise UserError(f"AutoAttack standard needs at least {MIN_CLASSES} classes, got {classes}: use pgd20")
     attack = AutoAttack(network, norm=NORMS[norm], eps=epsilon, version="standard", seed=seed, device=device)
     attack.attacks_to_run = list(ATTACKS)
@@ -103,6 +106,7 @@ def classify_under_autoattack(
     settings: AttackSettings,
     progress: Progress,
     file: VerdictsFile | None = None,
+    parts: tuple[str, ...] = ATTACKS,
 ) -> tuple[Verdicts, list[str]]:
     """Attack images with AutoAttack standard, whose attacks each run on what is still classified correctly.
 
@@ -115,6 +119,7 @@ def classify_under_autoattack(
         settings: radius, norm, number of classes and seed.
         progress: told after each batch how many images the attack that runs has done or need not attack.
         file: where to keep the verdicts after each batch, and to go on from.
+        parts: the attacks that run; one alone has the verdicts of pyautoattack's with that attack alone.
 
     Returns:
         The verdicts, and why they may be too good (`autoattack_reasons`).
@@ -124,15 +129,15 @@ def classify_under_autoattack(
     """
     device, norm = stream.device, settings.norm
     attack = build_autoattack(
-        _RowMajor(network), settings.epsilon, settings.classes, settings.seed, device, norm
+        _RowMajor(network), settings.epsilon, settings.classes, settings.seed, device, norm, parts
     )
-    verdicts = Verdicts(len(stream.indices), ATTACKS)
+    verdicts = Verdicts(len(stream.indices), parts)
     if file is not None:
         file.read(verdicts)
     began = time.perf_counter() - verdicts.seconds
     with autoattack_messages() as messages, torch.no_grad():
         _check_network(attack, next(iter(stream)))
-        while verdicts.attack < len(ATTACKS):
+        while verdicts.attack < len(parts):
             for _ in _classify_left(attack, stream, verdicts, progress):
                 verdicts.reasons = list(dict.fromkeys([*verdicts.reasons, *autoattack_reasons(messages)]))
                 verdicts.seconds = time.perf_counter() - began
@@ -141,7 +146,7 @@ def classify_under_autoattack(
             verdicts.next_attack()
     if file is not None:
         file.write(verdicts)
-    square = verdicts.counts()["square"] > SQUARE_GAIN * len(stream.indices)
+    square = len(parts) > 1 and verdicts.counts()["square"] > SQUARE_GAIN * len(stream.indices)
     return verdicts, [*verdicts.reasons, *([SQUARE] if square else [])]
 
 
@@ -158,7 +163,7 @@ def _classify_left(
 ) -> Iterator[None]:
     """Attack what the former attacks left and this one has not attacked yet; yield after each batch."""
     places = verdicts.attacked()
-    perturb = _perturbation(attack, verdicts.attack)
+    perturb = _perturbation(attack, verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "")
     done = verdicts.batch * stream.source.batch_size
     spared, stage = len(stream.indices) - len(places), _stage(verdicts)
     progress(spared + done, stage)
@@ -172,12 +177,13 @@ def _classify_left(
         progress(spared + done, _stage(verdicts))
 
 
-def _perturbation(attack: AutoAttack, place: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return what `ATTACKS[place]` makes of images (B, 3, H, W) and labels (B,); -1: the images."""
-    if place < 0:
+def _perturbation(attack: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what one of `ATTACKS` makes of images (B, 3, H, W) and labels (B,); no name: the images."""
+    if not name:
         return lambda images, labels: images
     attack.apgd.loss, attack.fab.targeted = "ce", True
-    part = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)[place]
+    parts = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
+    part = dict(zip(ATTACKS, parts, strict=True))[name]
 
     def perturb(images: Tensor, labels: Tensor) -> Tensor:
         # Anew for each batch, as pyautoattack does: Square and FAB count on from it.
@@ -192,7 +198,8 @@ def _stage(verdicts: Verdicts) -> str:
     if verdicts.attack < 0:
         return ""
     share = 100 * float(verdicts.correct.mean())
-    return f"{ATTACKS[verdicts.attack]} ({verdicts.attack + 1} of {len(ATTACKS)}), {share:.1f} % correct"
+    name, count = verdicts.attacks[verdicts.attack], len(verdicts.attacks)
+    return f"{name} ({verdicts.attack + 1} of {count}), {share:.1f} % correct"
 
 
 class _RowMajor(nn.Module):

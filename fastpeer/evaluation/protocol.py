@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
-from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, Progress, fewest_steps
+from fastpeer.evaluation.attack_names import AUTOATTACK, fewest_steps, known_name
+from fastpeer.evaluation.attacks import AttackSettings, Progress
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
+from fastpeer.evaluation.tutors import find_tutors, tutored
 from fastpeer.evaluation.verdicts import VerdictsFile
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization
@@ -48,6 +50,29 @@ LOADS = 3
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A network on the device, with the images that it is evaluated on.
+
+    Attributes:
+        target: whose network it is.
+        network: in float32.
+        sha256: of the bytes that it was loaded from.
+        dataset: the data set, in the size that the network sees.
+        stream: its test images, or those of them that are asked for.
+        side: that JPEGs are resized to; 0: as prepared.
+        hidden: why attacks on the network may fail.
+    """
+
+    target: Target
+    network: nn.Module
+    sha256: str
+    dataset: PreparedDataset
+    stream: EvaluationStream
+    side: int
+    hidden: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Protocol:
     """The settings of an evaluation, the same for every target.
 
@@ -62,6 +87,7 @@ class Protocol:
         size: height and width of the images, for data sets kept as JPEG; 0: the size the run was trained at.
         mean, std: normalisation inside the networks; empty: as their runs or weight files record it.
         weights_key: which set of weights in a file with several; empty: the usual one.
+        surrogates: networks that the images are made against, in place of the target; none: the target.
     """
 
     attacks: list[str]
@@ -76,6 +102,7 @@ class Protocol:
     std: tuple[float, ...] = ()
     weights_key: str = ""
     norm: Norm = "linf"
+    surrogates: tuple[Target, ...] = ()
 
     def doubts(self) -> Iterator[str]:
         """Yield a line for each setting that looks like one of another norm."""
@@ -93,6 +120,43 @@ class Protocol:
         Raises:
             UserError: weights or data are missing or do not fit, or the device runs out of memory.
         """
+        subject = self._subject(target, data, model)
+        surrogates = [self._other(surrogate, subject) for surrogate in self.surrogates]
+        for name in self.attacks:
+            for attacked in surrogates if surrogates and name != "clean" else [subject]:
+                yield self._attacked(name, subject, attacked, watch)
+
+    def run_tutors(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
+        """Hold a student against each of its tutors, as `tutored` does; arguments as of `run`.
+
+        Yields four results for each tutor: the tutor's on clean images, under the attack on itself and on the
+        student's examples, and the student's own. The last of `attacks` is the attack.
+
+        Raises:
+            UserError: also where there is no tutor.
+        """
+        tutors = find_tutors(target)
+        subject = self._subject(target, data, model)
+        for tutor in tutors:
+            asked = replace(self, mean=tutor.mean, std=tutor.std, weights_key=tutor.weights_key)
+            other = asked._other(tutor.target, subject, tutor.network)
+            title, attack = f"{target.label} and its {tutor.role}", self.attacks[-1]
+            began = time.perf_counter()
+            with watch(title, len(subject.stream.indices)) as progress, memory_errors("--batch-size"):
+                settings = self._settings(subject.dataset)
+                found = tutored(other.network, subject.network, subject.stream, attack, settings, progress)
+            seconds = round(time.perf_counter() - began, 2)
+            student = self._facts(subject) | {"warnings": subject.hidden}
+            facts = asked._facts(other) | {"role": tutor.role, "warnings": other.hidden}
+            source = {"source": target.label, "source_sha256": subject.sha256, "cosines": found.cosines}
+            yield _result("clean", found.clean, seconds, facts | {"warnings": ()}, subject)
+            yield _result(attack, found.own, seconds, facts, subject)
+            yield _result(
+                attack, found.students, seconds, facts | source | {"warnings": subject.hidden}, subject
+            )
+            yield _result(attack, found.student, seconds, student, subject)
+
+    def _subject(self, target: Target, data: Path | None, model: str) -> Subject:
         # Sets the process's TF32 switches, off for fp32.
         number_format("fp32").allow_tf32()
         dataset = open_dataset(_data_folder(target, data))
@@ -103,19 +167,32 @@ class Protocol:
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
         stream = EvaluationStream(source, chosen, torch.float32)
-        facts = self._facts(target, dataset, len(source.labels)) | {"weights_sha256": sha256, "side": side}
-        hidden = self._hidden_gradients(target, network, stream)
-        # Wherever the run lies now; AutoAttack chooses its step sizes itself.
-        subject = {name: fact for name, fact in facts.items() if name not in ("target", "step_size")}
-        file = VerdictsFile(target.verdicts_folder, subject | {"examples": len(chosen)})
-        for name in self.attacks:
-            began = time.perf_counter()
-            with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
-                found = classify_under_attack(name, network, stream, self._settings(dataset), progress, file)
-            seconds = round(found.seconds or time.perf_counter() - began, 2)
-            _warn(target, [reason for reason in found.reasons if reason not in hidden])
-            warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *found.reasons]))
-            yield _result(name, found, seconds, facts | {"warnings": warnings}, dataset)
+        hidden = () if self.surrogates else self._hidden_gradients(target, network, stream)
+        return Subject(target, network, sha256, dataset, stream, side, hidden)
+
+    def _other(self, target: Target, subject: Subject, model: str = "") -> Subject:
+        """Return another network with a subject's images."""
+        network, sha256 = self._loaded(target, model, subject.dataset)
+        hidden = self._hidden_gradients(target, network, subject.stream)
+        return replace(subject, target=target, network=network, sha256=sha256, hidden=hidden)
+
+    def _attacked(self, name: str, subject: Subject, attacked: Subject, watch: Watch) -> Result:
+        """Return how a subject classifies images that are made against itself, or against another network."""
+        facts, title, other = self._facts(subject), f"{subject.target.label}: {name}", None
+        if attacked is not subject:
+            title, other = f"{title} from {attacked.target.label}", attacked.network
+            facts |= {"source": attacked.target.label, "source_sha256": attacked.sha256}
+        settings, images = self._settings(subject.dataset), len(subject.stream.indices)
+        file = _verdicts_file(subject, name, facts)
+        began = time.perf_counter()
+        with watch(title, images) as progress, memory_errors("--batch-size"):
+            found = classify_under_attack(
+                name, subject.network, subject.stream, settings, progress, file, other
+            )
+        seconds = round(found.seconds or time.perf_counter() - began, 2)
+        _warn(subject.target, [reason for reason in found.reasons if reason not in attacked.hidden])
+        warnings = () if name == "clean" else tuple(dict.fromkeys([*attacked.hidden, *found.reasons]))
+        return _result(name, found, seconds, facts | {"warnings": warnings}, subject)
 
     def _loaded(self, target: Target, model: str, dataset: PreparedDataset) -> tuple[nn.Module, str]:
         """Return a student on the device, and the SHA-256 of the bytes that it was loaded from."""
@@ -127,14 +204,16 @@ class Protocol:
                 return network, before
         raise UserError(f"{target.weights} is written all the time: evaluate a copy of it")
 
-    def _hidden_gradients(self, target: Target, network: nn.Module, stream: EvaluationStream) -> list[str]:
+    def _hidden_gradients(
+        self, target: Target, network: nn.Module, stream: EvaluationStream
+    ) -> tuple[str, ...]:
         """Return and log why attacks on a network may fail; nothing, if it is not attacked."""
         if self.attacks == ["clean"]:
-            return []
+            return ()
         with memory_errors("--batch-size"):
             reasons = hidden_gradients(network, stream)
         _warn(target, reasons)
-        return reasons
+        return tuple(reasons)
 
     def _network(self, target: Target, model: str, dataset: PreparedDataset) -> nn.Module:
         name = model
@@ -170,11 +249,13 @@ class Protocol:
             norm=self.norm,
         )
 
-    def _facts(self, target: Target, dataset: PreparedDataset, total: int) -> dict[str, Any]:
-        """Return the fields of a `Result`, but for checksum and side, that all attacks on a target share."""
+    def _facts(self, subject: Subject) -> dict[str, Any]:
+        """Return the fields of a `Result` that all attacks on a subject share."""
+        dataset = subject.dataset
         return {
-            "target": target.label,
-            "total": total,
+            "target": subject.target.label,
+            "weights_sha256": subject.sha256,
+            "total": len(subject.stream.source.labels),
             "epsilon": self.epsilon,
             "step_size": self.step_size,
             "seed": self.seed,
@@ -187,6 +268,7 @@ class Protocol:
             "weights_key": self.weights_key,
             "mean": self.mean,
             "std": self.std,
+            "side": subject.side,
         }
 
     def _image_size(self, target: Target, dataset: PreparedDataset) -> int:
@@ -204,10 +286,19 @@ def _warn(target: Target, reasons: Sequence[str]) -> None:
         log.warning("%s: %s", target.label, reason)
 
 
+def _verdicts_file(subject: Subject, attack: str, facts: Mapping[str, Any]) -> VerdictsFile:
+    # Wherever the run lies now; AutoAttack chooses its step sizes itself.
+    kept = {name: fact for name, fact in facts.items() if name not in ("target", "step_size")}
+    part = {} if attack == AUTOATTACK else {"attack": attack}
+    kept |= {"examples": len(subject.stream.indices)}
+    return VerdictsFile(subject.target.verdicts_folder, kept | part)
+
+
 def _result(
-    attack: str, found: Classified, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
+    attack: str, found: Classified, seconds: float, facts: dict[str, Any], subject: Subject
 ) -> Result:
-    targets = target_count(len(dataset.classes)) if attack == AUTOATTACK else None
+    targeted = {"apgd-t", "fab-t"} & set(known_name(attack).attack.parts)
+    targets = target_count(len(subject.dataset.classes)) if targeted else None
     return Result(
         attack=attack,
         correct=int(found.correct.sum()),

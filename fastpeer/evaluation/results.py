@@ -23,7 +23,7 @@ class Result:
     Attributes:
         target: label of the weights in tables.
         weights_sha256: checksum of the weight file.
-        attack: clean, fgsm, pgdN or aa.
+        attack: its name, as `parse_attacks` returns it.
         correct, images: number of images classified correctly, and of all that were attacked.
         total: number of images in the test split.
         epsilon, step_size, seed, batch_size: settings of the attack.
@@ -38,10 +38,16 @@ class Result:
         warnings: why the network's robustness may be less than it seems; left out of the file where there are
             none.
         norm: of the ball that the attack stays in: linf, as of older results, or l2.
-        broken: how many images each of AutoAttack's attacks broke, and were wrong without one ("clean"); left
-            out of the file for other attacks.
+        broken: how many images each of AutoAttack's attacks broke that ran, and were wrong without one
+            ("clean"); left out of the file for other attacks.
         weights_key: which set of weights of a file with several was asked for; empty: the usual one.
         mean, std: normalisation inside the network that was asked for; empty: as its run or file records it.
+        role: peer, teacher or natural teacher, where such a network was evaluated beside its student; left
+            out of the file for students.
+        source, source_sha256: label and checksum of the network that the images were made against, where that
+            is another; left out of the file where it is none.
+        cosines: mean cosine similarities of a tutor's features, by what is compared (`Tutored`); left out of
+            the file where there are none.
     """
 
     target: str
@@ -68,6 +74,10 @@ class Result:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     broken: Mapping[str, int] = field(default_factory=dict)
+    role: str = ""
+    source: str = ""
+    source_sha256: str = ""
+    cosines: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -89,7 +99,7 @@ class Result:
     def key(self) -> tuple[Any, ...]:
         """What was evaluated, and how; a later result with the same key replaces an earlier one."""
         network = (self.weights_sha256, self.target, self.weights_key, self.mean, self.std)
-        subject = (*network, self.data_sha256, self.images, self.side)
+        subject = (*network, self.source_sha256, self.data_sha256, self.images, self.side)
         return (*subject, self.attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
@@ -169,7 +179,8 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
 
 def _entry(result: Result) -> dict[str, Any]:
     entry = {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
-    for name in ("non_finite", "warnings", "weights_key", "mean", "std", "broken"):
+    optional = ("non_finite", "warnings", "weights_key", "mean", "std", "broken")
+    for name in (*optional, "role", "source", "source_sha256", "cosines"):
         if not entry[name]:
             del entry[name]
     return entry

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fastpeer.config import Config, PaperConfig, format_fraction
 from fastpeer.config.differences import other_data, other_settings
+from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
@@ -13,7 +14,6 @@ from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
 WARNED = "(!)"
 """Marks an accuracy that is probably too high; a note below the table says why."""
-HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
 NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
@@ -28,12 +28,11 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
         console: where to print.
     """
     found = {target: row for target, row in results.items() if row}
-    titles = dict.fromkeys(_title(row[0]) for row in found.values())
-    for title in titles:
-        alike = {target: row for target, row in found.items() if _title(row[0]) == title}
-        print_line(console, title)
+    for words in dict.fromkeys(title(row[0]) for row in found.values()):
+        alike = {target: row for target, row in found.items() if title(row[0]) == words}
+        print_line(console, words)
         print_tables(console, [_table(alike)])
-    for note in _notes(found):
+    for note in notes(found):
         print_line(console, note)
 
 
@@ -41,13 +40,13 @@ def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:
     attacks = [result.attack for result in max(results.values(), key=len)]
     sections = [_section(rows, attacks) for rows in _by_run(results)]
     norm = next(iter(results.values()))[0].norm
-    return FigureTable(("student", *(_heading(attack, norm) for attack in attacks)), sections)
+    return FigureTable(("student", *(heading(attack, norm) for attack in attacks)), sections)
 
 
 def _section(rows: Mapping[Target, Sequence[Result]], attacks: Sequence[str]) -> list[Row]:
     """Return a run's rows and the paper's."""
     section = [Row(target.label, _cells(row, attacks)) for target, row in rows.items()]
-    paper = _comparable_paper(*next(iter(rows.items())))
+    paper = comparable_paper(*next(iter(rows.items())))
     if paper is not None:
         figures = [_paper_cell(paper, attack) for attack in attacks]
         section.append(Row(f"paper, {paper.row}", figures, "italic"))
@@ -62,14 +61,17 @@ def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target,
     return runs.values()
 
 
-def _title(result: Result) -> str:
+def title(result: Result) -> str:
+    """Return what stands above a table of results like this one: images, data set and ball."""
     images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
     radius = format_fraction(result.epsilon)
     ball = f"{NORMS.get(result.norm, result.norm)} epsilon {radius}"
-    return f"accuracy in % on {images} test images of {result.dataset}, {ball}, fp32"
+    usual = (result.norm, result.step_size) == ("linf", 2 / 255)
+    steps = "" if usual else f" in steps of {format_fraction(result.step_size)}"
+    return f"accuracy in % on {images} test images of {result.dataset}, {ball}{steps}, fp32"
 
 
-def _comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
+def comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
     """Return the paper's row for a run's recipe, if data set and attack are the paper's too."""
     paper = target.config.paper if target.config else None
     comparable = paper is not None and paper.dataset == row[0].dataset and _is_papers_attack(row[0])
@@ -80,7 +82,8 @@ def _is_papers_attack(result: Result) -> bool:
     return (result.norm, result.epsilon, result.step_size) == ("linf", 8 / 255, 2 / 255)
 
 
-def _notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
+def notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
+    """Yield what stands below a table: how runs depart from their papers, and what marks mean."""
     configs = {target.run.path: target.config for target in results if target.run and target.config}
     rows = {target.run.path: row for target, row in results.items() if target.run}
     paths_of: dict[str, list[str]] = {}
@@ -118,12 +121,6 @@ def _notes_on_figures(results: Sequence[Result]) -> Iterator[str]:
         yield "in brackets: 95 % interval for the accuracy on all test images"
     if any(result.non_finite for result in results):
         yield "non-finite: images whose logits are NaN or infinite; they count as classified wrongly"
-
-
-def _heading(attack: str, norm: str) -> str:
-    if (attack, norm) == ("fgsm", "l2"):
-        return "FGM"  # The step is along the gradient, not its sign.
-    return HEADINGS.get(attack) or attack.upper().replace("PGD", "PGD-")
 
 
 def _cells(row: Sequence[Result], attacks: Sequence[str]) -> list[str]:

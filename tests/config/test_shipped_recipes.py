@@ -27,6 +27,7 @@ ROWS = paper_rows()
 NAMES = recipe_names()
 WITHOUT_ROW = {
     "demo", "cifar10-mobilenetv2-natural", "cifar10-mobilenetv2-trades",
+    "cifar100-mobilenetv2-pgd-at-surrogate", "cifar100-resnet34-pgd-at-surrogate",
     *(
         f"{data}-resnet18-{method}"
         for data in ("cifar10", "cifar100")
@@ -110,7 +111,7 @@ def test_name_says_data_network_and_method(name):
     method = "-".join(rest)
     if method in ("", "wide-peer", "without-swa"):
         method = "peeraid"
-    for ending in ("-swa", "-wide-teacher"):
+    for ending in ("-swa", "-wide-teacher", "-surrogate"):
         method = method.removesuffix(ending)
     assert config.method == ("kdiga" if method == "kdiga-ard" else method)
     assert (config.data.dataset, config.model.student) == (data, network)
@@ -159,6 +160,8 @@ def test_plan_is_the_released_one(name):
     if data == "tiny" and config.method != "akd2":
         epochs, milestones = TINY_PLANS[network]
         averaged = milestones[0] if config.method == "peeraid" else None
+    if name.endswith("-surrogate"):
+        epochs, milestones = 200, (99, 149)
     if name.endswith("-swa"):
         averaged = None if "without" in name else milestones[0]
     if data == "cifar100" and config.method in ("ard", "kdiga"):

@@ -1,0 +1,86 @@
+"""Signs of hidden gradients: in figures, and of a network that rounds what it sees."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fastpeer.evaluation import autoattack
+from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
+from fastpeer.evaluation.attacks import AttackSettings
+from fastpeer.evaluation.obfuscation import ATTACKS, checks, verdict
+from tests.evaluation.nets import digits, trained
+from tests.evaluation.results import result
+from tests.evaluation.streams import stream_of
+
+IMAGES = 10_000
+# PeerAiD, CIFAR-10, ResNet-18: Table 1 and 7; the paper has no figure for Square.
+PAPER = {
+    "clean": 8501, "fgsm": 6128, "pgd10": 5554, "pgd1000": 5394, "unbounded100": 0, "square": 5700
+}  # fmt: skip
+
+
+def found(figures, images=IMAGES):
+    return {
+        name: replace(result(name), correct=correct, images=images, total=images)
+        for name, correct in figures.items()
+    }
+
+
+def answers(figures, images=IMAGES):
+    return [check.suspicious for check in checks(found(figures, images))]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, [False] * 4),
+        ({"fgsm": 5500}, [True, False, False, False]),
+        ({"unbounded100": 30}, [False, True, False, False]),
+        ({"square": 5300}, [False, False, True, False]),
+        ({"pgd1000": 5000}, [False, False, False, True]),
+        # By chance: less than 0.2 % of the images.
+        ({"fgsm": 5540, "unbounded100": 20, "square": 5380}, [False] * 4),
+    ],
+)
+def test_each_check_answers_its_question(change, expected):
+    assert answers(PAPER | change) == expected
+    lines = list(verdict(list(found(PAPER | change).values())))
+    assert [("YES" in line) for line in lines[:4]] == expected
+    count = sum(expected)
+    assert lines[4].startswith(f"{count} of 4 checks say" if count else "none of 4 checks says")
+
+
+def test_without_all_attacks_there_is_no_verdict():
+    assert list(verdict([result("clean"), result("fgsm")])) == []
+
+
+class Rounding(nn.Module):
+    """A network that sees eight grey levels, and whose gradient is zero."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network((images * 8).round() / 8)
+
+
+def signs(network, monkeypatch):
+    monkeypatch.setattr(autoattack, "SQUARE_QUERIES", 100)
+    images, labels = digits(10, 1000, 8)
+    settings = AttackSettings(0.15, 0.04, 10, 0, 8, evaluation_options(torch.device("cpu")))
+    stream = stream_of(images, labels, 8)
+    correct = {
+        name: int(classify_under_attack(name, network, stream, settings, lambda *_: None).correct.sum())
+        for name in ATTACKS
+    }
+    return answers(correct, 8)
+
+
+def test_a_network_that_hides_its_gradient_is_found_and_another_not(monkeypatch):
+    assert signs(trained(10), monkeypatch) == [False] * 4
+    _, withstands, random_search, _ = signs(Rounding(trained(10)).eval(), monkeypatch)
+    assert withstands
+    assert random_search
