@@ -14,7 +14,7 @@ from torch import nn
 from fastpeer.config import Config
 from fastpeer.config.recipes import parse_recipe
 from fastpeer.errors import UserError, one_line
-from fastpeer.files import flush
+from fastpeer.files import flush, read_text
 from fastpeer.links import checkpoint_folder, link_checkpoint
 from fastpeer.manifest import check_files, write_manifest
 from fastpeer.models.weights import WeightFacts, load_weights, save_weights
@@ -139,7 +139,7 @@ def saved_settings(folder: Path) -> Config | None:
         known = check_files(folder, [SETTINGS])
     except UserError:
         known = False
-    return parse_recipe(path.read_text("utf-8"), str(path)) if known else None
+    return parse_recipe(read_text(path), str(path)) if known else None
 
 
 def newest_settings(folder: Path, name: str) -> Config | None:
