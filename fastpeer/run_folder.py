@@ -232,7 +232,7 @@ class RunFolder:
         return load_recipe(str(self.config_file))
 
     def _refuse_parts_elsewhere(self) -> None:
-        """Refuse a folder, such as a stranger's, in which a link leads elsewhere, or that has pipes or devices.
+        """Refuse a folder, such as a stranger's, with a link that leads elsewhere, or with a pipe or device.
 
         Other people's files would be overwritten through the one, and reading would never end in the other.
         """

@@ -99,8 +99,8 @@ class Interval:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the sums of a checkpoint's `state`."""
-        self._losses = check_like(self._losses, state["losses"]).to(self.device)
-        self._correct = check_like(self._correct, state["correct"]).to(self.device)
+        self._losses.copy_(check_like(self._losses, state["losses"]))
+        self._correct.copy_(check_like(self._correct, state["correct"]))
         self._images = state["images"]
         self._nan_gradients.fill_(state["nan_gradients"])
         self._skipped.fill_(state["skipped"])

@@ -55,7 +55,7 @@ class MetricsFile:
             kept, self.cut = content[: mark.length], content[mark.length :]
             if _differs(kept, mark):
                 kept = self._without_damage(kept, mark)
-            self._file = open(path, "a+b", opener=not_through_links)
+            self._file = open(path, "a+b", opener=not_through_links)  # noqa: SIM115
             self._file.truncate(len(kept))
         self._digest = hashlib.sha256(kept)
 
