@@ -132,14 +132,20 @@ def saved_settings(folder: Path) -> Config | None:
     """Return the settings that a checkpoint was trained with; None: it is damaged, or of an older fastpeer.
 
     Raises:
-        UserError: this version of fastpeer does not know the settings.
+        UserError: they cannot be read, or this version of fastpeer does not know them.
     """
     path = folder / SETTINGS
     try:
         known = check_files(folder, [SETTINGS])
     except UserError:
         known = False
-    return parse_recipe(read_text(path), str(path)) if known else None
+    if not known:
+        return None
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as text ({one_line(error)})") from None
+    return parse_recipe(text, str(path))
 
 
 def newest_settings(folder: Path, name: str) -> Config | None:

@@ -188,8 +188,8 @@ class TrainingStep:
             group.update(settings)
             for parameter in group["params"]:
                 momentum = self.optimizer.state[parameter].get("momentum_buffer")
-                if momentum is not None and momentum.shape != parameter.shape:
-                    raise ValueError("momentum of another shape than its parameter's")
+                if settings["momentum"] and (momentum is None or momentum.shape != parameter.shape):
+                    raise ValueError("each parameter must have a momentum of its shape")
 
     def release(self) -> None:
         """Free the memory of captured steps and gradients; further steps run uncaptured."""
