@@ -1,7 +1,7 @@
 """A run that was killed at any change it makes on the disk ends with the same bits when it goes on.
 
-Between two changes the disk is as before the second: a kill within a step, the selection or the BatchNorm pass
-of the averaged student leaves what a kill before the next change leaves.
+Between two changes the disk is as before the second: a kill within a step, the selection or the average's
+BatchNorm pass leaves what a kill before the next change leaves.
 """
 
 from __future__ import annotations
