@@ -228,10 +228,11 @@ def test_no_damage_gives_other_results_without_a_word(
     whole, named, same = set(figures(evaluated)), 0, 0
     for number, name in enumerate(files_of(evaluated)):
         run = Path(shutil.copytree(evaluated, tmp_path / str(number), symlinks=True))
-        other = [*stopped.rglob(name.name)][:1] if damage is replace_by_another else []
-        if damage is not Path.unlink and ((run / name).is_dir() or len(other) != (damage is replace_by_another)):
+        others = [*stopped.rglob(name.name)][:1]
+        replaced = damage is replace_by_another
+        if (damage is not Path.unlink and (run / name).is_dir()) or (replaced and not others):
             continue
-        damage(run / name, *other)
+        damage(run / name, *others[:replaced])
         outcome = fastpeer("eval --quiet --attacks clean,fgsm", run)
         if outcome.code:
             line, named = outcome.refused(), named + 1

@@ -1,4 +1,4 @@
-"""Run folders made to harm: links that lead out, pipes, states of other shapes, names that steer terminals."""
+"""Run folders made to harm: links that lead out, pipes, states of other shapes, names that steer."""
 
 from __future__ import annotations
 
