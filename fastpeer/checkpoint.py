@@ -14,7 +14,7 @@ from torch import nn
 from fastpeer.config import Config
 from fastpeer.config.recipes import parse_recipe
 from fastpeer.errors import UserError, one_line
-from fastpeer.files import flush
+from fastpeer.files import flush, read_text
 from fastpeer.links import checkpoint_folder, link_checkpoint
 from fastpeer.manifest import check_files, write_manifest
 from fastpeer.models.weights import WeightFacts, load_weights, save_weights
@@ -132,14 +132,20 @@ def saved_settings(folder: Path) -> Config | None:
     """Return the settings that a checkpoint was trained with; None: it is damaged, or of an older fastpeer.
 
     Raises:
-        UserError: this version of fastpeer does not know the settings.
+        UserError: they cannot be read, or this version of fastpeer does not know them.
     """
     path = folder / SETTINGS
     try:
         known = check_files(folder, [SETTINGS])
     except UserError:
         known = False
-    return parse_recipe(path.read_text("utf-8"), str(path)) if known else None
+    if not known:
+        return None
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as text ({one_line(error)})") from None
+    return parse_recipe(text, str(path))
 
 
 def newest_settings(folder: Path, name: str) -> Config | None:

@@ -13,6 +13,8 @@ from typing import IO
 from fastpeer.errors import UserError
 
 log = logging.getLogger(__name__)
+LARGEST_TEXT = 1 << 28
+"""Bytes; a file with holes may pretend to be of any length."""
 _BLOCK = 1 << 22
 
 
@@ -23,6 +25,27 @@ def file_sha256(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a small file, of JSON for instance.
+
+    Raises:
+        OSError: it cannot be read, or is larger than any that fastpeer writes.
+        ValueError: it is not UTF-8.
+    """
+    if path.stat().st_size > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, f"larger than {LARGEST_TEXT:,} bytes", str(path))
+    return path.read_text("utf-8")
+
+
+def not_through_links(path: str, flags: int) -> int:
+    """Open a file, as the opener of `open`; a symbolic link may lead to a file that is not to be written.
+
+    Raises:
+        OSError: the path is a symbolic link, or the file cannot be opened.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def flush(path: Path) -> None:
@@ -85,7 +108,7 @@ def _only_writer(new: Path) -> Iterator[IO[str]]:
     """Open the file that will take another's place, empty, and keep other processes from doing so."""
     while True:
         # For appending, which does not empty what another process may be writing.
-        with new.open("a", encoding="utf-8") as stream:
+        with open(new, "a", encoding="utf-8", opener=not_through_links) as stream:
             _wait_for_lock(stream, new)
             # Whoever had the lock before has renamed or removed the file: it is not to be written again.
             if new.exists() and os.path.samestat(new.stat(), os.fstat(stream.fileno())):

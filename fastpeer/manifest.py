@@ -1,13 +1,13 @@
 """A checkpoint's manifest: size and SHA-256 of each of its files, written last and compared before use."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from fastpeer.errors import UserError
-from fastpeer.files import file_sha256, flush
+from fastpeer.files import file_sha256, flush, read_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -42,7 +42,7 @@ def check_files(folder: Path, names: Iterable[str] = ()) -> bool:
 
     Args:
         folder: the checkpoint's folder.
-        names: which files; none: all that the manifest names.
+        names: which files; none: all that the manifest names, and all that are read of a checkpoint.
 
     Returns:
         Whether there is a manifest: checkpoints of fastpeer before 0.1.0's release have none.
@@ -53,7 +53,7 @@ def check_files(folder: Path, names: Iterable[str] = ()) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     entries = _entries(folder / MANIFEST)
-    for name in names or entries:
+    for name in names or dict.fromkeys([*entries, *_needed(folder)]):
         _check(folder / name, entries.get(name))
     return True
 
@@ -74,19 +74,24 @@ def is_in_checkpoint(weights: Path) -> bool:
     return (weights.parent / "state.pt").is_file()
 
 
+def _needed(folder: Path) -> Iterator[str]:
+    yield "state.pt"
+    yield from sorted(path.name for path in folder.glob("*.safetensors"))
+
+
 def _entries(path: Path) -> Mapping[str, Mapping[str, Any]]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_text(path))
         number, files = content["format"], content["files"]
         complete = all({"bytes", "sha256"} <= entry.keys() for entry in files.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         number, files, complete = 0, {}, False
-    if type(number) is int and number > FORMAT:
+    if type(number) is not int or not complete:
+        raise UserError(f"{path}: damaged or not a checkpoint's manifest")
+    if number > FORMAT:
         raise UserError(
             f"{path}: its format must be {FORMAT} or less for this version of fastpeer, got {number}"
         )
-    if not complete:
-        raise UserError(f"{path}: damaged or not a checkpoint's manifest")
     return dict(files)
 
 

@@ -57,6 +57,7 @@ def print_tables(console: Console, tables: Sequence[FigureTable], boxed: bool = 
         tables: with the same number of columns.
         boxed: whether to draw lines.
     """
+    tables = [_printable(table) for table in tables]
     name_width, *widths = _widths(tables)
     drawn = [_drawn(table, [name_width if len(tables) > 1 else 1, *widths], boxed) for table in tables]
     measured = [_measured(console, table) for table in drawn]
@@ -71,6 +72,15 @@ def print_tables(console: Console, tables: Sequence[FigureTable], boxed: bool = 
             console.print(whole)
         else:
             _print_figure_by_figure(console, table)
+
+
+def _printable(table: FigureTable) -> FigureTable:
+    """Return a table without control characters: its names and figures may come from anyone's files."""
+    sections = [
+        [Row(printable(row.name), [printable(figure) for figure in row.figures], row.style) for row in rows]
+        for rows in table.sections
+    ]
+    return FigureTable([printable(heading) for heading in table.headings], sections, table.title)
 
 
 def _widths(tables: Sequence[FigureTable]) -> list[int]:

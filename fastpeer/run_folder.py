@@ -16,7 +16,7 @@ from fastpeer.config import Config
 from fastpeer.config.recipes import load_recipe
 from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
-from fastpeer.files import unfinished, write_atomically
+from fastpeer.files import read_text, unfinished, write_atomically
 from fastpeer.links import checkpoint_folder
 
 log = logging.getLogger(__name__)
@@ -224,11 +224,35 @@ class RunFolder:
         """Return the settings in config.toml.
 
         Raises:
-            UserError: there is no run, or the file is not a valid recipe.
+            UserError: there is no run, the file is not a valid recipe, or the run has parts elsewhere.
         """
         if not self.exists:
             raise UserError(f"no run in {self.path}: config.toml is missing")
+        self._refuse_parts_elsewhere()
         return load_recipe(str(self.config_file))
+
+    def _refuse_parts_elsewhere(self) -> None:
+        """Refuse a folder, such as a stranger's, with a link that leads elsewhere, or with a pipe or device.
+
+        Other people's files would be overwritten through the one, and reading would never end in the other.
+        """
+        home = os.path.join(os.path.realpath(self.path), "")
+        for path in self._parts():
+            if path.is_symlink() and not os.path.realpath(path).startswith(home):
+                raise UserError(
+                    f"{path} leads out of the run's folder: put what it stands for in its place, or link the"
+                    " whole folder"
+                )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path} must be a file or a folder, got a pipe or device: remove it")
+
+    def _parts(self) -> Iterator[Path]:
+        """Yield what may be written or read in the folder, whatever it is."""
+        for part in PARTS:
+            yield self.path / part
+            yield unfinished(self.path / part)
+        for folder in (self.checkpoints, self.verdicts):
+            yield from folder.rglob("*")
 
     def read_facts(self) -> dict[str, Any]:
         """Return the facts in run.json.
@@ -237,7 +261,7 @@ class RunFolder:
             UserError: the file is damaged or lacks the data set's facts.
         """
         try:
-            facts: dict[str, Any] = json.loads(self.facts_file.read_text("utf-8"))
+            facts: dict[str, Any] = json.loads(read_text(self.facts_file))
             if {"folder", "train_sha256"} <= facts["data"].keys():
                 return facts
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
 from fastpeer.cli.summary import NAMES
-from fastpeer.errors import UserError, printable
+from fastpeer.errors import UserError, brief, printable
 from fastpeer.links import student_weights
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.printing import print_line
@@ -49,18 +49,26 @@ def info_command(words: Sequence[str]) -> None:
     """
     arguments = parse(InfoArguments, words, "fastpeer info")
     path = arguments.path or newest_run().path
+    try:
+        rows = list(_rows(path, arguments.weights_key))
+    # Files may hold anything in the place of what is told of them.
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise UserError(f"{path}: damaged or not written by fastpeer ({brief(error)})") from None
+    _print(rows, Console())
+
+
+def _rows(path: Path, key: str) -> Iterator[Row]:
     run = RunFolder(path)
     file = student_weights(path)
     if run.exists:
-        rows = _rows_of_run(run)
+        yield from _rows_of_run(run)
     elif (path / "dataset.json").is_file():
-        rows = _rows_of_data(path)
+        yield from _rows_of_data(path)
     elif file is None and path.is_dir():
         raise UserError(f"{path}: neither a run, a checkpoint, a prepared data set nor a file with weights")
     else:
         # A file that is missing is named by what reads it.
-        rows = _rows_of_file(file or path, arguments.weights_key)
-    _print(list(rows), Console())
+        yield from _rows_of_file(file or path, key)
 
 
 def _print(rows: Sequence[Row], console: Console) -> None:
@@ -74,7 +82,7 @@ def _print(rows: Sequence[Row], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, Text(printable(value)))
+        table.add_row(Text(printable(name)), Text(printable(value)))
     console.print(table)
 
 

@@ -62,7 +62,10 @@ def runs_command(words: Sequence[str]) -> None:
         try:
             listed.append(_listed(run))
         # Whatever a damaged file leads to: the other runs are to be listed.
-        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            UserError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError,
+            RecursionError,
+        ) as error:  # fmt: skip
             damaged.append(_damage(run, error))
     console = Console()
     if listed:

@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from fastpeer.errors import printable
 from fastpeer.printing import print_line
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class _AttackBar(Progress):
 
     def get_renderables(self) -> "Iterator[RenderableType]":
         """Return the name and the bar."""
-        yield Text(self._title)
+        yield Text(printable(self._title))
         yield self.make_tasks_table(self.tasks)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpeer.errors import UserError, brief, printable, shown
-from fastpeer.files import file_sha256
+from fastpeer.files import file_sha256, read_text
 
 LONGEST_NAME = 255
 LONGEST_SIDE = 65535
@@ -95,7 +95,7 @@ def open_dataset(folder: Path) -> PreparedDataset:
         place = folder if folder.is_absolute() else f"{folder} (in {Path.cwd()})"
         raise UserError(f"no prepared data set in {place}: make one with fastpeer prep --dataset {words}")
     try:
-        return _described(folder, json.loads(path.read_text("utf-8")))
+        return _described(folder, json.loads(read_text(path)))
     except RecursionError:
         reason = "nested too deeply"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

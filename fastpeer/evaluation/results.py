@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
-from fastpeer.errors import UserError, one_line
-from fastpeer.files import update_atomically
+from fastpeer.errors import UserError, one_line, shown
+from fastpeer.files import read_text, update_atomically
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,23 @@ def _result(entry: dict[str, Any]) -> Result:
         for name, value in entry.items()
         if name not in ("accuracy", "interval95")
     }
-    return Result(**fields)
+    result = Result(**fields)
+    _check(result)
+    return result
+
+
+def _check(result: Result) -> None:
+    """Raise a ValueError for what no evaluation finds: a file may hold anything."""
+    for name, kind in get_type_hints(Result).items():
+        value = getattr(result, name)
+        plain = get_origin(kind) if get_origin(kind) in (tuple, Mapping) else kind
+        # An epsilon of 1 may stand there as a whole number.
+        if not isinstance(value, (int, float) if kind is float else plain):
+            raise ValueError(f"{name} is {shown(value)}")
+    if not all(isinstance(number, (int, float)) for number in result.mean + result.std):
+        raise ValueError("mean and std must be numbers")
+    if not 0 <= result.correct <= result.images <= result.total or result.images == 0:
+        raise ValueError(f"{shown(result.correct)} of {shown(result.images)} images are correct")
 
 
 def read_results(file: Path) -> list[Result]:
@@ -204,6 +220,6 @@ def read_results(file: Path) -> list[Result]:
     if not file.exists():
         return []
     try:
-        return [_result(entry) for entry in json.loads(file.read_text("utf-8"))["results"]]
+        return [_result(entry) for entry in json.loads(read_text(file))["results"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not results of fastpeer eval ({one_line(error)}): move it away") from None

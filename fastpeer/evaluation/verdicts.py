@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastpeer.errors import UserError, one_line
-from fastpeer.files import write_atomically
+from fastpeer.files import read_text, write_atomically
 
 log = logging.getLogger(__name__)
 STANDS = -1
@@ -85,7 +85,7 @@ class VerdictsFile:
     def read(self, verdicts: Verdicts) -> None:
         """Go on with the verdicts in the file, if it holds any of an evaluation that did not end."""
         try:
-            found = json.loads(self.path.read_text("utf-8"))
+            found = json.loads(read_text(self.path))
             if found.pop("sha256") != _sha256(found) or found["facts"] != self.facts:
                 raise ValueError("it is damaged")
             if found["format"] != FORMAT:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastpeer.models.names import check_model_name, class_path, model_names, timm_name, wide_resnet_size
+from fastpeer.models.sizes import TO_LOAD, refuse_too_large
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,9 +35,10 @@ def build_model(
         std: the images are divided by it after that; as many numbers as `mean`.
 
     Raises:
-        UserError: there is no network of that name, or it cannot be built.
+        UserError: there is no network of that name, it cannot be built, or is larger than this machine.
     """
     check_model_name(name)
+    refuse_too_large([name], classes, TO_LOAD)
     network = _build(name, classes, size)
     if not mean:
         return network

@@ -173,13 +173,23 @@ class TrainingStep:
         return self.options.recorded(function, self.device, what)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the optimizer's `state_dict` from a checkpoint, before the first step is captured."""
-        rate = self.optimizer.param_groups[0]["lr"]
+        """Load the optimizer's `state_dict` from a checkpoint, before the first step is captured.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is of other parameters.
+        """
+        own = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state)
-        for group in self.optimizer.param_groups:
-            # load_state_dict replaces the rate by the saved tensor, which may be on another device;
-            # `set_learning_rate` and all groups share this one.
-            group["lr"] = rate
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            # Settings are the run's, not the checkpoint's; the rate is one tensor that all groups share.
+            group.update(settings)
+            for parameter in group["params"]:
+                momentum = self.optimizer.state[parameter].get("momentum_buffer")
+                if settings["momentum"] and (momentum is None or momentum.shape != parameter.shape):
+                    raise ValueError("each parameter must have a momentum of its shape")
 
     def release(self) -> None:
         """Free the memory of captured steps and gradients; further steps run uncaptured."""

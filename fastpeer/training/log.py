@@ -15,6 +15,7 @@ from fastpeer.step.loss import active_terms
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.loggers import Beginning, Mark, mark_of, open_loggers
 from fastpeer.training.metrics_file import LogMark, MetricsFile
+from fastpeer.training.state_checks import check_like
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ class Interval:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the sums of a checkpoint's `state`."""
-        self._losses = state["losses"].to(self.device)
-        self._correct = state["correct"].to(self.device)
+        self._losses.copy_(check_like(self._losses, state["losses"]))
+        self._correct.copy_(check_like(self._correct, state["correct"]))
         self._images = state["images"]
         self._nan_gradients.fill_(state["nan_gradients"])
         self._skipped.fill_(state["skipped"])

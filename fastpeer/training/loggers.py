@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from fastpeer.config import Config
 from fastpeer.config.toml import flat
 from fastpeer.errors import UserError, brief
-from fastpeer.files import write_atomically
+from fastpeer.files import read_text, write_atomically
 from fastpeer.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 def _read_identities(file: Path) -> dict[str, str]:
     try:
-        found: dict[str, str] = json.loads(file.read_text("utf-8"))
+        found: dict[str, str] = json.loads(read_text(file))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

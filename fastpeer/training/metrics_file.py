@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpeer.errors import UserError
-from fastpeer.files import write_atomically
+from fastpeer.files import not_through_links, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class MetricsFile:
             kept, self.cut = content[: mark.length], content[mark.length :]
             if _differs(kept, mark):
                 kept = self._without_damage(kept, mark)
-            self._file = path.open("a+b")
+            self._file = open(path, "a+b", opener=not_through_links)  # noqa: SIM115
             self._file.truncate(len(kept))
         self._digest = hashlib.sha256(kept)
 
@@ -105,7 +105,8 @@ class MetricsFile:
             log.warning(message)
         if not bad:
             return content
-        with self._path.with_name(f"{self._path.name}.damaged").open("ab") as aside:
+        damaged = self._path.with_name(f"{self._path.name}.damaged")
+        with open(damaged, "ab", opener=not_through_links) as aside:
             aside.writelines(lines[number].rstrip(b"\n") + b"\n" for number in bad)
         good = b"".join(line for number, line in enumerate(lines) if number not in bad)
         write_atomically(self._path, good.decode())

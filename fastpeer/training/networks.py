@@ -13,6 +13,7 @@ from fastpeer.data.counter import counter_key
 from fastpeer.errors import UserError
 from fastpeer.methods import Method
 from fastpeer.models import build_model
+from fastpeer.models.sizes import TO_TRAIN, refuse_too_large
 from fastpeer.models.weights import load_weights
 from fastpeer.step.optimizer import freeze
 from fastpeer.step.precision import ready
@@ -84,6 +85,8 @@ def build_initial_networks(
     Raises:
         UserError: a network cannot be built, its weights do not fit, or nothing can be frozen as asked.
     """
+    if device.type == "cpu":
+        refuse_too_large([getattr(config.model, name) for name in method.trained], classes, TO_TRAIN)
     fresh: dict[str, nn.Module] = {
         name: _build_network(config, name, classes, size) for name in method.trained
     }

@@ -29,6 +29,7 @@ from fastpeer.training.schedule import learning_rate
 from fastpeer.training.selection import Selection
 from fastpeer.training.setup import TrainingSetup
 from fastpeer.training.signals import Stopped, StopRequest
+from fastpeer.training.state_checks import check_state
 from fastpeer.training.step_errors import user_message
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Trainer:
         load_networks(folder, self._saved_networks())
         try:
             self._restore(state)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
             raise UserError(f"{folder / 'state.pt'}: damaged or not this run's checkpoint") from None
 
     def rolled_back(self) -> "Trainer":
@@ -149,6 +150,7 @@ class Trainer:
         return trainer
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        check_state(state, self.steps_per_epoch, ("clean", self.selection.robust))
         self.step.load_optimizer(state["optimizer"])
         self.step.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

@@ -199,7 +199,48 @@ def test_no_damage_gives_other_weights_without_a_word(
         assert code in (0, 2), name
         refused, same = refused + (code == 2), same + (code == 0)
         assert code == 2 or final_weights(run) == final_weights(original), name
-    print(f"{damage.__name__}: {refused} refused, {same} with the same weights")
+    print(f"resume, {damage.__name__}: {refused} refused, {same} with the same weights")
+
+
+@pytest.fixture
+def evaluated(fastpeer, finished: Path) -> Path:
+    """A finished run with results."""
+    fastpeer("eval --quiet --attacks clean,fgsm", finished).succeeded()
+    return finished
+
+
+def figures(run: Path) -> list[str]:
+    """What was found, but for the time that it took."""
+    entries = results(run / "results.json")
+    return [json.dumps({**entry, "seconds": 0, "target": entry["target"].split()[-1]}) for entry in entries]
+
+
+def replace_by_another(path: Path, other: Path) -> None:
+    """Put the same file of another run in a file's place."""
+    path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("damage", [flip, halve, empty, Path.unlink, replace_by_another])
+def test_no_damage_gives_other_results_without_a_word(
+    fastpeer, evaluated: Path, stopped: Path, tmp_path: Path, damage: Callable[..., None]
+) -> None:
+    whole, named, same = set(figures(evaluated)), 0, 0
+    for number, name in enumerate(files_of(evaluated)):
+        run = Path(shutil.copytree(evaluated, tmp_path / str(number), symlinks=True))
+        others = [*stopped.rglob(name.name)][:1]
+        replaced = damage is replace_by_another
+        if (damage is not Path.unlink and (run / name).is_dir()) or (replaced and not others):
+            continue
+        damage(run / name, *others[:replaced])
+        outcome = fastpeer("eval --quiet --attacks clean,fgsm", run)
+        if outcome.code:
+            line, named = outcome.refused(), named + 1
+            assert name.name in line or "neither a run" in line, name
+        else:
+            assert whole <= set(figures(run)), name
+            same += 1
+    print(f"eval, {damage.__name__}: {named} refused by name, {same} with the same results")
 
 
 def final_weights(run: Path) -> dict[str, str]:

@@ -8,71 +8,29 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
-import tempfile
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeGuard
 
 from fastpeer.errors import UserError
 from tests.fuzz.kinds import KINDS
+from tests.fuzz.mutations import mutated
 
 LONGEST_S = 5
-TOKENS = (
-    b"\0", b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"../", b"/etc/passwd", b"[" * 3000, b"{" * 3000, b"1" * 5000,
-    b"a" * 5000, b"1e999999999", b"nan", b"-1", b"0", b"18446744073709551616", b"\x1b[2J", b"\n", b'"', b"'",
-    b"=", b"true", b"null", "é∞\u202e".encode(), b"os:_exit", b"this.s", b"--", b" ", b"8/0",
-    b"1000000000000",
-)  # fmt: skip
-"""What readers stumble over."""
-WORD = re.compile(rb"[\w.+-]+|\"[^\"]*\"|\[[^\]]*\]")
-VALUES = (
-    b"0", b"-1", b"1", b"3.5", b"nan", b"inf", b"1e999", b"true", b'"a"', b'""', b"[]", b"[1, 2]", b'["a"]',
-    b"{}", b"9" * 20, b"9" * 5000, b"1979-05-27", b'"resnet18"', b'"os:_exit"', b'"this.s"', b'"1/0"', b"on",
-    b"0x" + b"f" * 5000,
-)  # fmt: skip
-"""What may stand in place of a number or word, and leave the rest readable."""
 EXECUTION = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 
 
 class Hang(BaseException):
     """An input took longer than `LONGEST_S`."""
-
-
-def mutated(data: bytes, source: random.Random) -> bytes:
-    """Return a changed copy: bytes or bits replaced, parts removed, repeated or moved, tokens inserted."""
-    changed = bytearray(data)
-    for _ in range(source.choice((1, 1, 1, 2, 4))):
-        start = source.randrange(len(changed) + 1)
-        length = min(source.choice((1, 1, 2, 4, 8, 30, 300)), len(changed) - start)
-        part = bytes(changed[start : start + length])
-        change = source.randrange(11)
-        if change > 6 and (words := list(WORD.finditer(changed))):
-            word = source.choice(words)
-            changed[word.start() : word.end()] = source.choice(VALUES)
-        elif change == 0:
-            changed[start : start + length] = source.randbytes(length)
-        elif change == 1 and part:
-            changed[start] ^= 1 << source.randrange(8)
-        elif change == 2:
-            del changed[start : start + length]
-        elif change == 3:
-            changed[start:start] = part * source.choice((1, 2, 50))
-        elif change == 4:
-            changed[start : start + source.choice((0, length))] = source.choice(TOKENS)
-        elif change == 5 and source.random() < 0.3:
-            del changed[start:]
-        else:
-            other = source.randrange(len(changed) + 1)
-            changed[other:other] = part
-    return bytes(changed)
 
 
 def fuzz(name: str, seed: int, count: int, folder: Path) -> tuple[Counter[str], list[str]]:
@@ -85,8 +43,8 @@ def fuzz(name: str, seed: int, count: int, folder: Path) -> tuple[Counter[str], 
     examples = kind.examples(folder)
     for example in examples:
         # Whatever is imported or compiled for a first one is no hang.
-        with suppress(UserError):
-            kind.use(example, folder)
+        with suppress(UserError), TemporaryDirectory(dir=folder) as first:
+            kind.use(example, Path(first))
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     for number in range(count):
@@ -118,18 +76,21 @@ def _outcome(name: str, data: bytes, place: Path) -> tuple[str, str]:
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """Raise `Hang` after a while."""
+    """Raise `Hang` after a while of the processor's time, or a longer one: others may want the processor."""
 
     def stop(number: int, frame: object) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    timers = {signal.ITIMER_PROF: signal.SIGPROF, signal.ITIMER_REAL: signal.SIGALRM}
+    before = [signal.signal(number, stop) for number in timers.values()]
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
+    signal.setitimer(signal.ITIMER_REAL, 10 * LONGEST_S)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (timer, number), handler in zip(timers.items(), before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 def watch(folder: Path, seen: list[str]) -> None:
@@ -142,11 +103,19 @@ def watch(folder: Path, seen: list[str]) -> None:
         elif event in CHANGES and isinstance(arguments[-1], int) and arguments[-1] >= 0:
             return
         elif event in CHANGES or (event == "open" and _writes(arguments)):
-            path = os.path.abspath(os.fsdecode(arguments[0])) if _is_path(arguments[0]) else str(folder)
-            if not path.startswith((str(folder), "/dev/null")):
-                seen.append(f"{event} {path}")
+            for path in _changed(event, arguments):
+                if not path.startswith((str(folder), "/dev/null")):
+                    seen.append(f"{event} {path}")
 
     sys.addaudithook(note)
+
+
+def _changed(event: str, arguments: tuple[object, ...]) -> Iterator[str]:
+    """Yield what is changed, by its path; what a link leads to is not."""
+    first = 1 if event == "os.symlink" else 0
+    for name in arguments[first : 2 if event in ("os.rename", "os.link", "os.symlink") else 1]:
+        if _is_path(name):
+            yield os.path.abspath(os.fsdecode(name))
 
 
 def _writes(arguments: tuple[object, ...]) -> bool:
@@ -154,15 +123,17 @@ def _writes(arguments: tuple[object, ...]) -> bool:
     return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
-def _is_path(value: object) -> bool:
+def _is_path(value: object) -> TypeGuard[str | bytes | os.PathLike[str]]:
     return isinstance(value, str | bytes | os.PathLike)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary:
         home, outside = Path(temporary).resolve(), list[str]()
         # PyTorch makes its cache when it is imported.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(home)
+        # Made before: to prepare images begins programs.
+        KINDS[sys.argv[1]].examples(home)
         watch(home, outside)
         found, broken = fuzz(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), home)
     print(json.dumps({"counts": found, "failures": broken[:20], "outside": outside[:20]}))

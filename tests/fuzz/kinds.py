@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastpeer.cli.main import main
 from fastpeer.config import Config
 from fastpeer.config.recipes import parse_recipe
 from fastpeer.config.toml import dump_recipe
@@ -23,8 +20,9 @@ from fastpeer.data.raw import RawLoader
 from fastpeer.data.split import open_split
 from fastpeer.data_prep.images import JpegForm, PixelForm, decode
 from fastpeer.data_prep.sources import open_source
-from fastpeer.errors import UserError, printable
+from fastpeer.errors import UserError
 from fastpeer.files import file_sha256
+from fastpeer.manifest import MANIFEST
 from fastpeer.models import build_model
 from fastpeer.models.weights import load_weights, recorded_facts, save_weights
 from fastpeer.own_code import trusting
@@ -38,7 +36,24 @@ from tests.data_prep.prep_files import (
     write_tar,
     write_zip,
 )
+from tests.fuzz.commands import command
+from tests.fuzz.run_kinds import (
+    LAST,
+    examples_of,
+    make_run,
+    use_known_checkpoint_file,
+    use_looked_at,
+    use_manifest,
+    use_metrics,
+    use_own_checkpoint_file,
+    use_results,
+    use_state,
+    use_verdicts,
+    verdict_examples,
+)
 
+CHECKED = ("state.pt", "student.safetensors", "settings.toml")
+"""Files of a checkpoint whose checksums its manifest holds."""
 LINES = (
     "train cifar10-resnet18 --data nowhere --out run --attack.steps 20 --optim.lr 0.05 --amp",
     "train --resume --out run --train.epochs 9 --model.student resnet8 --trust",
@@ -162,18 +177,7 @@ def _use_image(data: bytes, folder: Path) -> None:
 
 
 def _use_line(data: bytes, folder: Path) -> None:
-    words = data.decode("utf-8", "surrogateescape").replace("\0", "").split(" ")
-    complaint, before = io.StringIO(), Path.cwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(complaint):
-            code = main(words)
-    finally:
-        os.chdir(before)
-    text = complaint.getvalue()
-    assert code in (0, 1, 2), code
-    assert text.count("\n") <= 1, text
-    assert printable(text.rstrip("\n")) == text.rstrip("\n"), text
+    command(data.decode("utf-8", "surrogateescape").replace("\0", "").split(" "), folder)
 
 
 def _use_trusted(use: Callable[[bytes, Path], None]) -> Callable[[bytes, Path], None]:
@@ -186,6 +190,10 @@ def _use_trusted(use: Callable[[bytes, Path], None]) -> Callable[[bytes, Path], 
     return used
 
 
+def _run_kind(part: str, use: Callable[[bytes, Path], None]) -> Kind:
+    return Kind(examples_of(part), _use_trusted(use))
+
+
 KINDS = {
     "recipe": Kind(_recipes, _use_trusted(_use_recipe)),
     "manifest": Kind(_manifests, _use_manifest),
@@ -195,4 +203,13 @@ KINDS = {
     "archive": Kind(_archives, _use_archive),
     "image": Kind(_images, _use_image),
     "command line": Kind(lambda folder: [line.encode() for line in LINES], _use_line),
+    "state of a run": Kind(lambda folder: [str(make_run(folder)).encode()], _use_trusted(use_state)),
+    **{f"{LAST}/{name}": _run_kind(f"{LAST}/{name}", use_own_checkpoint_file(name)) for name in CHECKED},
+    **{f"known {name}": _run_kind(f"{LAST}/{name}", use_known_checkpoint_file(name)) for name in CHECKED},
+    f"{LAST}/{MANIFEST}": _run_kind(f"{LAST}/{MANIFEST}", use_manifest),
+    "config.toml": _run_kind("config.toml", use_looked_at("config.toml")),
+    "run.json": _run_kind("run.json", use_looked_at("run.json")),
+    "metrics.jsonl": _run_kind("metrics.jsonl", use_metrics),
+    "results.json": _run_kind("results.json", use_results),
+    "verdicts": Kind(verdict_examples, use_verdicts),
 }
