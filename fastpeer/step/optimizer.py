@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from inspect import unwrap
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,6 +66,24 @@ def _groups(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(".".join([*own[:n], "*"]) for own in parts for n in range(1, len(own))))
 
 
+class _Sgd(torch.optim.SGD):
+    """SGD for steps that are not compiled as a whole.
+
+    PyTorch wraps an optimizer's methods to keep them out of torch.compile, and imports the compiler for that:
+    as long as importing PyTorch itself takes.
+    """
+
+    add_param_group: Any = unwrap(torch.optim.SGD.add_param_group)
+    zero_grad: Any = unwrap(torch.optim.SGD.zero_grad)
+    state_dict: Any = unwrap(torch.optim.SGD.state_dict)
+    load_state_dict: Any = unwrap(torch.optim.SGD.load_state_dict)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Move the parameters along their gradients."""
+        unwrap(torch.optim.SGD.step)(self)
+
+
 def sgd(networks: Sequence[nn.Module], optim: OptimConfig) -> torch.optim.SGD:
     """Return one optimizer for all trained networks.
 
@@ -72,7 +92,7 @@ def sgd(networks: Sequence[nn.Module], optim: OptimConfig) -> torch.optim.SGD:
     in place, and a captured step sees it change.
     """
     groups = [{"params": [w for w in network.parameters() if w.requires_grad]} for network in networks]
-    optimizer = torch.optim.SGD(
+    optimizer = _Sgd(
         groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
     )
     device = groups[0]["params"][0].device
