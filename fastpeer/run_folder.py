@@ -64,11 +64,6 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
-    def verdicts(self) -> Path:
-        """Which of AutoAttack's attacks each image fell to; also where a stopped evaluation goes on from."""
-        return self.path / "verdicts"
-
-    @property
     def checkpoints(self) -> Path:
         """The folder with the checkpoints last, best and best-swa."""
         return self.path / "checkpoints"

@@ -43,7 +43,7 @@ def eval_command(words: Sequence[str]) -> None:
             log.warning(doubt)
         runs = arguments.runs or (newest_run().path,)
         targets = find_targets(runs, arguments.checkpoints, arguments.force_settings)
-        for target in targets:
+        for target in targets if not arguments.stored else ():
             # Before hours of attacks, not after them.
             check_storable(target.results_file)
         _evaluate(targets, protocol, arguments, console)
@@ -54,7 +54,6 @@ def _evaluate(
 ) -> None:
     """Attack the targets in turn; however that ends, print what was found."""
     from fastpeer.evaluation.results import ResultsWriter
-    from fastpeer.evaluation.table import print_results
 
     writer = ResultsWriter()
     results: dict[Target, list[Result]] = {}
@@ -65,11 +64,25 @@ def _evaluate(
             results[target] = row
             for result in attacks:
                 row.append(result)
-                writer.add(target.results_file, result)
+                if not arguments.stored:
+                    writer.add(target.results_file, result)
     finally:
         if any(results.values()):
-            print_results(results, Console())
+            _print(results, arguments)
     writer.check()
+
+
+def _print(results: "dict[Target, list[Result]]", arguments: EvalArguments) -> None:
+    from fastpeer.evaluation.comparison import print_comparisons
+    from fastpeer.evaluation.details import print_by_class, print_curves
+    from fastpeer.evaluation.table import print_results
+
+    console = Console()
+    show = print_curves if arguments.curve else print_results
+    show(results, console)
+    if arguments.per_class:
+        print_by_class(results, console)
+    print_comparisons(results, console)
 
 
 def _protocol(arguments: EvalArguments) -> "Protocol":
@@ -90,6 +103,7 @@ def _protocol(arguments: EvalArguments) -> "Protocol":
         mean=arguments.mean,
         std=arguments.std,
         norm=arguments.norm,
+        curve=arguments.radii,
     )
 
 
@@ -100,7 +114,10 @@ def _results(
     arguments: EvalArguments,
     console: Console,
 ) -> "Iterator[Result]":
-    """Yield a target's results as they are found."""
+    """Yield a target's results as they are found, or as they were stored."""
+    if arguments.stored:
+        yield from protocol.stored(target)
+        return
     known_results = _same_weights(target, known)
     yield from known_results or protocol.run(target, arguments.data, arguments.model, watch_on(console))
 

@@ -8,6 +8,7 @@ from fastpeer.config.distances import (
     doubts,
     format_fraction,
     parse_fraction,
+    parse_radii,
 )
 from fastpeer.config.settings import (
     AttackConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "doubts",
     "format_fraction",
     "parse_fraction",
+    "parse_radii",
     "teacher_flag",
     "teacher_words",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, LabelAttack, Progress, build_attack
-from fastpeer.evaluation.verdicts import VerdictsFile
+from fastpeer.evaluation.verdicts import Verdicts, VerdictsFile
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import Options, choose_options
 from fastpeer.step.precision import number_format
@@ -29,6 +29,7 @@ class Classified:
         broken: how many images each of AutoAttack's attacks broke, and were wrong without one ("clean").
         reasons: why the images classified correctly may be too many.
         seconds: of AutoAttack, those before a stop included; 0: of the others.
+        verdicts: of AutoAttack, which of its attacks each image fell to.
     """
 
     correct: Tensor
@@ -36,6 +37,7 @@ class Classified:
     broken: Mapping[str, int] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     seconds: float = 0.0
+    verdicts: Verdicts | None = None
 
 
 class Evaluator:
@@ -185,7 +187,7 @@ def _autoattack(
     with evaluating(network):
         verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file)
     correct, finite = torch.from_numpy(verdicts.correct), torch.from_numpy(verdicts.finite)
-    return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds)
+    return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds, verdicts)
 
 
 def _with_progress(batches: Iterable[Batch], progress: Progress) -> Iterable[Batch]:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Norm, check_fits, doubts
+from fastpeer.config import Norm, check_fits, doubts, format_fraction
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
@@ -22,8 +22,9 @@ from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, Progress, fewest_steps
 from fastpeer.evaluation.autoattack import target_count
+from fastpeer.evaluation.by_image import ByImage
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
-from fastpeer.evaluation.results import Result
+from fastpeer.evaluation.results import Result, read_results
 from fastpeer.evaluation.targets import Target
 from fastpeer.evaluation.verdicts import VerdictsFile
 from fastpeer.models import build_model
@@ -62,6 +63,8 @@ class Protocol:
         size: height and width of the images, for data sets kept as JPEG; 0: the size the run was trained at.
         mean, std: normalisation inside the networks; empty: as their runs or weight files record it.
         weights_key: which set of weights in a file with several; empty: the usual one.
+        curve: radii at which each attack is made in place of `epsilon`, 0 being the clean images; the step
+            size keeps its ratio to the radius. Empty: `epsilon` alone.
     """
 
     attacks: list[str]
@@ -76,10 +79,27 @@ class Protocol:
     std: tuple[float, ...] = ()
     weights_key: str = ""
     norm: Norm = "linf"
+    curve: tuple[float, ...] = ()
+
+    @property
+    def planned(self) -> list[tuple[str, float, float]]:
+        """The attacks in their order, each at all radii: name, radius and step size."""
+        radii = self.curve or (self.epsilon,)
+        names = [name for name in self.attacks if name != "clean"]
+        clean = "clean" in self.attacks or 0 in self.curve
+        points = [(name, radius, self._step_size(radius)) for name in names for radius in radii]
+        own = ("clean", self.epsilon, self.step_size)
+        return [own] * clean + [point for point in points if point[1] > 0 or not self.curve]
+
+    def _step_size(self, radius: float) -> float:
+        # Not computed at the radius itself, where rounding would make it another one.
+        same = radius == self.epsilon or self.epsilon == 0
+        return self.step_size if same else self.step_size * (radius / self.epsilon)
 
     def doubts(self) -> Iterator[str]:
         """Yield a line for each setting that looks like one of another norm."""
-        return doubts(self.norm, self.epsilon, self.step_size, fewest_steps(self.attacks))
+        for radius in self.curve or (self.epsilon,):
+            yield from doubts(self.norm, radius, self._step_size(radius), fewest_steps(self.attacks))
 
     def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
         """Attack a student with each attack in turn, and yield the results as they are found.
@@ -99,6 +119,7 @@ class Protocol:
         side = self._image_size(target, dataset)
         dataset = dataset.seen_at(side, "--size")
         check_fits(self.norm, self.epsilon, dataset.size, "--epsilon")
+        check_fits(self.norm, max(self.curve, default=0.0), dataset.size, "--curve")
         network, sha256 = self._loaded(target, model, dataset)
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
@@ -107,15 +128,43 @@ class Protocol:
         hidden = self._hidden_gradients(target, network, stream)
         # Wherever the run lies now; AutoAttack chooses its step sizes itself.
         subject = {name: fact for name, fact in facts.items() if name not in ("target", "step_size")}
-        file = VerdictsFile(target.verdicts_folder, subject | {"examples": len(chosen)})
-        for name in self.attacks:
+        for name, radius, step_size in self.planned:
             began = time.perf_counter()
-            with watch(f"{target.label}: {name}", len(chosen)) as progress, memory_errors("--batch-size"):
-                found = classify_under_attack(name, network, stream, self._settings(dataset), progress, file)
+            known = subject | {"examples": len(chosen), "epsilon": radius}
+            file, settings = VerdictsFile(target.verdicts_folder, known), self._settings(dataset, radius)
+            title = f"{target.label}: {name}" + (f", epsilon {format_fraction(radius)}" if self.curve else "")
+            with watch(title, len(chosen)) as progress, memory_errors("--batch-size"):
+                found = classify_under_attack(name, network, stream, settings, progress, file)
             seconds = round(found.seconds or time.perf_counter() - began, 2)
             _warn(target, [reason for reason in found.reasons if reason not in hidden])
             warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *found.reasons]))
-            yield _result(name, found, seconds, facts | {"warnings": warnings}, dataset)
+            own = {"epsilon": radius, "step_size": step_size, "warnings": warnings}
+            yield _result(name, found, seconds, facts | own, dataset, stream)
+
+    def stored(self, target: Target) -> Iterator[Result]:
+        """Yield what former evaluations with these settings have stored of a student, in the attacks' order.
+
+        Raises:
+            UserError: one of the attacks was not made, or with other settings.
+        """
+        sha256, results = target.sha256, read_results(target.results_file)
+        for name, radius, step_size in self.planned:
+            asked = (name, self.norm, radius, step_size, self.seed, self.batch_size, sha256, target.label)
+            # The newest stands last.
+            for result in reversed(results):
+                if self._settings_of(result) == asked and self.examples in (0, result.images):
+                    yield result
+                    break
+            else:
+                at = "" if name == "clean" else f" at epsilon {format_fraction(radius)}"
+                raise UserError(
+                    f"{target.results_file} holds no result of {target.label} under {name}{at} with these"
+                    " settings: evaluate without --stored"
+                )
+
+    def _settings_of(self, result: Result) -> tuple[object, ...]:
+        ball = (result.attack, result.norm, result.epsilon, result.step_size)
+        return (*ball, result.seed, result.batch_size, result.weights_sha256, result.target)
 
     def _loaded(self, target: Target, model: str, dataset: PreparedDataset) -> tuple[nn.Module, str]:
         """Return a student on the device, and the SHA-256 of the bytes that it was loaded from."""
@@ -159,10 +208,10 @@ class Protocol:
         report_normalization(f"{target.label}:", found, source)
         return found
 
-    def _settings(self, dataset: PreparedDataset) -> AttackSettings:
+    def _settings(self, dataset: PreparedDataset, radius: float) -> AttackSettings:
         return AttackSettings(
-            epsilon=self.epsilon,
-            step_size=self.step_size,
+            epsilon=radius,
+            step_size=self._step_size(radius),
             classes=len(dataset.classes),
             seed=self.seed,
             batch_size=self.batch_size,
@@ -205,9 +254,15 @@ def _warn(target: Target, reasons: Sequence[str]) -> None:
 
 
 def _result(
-    attack: str, found: Classified, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
+    attack: str,
+    found: Classified,
+    seconds: float,
+    facts: dict[str, Any],
+    dataset: PreparedDataset,
+    stream: EvaluationStream,
 ) -> Result:
     targets = target_count(len(dataset.classes)) if attack == AUTOATTACK else None
+    by_image = _by_image(found, dataset, stream)
     return Result(
         attack=attack,
         correct=int(found.correct.sum()),
@@ -216,7 +271,22 @@ def _result(
         seconds=seconds,
         targets=targets,
         broken=dict(found.broken),
+        worst_class=asdict(by_image.worst_class()),
+        by_image=by_image,
         **facts,
+    )
+
+
+def _by_image(found: Classified, dataset: PreparedDataset, stream: EvaluationStream) -> ByImage:
+    indices, verdicts = stream.indices, found.verdicts
+    return ByImage(
+        index=indices.astype(np.int32),
+        label=stream.source.labels[indices].astype(np.int32),
+        correct=found.correct.numpy(),
+        finite=found.finite.numpy(),
+        fallen=np.zeros(0, np.int8) if verdicts is None else verdicts.fallen,
+        attacks=() if verdicts is None else verdicts.attacks,
+        classes=tuple(dataset.classes),
     )
 
 
