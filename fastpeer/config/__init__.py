@@ -1,5 +1,6 @@
 """Settings, their files, and the recipes that are shipped."""
 
+from fastpeer.config.checks import check_at_least, check_batch_size
 from fastpeer.config.distances import (
     Norm,
     PixelDistance,
@@ -22,6 +23,7 @@ from fastpeer.config.settings import (
     PaperConfig,
     Precision,
     Reader,
+    RecordConfig,
     Residency,
     SelectionConfig,
     Split,
@@ -29,8 +31,6 @@ from fastpeer.config.settings import (
     Switch,
     TeacherConfig,
     TrainConfig,
-    check_at_least,
-    check_batch_size,
     teacher_flag,
     teacher_words,
 )
@@ -50,6 +50,7 @@ __all__ = [
     "PixelDistance",
     "Precision",
     "Reader",
+    "RecordConfig",
     "Residency",
     "SelectionConfig",
     "Split",
