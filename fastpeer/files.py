@@ -64,30 +64,31 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Replace a file's text atomically: a reader, or a kill, finds either the previous text or the new one.
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Replace what a file holds atomically: a reader, or a kill, finds either the previous or the new one.
 
     Raises:
         UserError: the file cannot be written; the previous one is kept.
     """
-    update_atomically(file, lambda: text)
+    update_atomically(file, lambda: content)
 
 
-def update_atomically(file: Path, text: Callable[[], str]) -> None:
-    """Replace a file's text, as `write_atomically` does, by one that may depend on the file.
+def update_atomically(file: Path, content: Callable[[], str | bytes]) -> None:
+    """Replace what a file holds, as `write_atomically` does, by something that may depend on the file.
 
     Args:
         file: the file, which need not exist.
-        text: returns the new text; no other process updates the file meanwhile.
+        content: returns the new text or bytes; no other process updates the file meanwhile.
 
     Raises:
-        UserError: the file cannot be written, or `text` raised it; the previous one is kept.
+        UserError: the file cannot be written, or `content` raised it; the previous one is kept.
     """
     new = unfinished(file)
     try:
         with _only_writer(new) as stream:
             try:
-                stream.write(text())
+                new_content = content()
+                stream.write(new_content.encode() if isinstance(new_content, str) else new_content)
                 stream.flush()
                 os.fsync(stream.fileno())
                 os.replace(new, file)
@@ -104,11 +105,11 @@ def unfinished(file: Path) -> Path:
 
 
 @contextmanager
-def _only_writer(new: Path) -> Iterator[IO[str]]:
+def _only_writer(new: Path) -> Iterator[IO[bytes]]:
     """Open the file that will take another's place, empty, and keep other processes from doing so."""
     while True:
         # For appending, which does not empty what another process may be writing.
-        with open(new, "a", encoding="utf-8", opener=not_through_links) as stream:
+        with open(new, "ab", opener=not_through_links) as stream:
             _wait_for_lock(stream, new)
             # Whoever had the lock before has renamed or removed the file: it is not to be written again.
             if new.exists() and os.path.samestat(new.stat(), os.fstat(stream.fileno())):
@@ -117,7 +118,7 @@ def _only_writer(new: Path) -> Iterator[IO[str]]:
                 return
 
 
-def _wait_for_lock(stream: IO[str], path: Path) -> None:
+def _wait_for_lock(stream: IO[bytes], path: Path) -> None:
     try:
         # The kernel's lock, which ends with the process, however that ends.
         fcntl.flock(stream, fcntl.LOCK_EX)

@@ -64,11 +64,6 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
-    def verdicts(self) -> Path:
-        """Which of AutoAttack's attacks each image fell to; also where a stopped evaluation goes on from."""
-        return self.path / "verdicts"
-
-    @property
     def checkpoints(self) -> Path:
         """The folder with the checkpoints last, best and best-swa."""
         return self.path / "checkpoints"
@@ -251,7 +246,7 @@ class RunFolder:
         for part in PARTS:
             yield self.path / part
             yield unfinished(self.path / part)
-        for folder in (self.checkpoints, self.verdicts):
+        for folder in (self.checkpoints, self.path / "verdicts"):
             yield from folder.rglob("*")
 
     def read_facts(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from fastpeer.config import (
     check_batch_size,
     check_distances,
     check_normalization,
+    parse_radii,
 )
 from fastpeer.config.toml import fit, flat
 from fastpeer.errors import UserError
@@ -104,6 +105,13 @@ class EvalArguments:
     """Radius of the ball; usual for l2 is 128/255 or 0.5."""
     step_size: PixelDistance = 2 / 255
     """Step of PGD; usual for l2 is 0.1, with an epsilon of 0.5."""
+    curve: Annotated[str, arg(metavar="RADII")] = ""
+    """Attack at several radii in place of epsilon, such as 0,2,4,8,16/255 (0: clean images), and print the
+    accuracy over the radius. The step size keeps its ratio to the radius."""
+    per_class: bool = False
+    """Print the accuracy on each class, too, and the worst class."""
+    stored: bool = False
+    """Attack nothing: print and compare what earlier evaluations of these settings have stored."""
     checkpoints: str = "all"
     """Comma-separated: last, swa, best, best-swa; all: those that the run holds."""
     data: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -134,11 +142,21 @@ class EvalArguments:
 
     def __post_init__(self) -> None:
         check_distances(self.norm, epsilon=self.epsilon, step_size=self.step_size)
+        for radius in self.radii:
+            check_distances(self.norm, curve=radius)
         check_normalization(self.mean, self.std)
         check_pixel_range(self.mean, self.std)
         check_at_least(1, self, "batch_size")
         check_batch_size(self.batch_size)
         check_at_least(0, self, "seed", "examples", "size")
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """The radii of `curve`; none where there is none."""
+        try:
+            return parse_radii(self.curve) if self.curve else ()
+        except ValueError as error:
+            raise ValueError(f"curve {error}") from None
 
 
 def parse(

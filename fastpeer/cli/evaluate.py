@@ -45,7 +45,7 @@ def eval_command(words: Sequence[str]) -> None:
         runs = arguments.runs or (newest_run().path,)
         targets = find_targets(runs, arguments.checkpoints, arguments.force_settings)
         protocol = replace(protocol, surrogates=_surrogates(arguments, targets))
-        for target in targets:
+        for target in targets if not arguments.stored else ():
             # Before hours of attacks, not after them.
             check_storable(target.results_file)
         _evaluate(targets, protocol, arguments, console)
@@ -66,21 +66,13 @@ def _evaluate(
             results[target] = row
             for result in attacks:
                 row.append(result)
-                writer.add(target.results_file, result)
+                if not arguments.stored:
+                    writer.add(target.results_file, result)
     finally:
         found = {target: row for target, row in results.items() if row}
         if found:
-            _printer(arguments)(found, Console())
+            _print(found, arguments)
     writer.check()
-
-
-def _printer(arguments: EvalArguments) -> "Callable[[Mapping[Target, Sequence[Result]], Console], None]":
-    from fastpeer.evaluation.paper_tables import paper_table, print_transfers
-    from fastpeer.evaluation.table import print_results
-
-    if arguments.table:
-        return paper_table(arguments.table).show
-    return print_transfers if arguments.surrogates else print_results
 
 
 def _attacks(arguments: EvalArguments) -> list[str]:
@@ -88,6 +80,10 @@ def _attacks(arguments: EvalArguments) -> list[str]:
     from fastpeer.evaluation.attack_names import known_name, parse_attacks
     from fastpeer.evaluation.paper_tables import paper_table
 
+    other = "--table" if arguments.table else "--surrogates" if arguments.surrogates else ""
+    for flag, given in (("--stored", arguments.stored), ("--curve", arguments.curve)):
+        if other and given:
+            raise UserError(f"{flag} and {other} do not go together: leave one out")
     if arguments.table:
         if arguments.attacks != EvalArguments.attacks:
             raise UserError(f"--table {arguments.table} has its own attacks: leave --attacks out")
@@ -120,6 +116,31 @@ def _surrogates(arguments: EvalArguments, targets: "Sequence[Target]") -> "tuple
     return tuple(find_targets(paths, "best", arguments.force_settings)) if paths else ()
 
 
+def _print(results: "dict[Target, list[Result]]", arguments: EvalArguments) -> None:
+    from fastpeer.evaluation.comparison import print_comparisons
+    from fastpeer.evaluation.details import print_by_class
+
+    console = Console()
+    _main_table(arguments)(results, console)
+    if arguments.per_class:
+        print_by_class(results, console)
+    print_comparisons(results, console)
+
+
+def _main_table(
+    arguments: EvalArguments,
+) -> "Callable[[Mapping[Target, Sequence[Result]], Console], None]":
+    from fastpeer.evaluation.details import print_curves
+    from fastpeer.evaluation.paper_tables import paper_table, print_transfers
+    from fastpeer.evaluation.table import print_results
+
+    if arguments.table:
+        return paper_table(arguments.table).show
+    if arguments.surrogates:
+        return print_transfers
+    return print_curves if arguments.curve else print_results
+
+
 def _protocol(arguments: EvalArguments) -> "Protocol":
     from fastpeer.device import choose_device
     from fastpeer.evaluation.protocol import Protocol
@@ -137,6 +158,7 @@ def _protocol(arguments: EvalArguments) -> "Protocol":
         mean=arguments.mean,
         std=arguments.std,
         norm=arguments.norm,
+        curve=arguments.radii,
     )
 
 
@@ -147,7 +169,10 @@ def _results(
     arguments: EvalArguments,
     console: Console,
 ) -> "Iterator[Result]":
-    """Yield a target's results as they are found."""
+    """Yield a target's results as they are found, or as they were stored."""
+    if arguments.stored:
+        yield from protocol.stored(target)
+        return
     run = protocol.run_tutors if arguments.table == 2 else protocol.run
     known_results = _same_weights(target, known)
     yield from known_results or run(target, arguments.data, arguments.model, watch_on(console))

@@ -27,7 +27,7 @@ fastpeer COMMAND --help tells all options of a command; fastpeer --version its v
 
 SPELLED_OUT = {
     "α": "alpha", "γ": "gamma", "ε": "epsilon", "λ": "lambda", "τ": "tau",
-    "×": "x", "²": "^2", "∞": "inf", "…": "...", "–": "-", "−": "-",
+    "×": "x", "±": "+-", "²": "^2", "∞": "inf", "…": "...", "–": "-", "−": "-",
 }  # fmt: skip
 """What a terminal of few characters is given instead."""
 

@@ -34,6 +34,8 @@ def plan(trainer: "Trainer") -> Iterator[str]:
     peer = "; the peer's on the student's examples" if "peer" in setup.networks else ""
     often = f"each {config.selection.every} epochs'" if config.selection.every > 1 else "each epoch's"
     yield f"at {often} end: {trainer.selection.describe()}{peer}"
+    if config.record.cross_robustness:
+        yield trainer.cross_robustness.describe()
     yield from _contention(setup.device)
 
 

@@ -1,5 +1,6 @@
 """Settings, their files, and the recipes that are shipped."""
 
+from fastpeer.config.checks import check_at_least, check_batch_size
 from fastpeer.config.distances import (
     Norm,
     PixelDistance,
@@ -8,6 +9,7 @@ from fastpeer.config.distances import (
     doubts,
     format_fraction,
     parse_fraction,
+    parse_radii,
 )
 from fastpeer.config.settings import (
     AttackConfig,
@@ -21,6 +23,7 @@ from fastpeer.config.settings import (
     PaperConfig,
     Precision,
     Reader,
+    RecordConfig,
     Residency,
     SelectionConfig,
     Split,
@@ -28,8 +31,6 @@ from fastpeer.config.settings import (
     Switch,
     TeacherConfig,
     TrainConfig,
-    check_at_least,
-    check_batch_size,
     teacher_flag,
     teacher_words,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "PixelDistance",
     "Precision",
     "Reader",
+    "RecordConfig",
     "Residency",
     "SelectionConfig",
     "Split",
@@ -64,6 +66,7 @@ __all__ = [
     "doubts",
     "format_fraction",
     "parse_fraction",
+    "parse_radii",
     "teacher_flag",
     "teacher_words",
 ]

@@ -7,13 +7,13 @@ from fastpeer.config.recipes import list_recipes, load_recipe
 from fastpeer.config.toml import flat
 
 INCIDENTAL = (
-    "seed", "precision", "log.", "engine.", "data.dataset", "data.residency", "data.reader",
+    "seed", "precision", "log.", "record.", "engine.", "data.dataset", "data.residency", "data.reader",
     "teacher.weights", "natural_teacher.weights", "checkpoint.", "train.on_nonfinite", "train.rollback",
 )  # fmt: skip
 """Settings, or the beginnings of their names, that make no run depart from its recipe."""
 CHANGEABLE = (
     "train.epochs", "train.max_steps", "train.on_nonfinite", "train.rollbacks", "checkpoint.", "log.",
-    "engine.", "data.residency", "data.reader", "teacher.weights", "natural_teacher.weights",
+    "record.", "engine.", "data.residency", "data.reader", "teacher.weights", "natural_teacher.weights",
 )  # fmt: skip
 """Settings, and sections of them, that a run may be resumed with other values of."""
 NETWORKS = (

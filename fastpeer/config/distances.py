@@ -36,6 +36,21 @@ def format_fraction(value: float) -> str:
     return f"{numerator}/255" if numerator and numerator / 255 == value else repr(value)
 
 
+def parse_radii(text: str) -> tuple[float, ...]:
+    """Read increasing radii such as "0,2,4,8,16/255"; the denominator behind the last holds for all.
+
+    Raises:
+        ValueError: they are no numbers, fewer than two, or do not increase; begins with "must be".
+    """
+    *others, last = (part.strip() for part in text.split(","))
+    _, slash, denominator = last.partition("/")
+    shared = slash + denominator if not any("/" in part for part in others) else ""
+    radii = (*(parse_fraction(part + shared) for part in others), parse_fraction(last))
+    if len(radii) < 2 or list(radii) != sorted(set(radii)):
+        raise ValueError(f"must be two or more increasing radii, such as 0,2,4,8,16/255, got {shown(text)}")
+    return radii
+
+
 PixelDistance = Annotated[
     float,
     PrimitiveConstructorSpec(

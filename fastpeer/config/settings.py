@@ -4,12 +4,12 @@ The same names are TOML keys (`[attack] steps = 10`) and flags (`--attack.steps 
 Unless a docstring says otherwise, a default is the released PeerAiD value for ResNet-18 on CIFAR-10.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro.conf
 
+from fastpeer.config.checks import check_at_least, check_batch_size
 from fastpeer.config.distances import LARGEST_SIZE, Norm, PixelDistance, check_distances
 from fastpeer.errors import UserError
 from fastpeer.methods import LossSettings, Method, build_table, default_loss
@@ -22,7 +22,6 @@ Split = Literal["val", "test"]
 Switch = Literal["auto", "on", "off"]
 Residency = Literal["auto", "host", "device"]
 Reader = Literal["auto", "numpy", "ffcv"]
-LARGEST_BATCH = 1 << 20
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 
@@ -282,6 +281,25 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What is measured over the epochs beside the training, which it leaves as it is, to the last bit."""
+
+    cross_robustness: bool = False
+    """Record the accuracies of student, peer and teachers on each other's adversarial examples, on training
+    and on selection images: a few per cent of an epoch's time (the log says how much)."""
+    images: int = 500
+    """Images of each, evenly spread and the same in all epochs; 0: all."""
+    steps: int = 10
+    """PGD steps; norm, epsilon and step size are the attack's."""
+    every: int = 1
+    """At the end of every so many epochs, and of the last one."""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "steps", "every")
+        check_at_least(0, self, "images")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PaperConfig:
     """What the paper reports for a recipe's row, in per cent; the evaluation prints it beside its own."""
 
@@ -327,6 +345,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
     paper: Annotated[PaperConfig | None, tyro.conf.Suppress, tyro.conf.Fixed] = None
     """The paper's figures for this recipe; not a flag."""
 
@@ -367,19 +386,6 @@ def teacher_words(role: str) -> str:
 def teacher_flag(role: str) -> str:
     """Return the flag that names a teacher's weights; those of its settings begin with it."""
     return f"--{role.replace('_', '-')}"
-
-
-def check_at_least(low: float, config: Any, *names: str) -> None:
-    """Raise ValueError where one of a dataclass's fields, of these names, is below `low` or not finite."""
-    for name in names:
-        if not low <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name} must be {low} or more, got {getattr(config, name)}")
-
-
-def check_batch_size(size: int) -> None:
-    """Raise ValueError for more images at once than any device has memory for."""
-    if size > LARGEST_BATCH:
-        raise ValueError(f"batch_size must be at most {LARGEST_BATCH:,}, got {size}")
 
 
 def _check_networks(config: Any, *names: str) -> None:

@@ -13,7 +13,7 @@ from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch, EvaluationStream
 from fastpeer.evaluation.attack_names import AttackName, Workbench, known_name
 from fastpeer.evaluation.attacks import AttackSettings, LabelAttack, Progress, Record
-from fastpeer.evaluation.verdicts import VerdictsFile
+from fastpeer.evaluation.verdicts import Verdicts, VerdictsFile
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import Options, choose_options
 from fastpeer.step.precision import number_format
@@ -32,6 +32,7 @@ class Classified:
         broken: how many images each of AutoAttack's attacks broke, and were wrong without one ("clean").
         reasons: why the images classified correctly may be too many.
         seconds: of AutoAttack, those before a stop included; 0: of the others.
+        verdicts: of AutoAttack, which of its attacks each image fell to.
     """
 
     correct: Tensor
@@ -39,6 +40,7 @@ class Classified:
     broken: Mapping[str, int] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     seconds: float = 0.0
+    verdicts: Verdicts | None = None
 
 
 class Evaluator:
@@ -226,7 +228,7 @@ def _autoattack(
     with evaluating(network):
         verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file, parts)
     correct, finite = torch.from_numpy(verdicts.correct), torch.from_numpy(verdicts.finite)
-    return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds)
+    return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds, verdicts)
 
 
 def _with_progress(

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Norm, check_fits, doubts
+from fastpeer.config import Norm, check_fits, doubts, format_fraction
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
@@ -23,8 +23,9 @@ from fastpeer.evaluation.accuracy import Classified, classify_under_attack, eval
 from fastpeer.evaluation.attack_names import AUTOATTACK, fewest_steps, known_name
 from fastpeer.evaluation.attacks import AttackSettings, Progress
 from fastpeer.evaluation.autoattack import target_count
+from fastpeer.evaluation.by_image import ByImage
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
-from fastpeer.evaluation.results import Result
+from fastpeer.evaluation.results import Result, read_results
 from fastpeer.evaluation.targets import Target
 from fastpeer.evaluation.tutors import find_tutors, tutored
 from fastpeer.evaluation.verdicts import VerdictsFile
@@ -88,6 +89,8 @@ class Protocol:
         mean, std: normalisation inside the networks; empty: as their runs or weight files record it.
         weights_key: which set of weights in a file with several; empty: the usual one.
         surrogates: networks that the images are made against, in place of the target; none: the target.
+        curve: radii at which each attack is made in place of `epsilon`, 0 being the clean images; the step
+            size keeps its ratio to the radius. Empty: `epsilon` alone.
     """
 
     attacks: list[str]
@@ -103,10 +106,27 @@ class Protocol:
     weights_key: str = ""
     norm: Norm = "linf"
     surrogates: tuple[Target, ...] = ()
+    curve: tuple[float, ...] = ()
+
+    @property
+    def planned(self) -> list[tuple[str, float, float]]:
+        """The attacks in their order, each at all radii: name, radius and step size."""
+        radii = self.curve or (self.epsilon,)
+        names = [name for name in self.attacks if name != "clean"]
+        clean = "clean" in self.attacks or 0 in self.curve
+        points = [(name, radius, self._step_size(radius)) for name in names for radius in radii]
+        own = ("clean", self.epsilon, self.step_size)
+        return [own] * clean + [point for point in points if point[1] > 0 or not self.curve]
+
+    def _step_size(self, radius: float) -> float:
+        # Not computed at the radius itself, where rounding would make it another one.
+        same = radius == self.epsilon or self.epsilon == 0
+        return self.step_size if same else self.step_size * (radius / self.epsilon)
 
     def doubts(self) -> Iterator[str]:
         """Yield a line for each setting that looks like one of another norm."""
-        return doubts(self.norm, self.epsilon, self.step_size, fewest_steps(self.attacks))
+        for radius in self.curve or (self.epsilon,):
+            yield from doubts(self.norm, radius, self._step_size(radius), fewest_steps(self.attacks))
 
     def run(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
         """Attack a student with each attack in turn, and yield the results as they are found.
@@ -122,9 +142,11 @@ class Protocol:
         """
         subject = self._subject(target, data, model)
         surrogates = [self._other(surrogate, subject) for surrogate in self.surrogates]
-        for name in self.attacks:
+        for name, radius, step_size in self.planned:
+            asked = replace(self, epsilon=radius, step_size=step_size)
+            at = f", epsilon {format_fraction(radius)}" if self.curve else ""
             for attacked in surrogates if surrogates and name != "clean" else [subject]:
-                yield self._attacked(name, subject, attacked, watch)
+                yield asked._attacked(name, subject, attacked, f"{subject.target.label}: {name}{at}", watch)
 
     def run_tutors(self, target: Target, data: Path | None, model: str, watch: Watch) -> Iterator[Result]:
         """Hold a student against each of its tutors, as `tutored` does; arguments as of `run`.
@@ -163,6 +185,7 @@ class Protocol:
         side = self._image_size(target, dataset)
         dataset = dataset.seen_at(side, "--size")
         check_fits(self.norm, self.epsilon, dataset.size, "--epsilon")
+        check_fits(self.norm, max(self.curve, default=0.0), dataset.size, "--curve")
         network, sha256 = self._loaded(target, model, dataset)
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
@@ -176,9 +199,9 @@ class Protocol:
         hidden = self._hidden_gradients(target, network, subject.stream)
         return replace(subject, target=target, network=network, sha256=sha256, hidden=hidden)
 
-    def _attacked(self, name: str, subject: Subject, attacked: Subject, watch: Watch) -> Result:
+    def _attacked(self, name: str, subject: Subject, attacked: Subject, title: str, watch: Watch) -> Result:
         """Return how a subject classifies images that are made against itself, or against another network."""
-        facts, title, other = self._facts(subject), f"{subject.target.label}: {name}", None
+        facts, other = self._facts(subject), None
         if attacked is not subject:
             title, other = f"{title} from {attacked.target.label}", attacked.network
             facts |= {"source": attacked.target.label, "source_sha256": attacked.sha256}
@@ -193,6 +216,32 @@ class Protocol:
         _warn(subject.target, [reason for reason in found.reasons if reason not in attacked.hidden])
         warnings = () if name == "clean" else tuple(dict.fromkeys([*attacked.hidden, *found.reasons]))
         return _result(name, found, seconds, facts | {"warnings": warnings}, subject)
+
+    def stored(self, target: Target) -> Iterator[Result]:
+        """Yield what former evaluations with these settings have stored of a student, in the attacks' order.
+
+        Raises:
+            UserError: one of the attacks was not made, or with other settings.
+        """
+        sha256, results = target.sha256, read_results(target.results_file)
+        for name, radius, step_size in self.planned:
+            asked = (name, self.norm, radius, step_size, self.seed, self.batch_size, sha256, target.label, "")
+            # The newest stands last.
+            for result in reversed(results):
+                if self._settings_of(result) == asked and self.examples in (0, result.images):
+                    yield result
+                    break
+            else:
+                at = "" if name == "clean" else f" at epsilon {format_fraction(radius)}"
+                raise UserError(
+                    f"{target.results_file} holds no result of {target.label} under {name}{at} with these"
+                    " settings: evaluate without --stored"
+                )
+
+    def _settings_of(self, result: Result) -> tuple[object, ...]:
+        ball = (result.attack, result.norm, result.epsilon, result.step_size)
+        network = (result.weights_sha256, result.target, result.source)
+        return (*ball, result.seed, result.batch_size, *network)
 
     def _loaded(self, target: Target, model: str, dataset: PreparedDataset) -> tuple[nn.Module, str]:
         """Return a student on the device, and the SHA-256 of the bytes that it was loaded from."""
@@ -299,6 +348,7 @@ def _result(
 ) -> Result:
     targeted = {"apgd-t", "fab-t"} & set(known_name(attack).attack.parts)
     targets = target_count(len(subject.dataset.classes)) if targeted else None
+    by_image = _by_image(found, subject)
     return Result(
         attack=attack,
         correct=int(found.correct.sum()),
@@ -307,7 +357,22 @@ def _result(
         seconds=seconds,
         targets=targets,
         broken=dict(found.broken),
+        worst_class=asdict(by_image.worst_class()),
+        by_image=by_image,
         **facts,
+    )
+
+
+def _by_image(found: Classified, subject: Subject) -> ByImage:
+    indices, verdicts = subject.stream.indices, found.verdicts
+    return ByImage(
+        index=indices.astype(np.int32),
+        label=subject.stream.source.labels[indices].astype(np.int32),
+        correct=found.correct.numpy(),
+        finite=found.finite.numpy(),
+        fallen=np.zeros(0, np.int8) if verdicts is None else verdicts.fallen,
+        attacks=() if verdicts is None else verdicts.attacks,
+        classes=tuple(subject.dataset.classes),
     )
 
 

@@ -4,13 +4,15 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from statistics import NormalDist
 from tempfile import TemporaryFile
 from typing import Any, get_origin, get_type_hints
 
 from fastpeer.errors import UserError, one_line, shown
+from fastpeer.evaluation.by_image import ByImage, read_by_image, write_by_image
 from fastpeer.files import read_text, update_atomically
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,11 @@ class Result:
             is another; left out of the file where it is none.
         cosines: mean cosine similarities of a tutor's features, by what is compared (`Tutored`); left out of
             the file where there are none.
+        worst_class: name, correct and images of the class with the lowest accuracy; left out of the file
+            where it is not known, as of older results.
+        by_image_file, by_image_sha256: the file in `verdicts_folder` that tells how each image was
+            classified, and its checksum; left out where there is none, as of older results.
+        by_image: what that file holds, of a result that was just found; not part of the results' file.
     """
 
     target: str
@@ -78,6 +85,10 @@ class Result:
     source: str = ""
     source_sha256: str = ""
     cosines: Mapping[str, float] = field(default_factory=dict)
+    worst_class: Mapping[str, Any] = field(default_factory=dict)
+    by_image_file: str = ""
+    by_image_sha256: str = ""
+    by_image: ByImage | None = field(default=None, compare=False, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -103,6 +114,11 @@ class Result:
         return (*subject, self.attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
+LEFT_OUT = (
+    "non_finite", "warnings", "weights_key", "mean", "std", "broken", "worst_class", "by_image_file",
+    "by_image_sha256", "by_image",
+)  # fmt: skip
+"""Fields of a result that stand in the file only where there is something to tell."""
 SPARE = 100_000
 """Bytes that the results of an evaluation may add to a file."""
 
@@ -152,20 +168,62 @@ class ResultsWriter:
 
 
 def store_results(file: Path, results: Iterable[Result]) -> None:
-    """Add results to a file, replacing earlier ones with the same key.
+    """Add results to a file, replacing earlier ones with the same key; before, write their `by_image`.
 
     Another process may add to the file at the same time; both keep theirs.
 
     Raises:
         UserError: the file holds anything else, or cannot be written.
     """
+    new = [_with_file(result, verdicts_folder(file)) for result in results]
+    replaced: set[str] = set()
 
     def added() -> str:
-        stored = {result.key: result for result in [*read_results(file), *results]}
+        former = read_results(file)
+        stored = {result.key: result for result in [*former, *new]}
+        replaced.update(_files(former) - _files(stored.values()))
         entries = [_entry(result) for result in stored.values()]
         return json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n"
 
     update_atomically(file, added)
+    for name in replaced:
+        # Its name alone: the file may be a stranger's, and lead anywhere.
+        (verdicts_folder(file) / Path(name).name).unlink(missing_ok=True)
+
+
+def verdicts_folder(file: Path) -> Path:
+    """Return the folder for what each image fell to, beside a file of results."""
+    own = file.name.removesuffix("results.json")
+    return file.with_name(f"{own}verdicts")
+
+
+def images_of(file: Path, result: Result) -> ByImage:
+    """Return how each image was classified, as found just now or stored beside a file of results.
+
+    Raises:
+        UserError: it was not stored, or is missing or damaged.
+    """
+    if result.by_image is not None:
+        return result.by_image
+    if not result.by_image_file:
+        raise UserError(
+            f"{file} does not tell how {result.target} classified each image under {result.attack}: it was"
+            " written by an older fastpeer; evaluate again"
+        )
+    return read_by_image(verdicts_folder(file) / Path(result.by_image_file).name, result.by_image_sha256)
+
+
+def _with_file(result: Result, folder: Path) -> Result:
+    """Return a result that names the file, written here, of how each image was classified."""
+    if result.by_image is None:
+        return result
+    key = sha256(repr(result.key).encode()).hexdigest()[:8]
+    name, checksum = write_by_image(result.by_image, folder, f"{result.attack}-{key}")
+    return replace(result, by_image_file=name, by_image_sha256=checksum)
+
+
+def _files(results: Iterable[Result]) -> set[str]:
+    return {result.by_image_file for result in results if result.by_image_file}
 
 
 def wilson_interval(correct: int, images: int) -> tuple[float, float]:
@@ -178,12 +236,9 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
 
 
 def _entry(result: Result) -> dict[str, Any]:
-    entry = {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
-    optional = ("non_finite", "warnings", "weights_key", "mean", "std", "broken")
-    for name in (*optional, "role", "source", "source_sha256", "cosines"):
-        if not entry[name]:
-            del entry[name]
-    return entry
+    plain = asdict(replace(result, by_image=None))
+    entry = {**plain, "accuracy": result.accuracy, "interval95": result.confidence_interval}
+    return {name: value for name, value in entry.items() if value or name not in LEFT_OUT}
 
 
 def _result(entry: dict[str, Any]) -> Result:

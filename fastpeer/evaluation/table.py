@@ -9,6 +9,7 @@ from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
+from fastpeer.evaluation.seeds import Spread, seed_groups, spreads
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
@@ -39,6 +40,7 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
 def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:
     attacks = [result.attack for result in max(results.values(), key=len)]
     sections = [_section(rows, attacks) for rows in _by_run(results)]
+    sections += [[_seeds_row(group, results, attacks)] for group in seed_groups(list(results))]
     norm = next(iter(results.values()))[0].norm
     return FigureTable(("student", *(heading(attack, norm) for attack in attacks)), sections)
 
@@ -53,6 +55,19 @@ def _section(rows: Mapping[Target, Sequence[Result]], attacks: Sequence[str]) ->
     return section
 
 
+def _seeds_row(
+    group: Sequence[Target], results: Mapping[Target, Sequence[Result]], attacks: Sequence[str]
+) -> Row:
+    found = {attack: _spread_cell(spread) for attack, spread in spreads(group, results)}
+    name = f"mean of {len(group)} seeds, {group[0].checkpoint}"
+    return Row(name, [found.get(attack, "") for attack in attacks], "bold")
+
+
+def _spread_cell(spread: Spread) -> str:
+    text = f"{spread.mean:.2f} ± {spread.deviation:.2f}"
+    return f"{text} {WARNED}" if spread.doubtful else text
+
+
 def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target, Sequence[Result]]]:
     """Group the students by run, in order of appearance; weights that belong to no run are a group each."""
     runs: dict[object, dict[Target, Sequence[Result]]] = {}
@@ -63,12 +78,17 @@ def _by_run(results: Mapping[Target, Sequence[Result]]) -> Iterable[dict[Target,
 
 def title(result: Result) -> str:
     """Return what stands above a table of results like this one: images, data set and ball."""
-    images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
     radius = format_fraction(result.epsilon)
     ball = f"{NORMS.get(result.norm, result.norm)} epsilon {radius}"
     usual = (result.norm, result.step_size) == ("linf", 2 / 255)
     steps = "" if usual else f" in steps of {format_fraction(result.step_size)}"
-    return f"accuracy in % on {images} test images of {result.dataset}, {ball}{steps}, fp32"
+    return f"accuracy in % on {images_text(result)}, {ball}{steps}, fp32"
+
+
+def images_text(result: Result) -> str:
+    """Tell which images were attacked, such as 500 of 10000 test images of cifar10."""
+    images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
+    return f"{images} test images of {result.dataset}"
 
 
 def comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
@@ -95,7 +115,13 @@ def notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
     for target, row in results.items():
         for warning in dict.fromkeys(warning for result in row for warning in result.warnings):
             yield f"{WARNED} {target.label}: {warning}"
+    for names in dict.fromkeys(map(_run_names, seed_groups(list(results)))):
+        yield f"{names}: differ in their seed alone; ± is the standard deviation over them (n − 1)"
     yield from _notes_on_figures([result for row in results.values() for result in row])
+
+
+def _run_names(targets: Sequence[Target]) -> str:
+    return ", ".join(str(target.run.path) for target in targets if target.run)
 
 
 def _notes_on_run(config: Config, result: Result) -> Iterator[str]:

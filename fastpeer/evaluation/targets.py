@@ -9,6 +9,7 @@ from fastpeer.checkpoint import load_state, saved_settings
 from fastpeer.config import Config
 from fastpeer.config.differences import NETWORKS, differences
 from fastpeer.errors import UserError
+from fastpeer.evaluation.results import verdicts_folder
 from fastpeer.files import file_sha256
 from fastpeer.links import student_weights
 from fastpeer.manifest import check_files, is_in_checkpoint
@@ -39,12 +40,14 @@ class Target:
         weights: the weight file.
         run: the run it belongs to, or None.
         config: the run's settings, or None.
+        checkpoint: which of a run's `CHECKPOINTS` it is; empty: a file or folder that was named itself.
     """
 
     label: str
     weights: Path
     run: RunFolder | None
     config: Config | None
+    checkpoint: str = ""
 
     @property
     def results_file(self) -> Path:
@@ -54,7 +57,7 @@ class Target:
     @property
     def verdicts_folder(self) -> Path:
         """The folder for what each image fell to: in the run, or beside weights that belong to none."""
-        return self.run.verdicts if self.run else Path(f"{self.weights}.verdicts")
+        return verdicts_folder(self.results_file)
 
     @property
     def sha256(self) -> str:
@@ -135,7 +138,7 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
         weights = run.checkpoint(checkpoint) / file
         if weights.is_file() and not (name == "swa" and _average_is_unfinished(run)):
             count += 1
-            yield Target(f"{label} {name}", weights, run, config)
+            yield Target(f"{label} {name}", weights, run, config, name)
         elif name in expected:
             raise UserError(f"{weights} is missing, though the run had saved it; {_OTHERS}")
         elif not use_all:

@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 """A line of metrics.jsonl: numbers, texts and nested mappings of numbers, with the run's `step`."""
-Mark = tuple[int, bool]
-"""What tells a run's records apart: the step, and whether it holds an epoch's accuracies."""
+Mark = tuple[int, str]
+"""What tells a run's records apart: the step, and which kind it is."""
+KINDS = ("selection", "cross_robustness")
+"""Kinds of records at an epoch's end, each with a field of that name."""
 
 
 class Logger(Protocol):
@@ -78,7 +80,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 def mark_of(record: Record) -> Mark:
     """Return what tells a record apart from all others of its run."""
-    return int(record["step"]), "selection" in record
+    return int(record["step"]), next((kind for kind in KINDS if kind in record), "")
 
 
 class _Guarded:

@@ -10,6 +10,7 @@ from torch import nn
 from fastpeer.config import TrainConfig
 from fastpeer.errors import UserError
 from fastpeer.methods import Method
+from fastpeer.run_folder import RunFolder
 from fastpeer.step.loss import active_terms
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,12 @@ def first_non_finite(
         if bad := _first_of(network):
             return f"the weight {bad}", f"of the {name}"
     return "", ""
+
+
+def last_good(run: RunFolder) -> str:
+    """Tell which checkpoint of a run is from before its values were not finite."""
+    last = run.checkpoint("last")
+    return f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
 
 
 def _first_of(network: nn.Module) -> str:

@@ -45,6 +45,7 @@ def _parts_left(trainer: Trainer) -> list[Part]:
     evaluated = {epoch for epoch in epochs if trainer.evaluates(epoch, last)}
     # The average is evaluated by itself.
     evaluations = len(evaluated) + len(evaluated & averaged)
+    recorded = sum(trainer.cross_robustness.is_due(epoch, last) for epoch in epochs)
     return [
         Part("step", steps, trainer.pace.seconds),
         Part(
@@ -55,6 +56,7 @@ def _parts_left(trainer: Trainer) -> list[Part]:
         Part(
             "BatchNorm pass of the average", len(averaged), _averaging_seconds(trainer) if averaged else 0.0
         ),
+        Part("record of cross-robustness", recorded, _recording_seconds(trainer) if recorded else 0.0),
     ]
 
 
@@ -70,6 +72,11 @@ def _evaluation_seconds(trainer: Trainer) -> float:
         trainer.step.compiler is not None,
     )
     return seconds * len(stream.indices) / len(batch.indices)
+
+
+def _recording_seconds(trainer: Trainer) -> float:
+    record = trainer.cross_robustness
+    return timed(record.measure, trainer.setup.device, trainer.step.compiler is not None)
 
 
 def _averaging_seconds(trainer: Trainer) -> float:

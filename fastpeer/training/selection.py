@@ -1,6 +1,7 @@
 """Accuracies at an epoch's end, which select the best epoch."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -85,6 +86,11 @@ class Selection:
         }
         return {name: {"clean": natural[name], names[name]: robust[name]} for name in networks}
 
+    def record(self, accuracies: Mapping[str, Accuracies]) -> dict[str, Any]:
+        """Return what the log keeps of an evaluated epoch, but for the epoch and its warnings."""
+        facts = {"split": self.split, "images": self.images, "precision": self.precision}
+        return {**facts, "selection": accuracies}
+
     def is_better(self, accuracies: Mapping[str, float], best: Mapping[str, float]) -> bool:
         """Compare by the metric, then by clean accuracy; of equal epochs, the first stays the best."""
         return (accuracies[self.metric], accuracies["clean"]) > (best[self.metric], best["clean"])
@@ -103,7 +109,7 @@ class Selection:
         )  # fmt: skip
 
     def _accuracies(self, evaluator: Evaluator) -> Accuracies:
-        return {name: _percent(correct) for name, correct in evaluator.correct(self._batches()).items()}
+        return {name: percent(correct) for name, correct in evaluator.correct(self._batches()).items()}
 
     def _batches(self) -> Iterator[Batch]:
         for batch in self._stream:
@@ -111,5 +117,6 @@ class Selection:
             yield batch
 
 
-def _percent(correct: Tensor) -> float:
+def percent(correct: Tensor) -> float:
+    """Return the accuracy in % of bool (N,)."""
     return 100 * correct.double().mean().item()

@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Sent when a machine shuts down, and when a terminal or connection is closed."""
 
@@ -30,6 +31,12 @@ class StopRequest:
         """Raise `Stopped` if a stop was requested."""
         if self.requested:
             raise Stopped
+
+    def checked(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Yield batches; before each, raise `Stopped` if a stop was requested."""
+        for batch in batches:
+            self.check()
+            yield batch
 
 
 @contextmanager

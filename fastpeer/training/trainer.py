@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -19,11 +19,12 @@ from fastpeer.run_folder import RunFolder
 from fastpeer.step.step import StepResult, TrainingStep
 from fastpeer.training.averaging import AveragedStudent
 from fastpeer.training.checkpoints import Checkpoints
+from fastpeer.training.cross_robustness import CrossRobustness
 from fastpeer.training.forecast import Pace
 from fastpeer.training.log import Interval, MetricsLog, report_faults
 from fastpeer.training.memory import out_of_memory
 from fastpeer.training.metrics_file import LogMark
-from fastpeer.training.nonfinite import NonFinite, first_non_finite
+from fastpeer.training.nonfinite import NonFinite, first_non_finite, last_good
 from fastpeer.training.progress import Reporter
 from fastpeer.training.schedule import learning_rate
 from fastpeer.training.selection import Selection
@@ -31,6 +32,7 @@ from fastpeer.training.setup import TrainingSetup
 from fastpeer.training.signals import Stopped, StopRequest
 from fastpeer.training.state_checks import check_state
 from fastpeer.training.step_errors import user_message
+from fastpeer.training.too_good import TooGood
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Trainer:
         pace: how long a step takes, once it was measured.
         average: the averaged student; None if the settings do without.
         interval: sums since the last log line.
+        cross_robustness: what is recorded of it, if the settings ask for it.
         summary: accuracies of the checkpoints last, swa, best and best-swa, as far as they were evaluated.
     """
 
@@ -76,6 +79,8 @@ class Trainer:
         self.position = Position()
         self.step = TrainingStep(config, setup.method.at(0), setup.all_networks, max(setup.dataset.size))
         self.selection = self.selection_on(setup.selection)
+        self.cross_robustness = CrossRobustness(config, setup, self.step, stop)
+        self._too_good = TooGood(config, setup)
         self.average: AveragedStudent | None = None
         if config.swa_start is not None:
             student = setup.networks["student"]
@@ -85,6 +90,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run, config, setup)
         self.rollbacks = 0
         self._log_mark = LogMark()
+        self._accuracy: dict[str, float] = {}
         self._shown: float | None = None
         self.pace = Pace(setup.device, self.step.compiler)
 
@@ -162,6 +168,7 @@ class Trainer:
         self._use_table_of(max(0, self.position.epoch - (self.position.in_epoch == 0)))
         self.step.balance.load_state(state.get("balance", {}))
         self.interval.load_state(state["interval"])
+        self._accuracy = state.get("accuracy", {})
         self.summary = state["summary"]
         self.rollbacks = state.get("rollbacks", 0)
         self._log_mark = LogMark(state["log_length"], state.get("log_sha256", ""), self.position.step)
@@ -269,6 +276,7 @@ class Trainer:
 
     def _log_interval(self) -> None:
         record = self._interval_record(self.interval.record())
+        self._accuracy = record["accuracy"]
         report_faults(record)
         self.log.write(record)
         self._show(record)
@@ -303,17 +311,22 @@ class Trainer:
     ) -> None:
         what, details = first_non_finite(losses, self.step.method, networks)
         if what:
-            last = self.run.checkpoint("last")
-            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
             where = f"at step {self.position.step}; {details}, learning rate {self.learning_rate():g}"
-            raise NonFinite(f"{what} is not finite {where}; {kept}")
+            raise NonFinite(f"{what} is not finite {where}; {last_good(self.run)}")
 
     def _finish_epoch(self) -> None:
         """Average, evaluate and select; a run stopped meanwhile repeats all of it when it is resumed."""
         epoch = self.position.epoch
         self._update_average(epoch)
+        recorded = None
+        if self.cross_robustness.is_due(epoch, self.config.train.epochs):
+            self.reporter.busy("recording cross-robustness")
+            recorded = self.cross_robustness.record(self.pace.seconds * self.steps_per_epoch)
         if self.evaluates(epoch, self.config.train.epochs) or self._at_max_steps():
             self._select(epoch)
+        if recorded is not None:
+            # Not before the selection, which may be stopped: the epoch's end is then repeated.
+            self.log.write({"epoch": epoch, "step": self.position.step, **recorded})
         # Only now: a run that is stopped before this has its averaging and selection still to do.
         self.position.epoch += 1
         self.position.in_epoch = 0
@@ -330,26 +343,15 @@ class Trainer:
         if self.average.count <= epoch - start:
             self.average.collect(self.setup.networks["student"])
         self.reporter.busy("BatchNorm statistics of the averaged student")
-        self.average.reestimate(self._averaging_batches(epoch))
-
-    def _averaging_batches(self, epoch: int) -> Iterator[Batch]:
-        for batch in self.setup.training.epoch(epoch, purpose="averaging"):
-            self.stop.check()
-            yield batch
+        self.average.reestimate(self.stop.checked(self.setup.training.epoch(epoch, purpose="averaging")))
 
     def _select(self, epoch: int) -> None:
         self.reporter.busy(f"evaluating the epoch on {self.selection.images} images")
         accuracies = self.selection.evaluate(self.setup.networks, "student")
         if self.average is not None and self.average.count:
             accuracies |= self.selection.evaluate({"swa": self.average.network}, "swa")
-        record = {
-            "epoch": epoch,
-            "step": self.position.step,
-            "split": self.selection.split,
-            "images": self.selection.images,
-            "precision": self.config.precision,
-            "selection": accuracies,
-        }
+        record = {"epoch": epoch, "step": self.position.step, **self.selection.record(accuracies)}
+        record |= self._too_good.record(self.step.method, self._accuracy, accuracies["student"])
         self.log.write(record)
         self._keep_best(epoch, accuracies)
         self.reporter.epoch(record)
@@ -390,6 +392,7 @@ class Trainer:
             "swa_count": 0 if self.average is None else self.average.count,
             "swa_measured": self.average is not None and self.average.measured,
             "interval": self.interval.state(),
+            "accuracy": self._accuracy,
             "summary": self.summary,
             "rollbacks": self.rollbacks,
             # A resumed run cuts metrics.jsonl to this length: later lines will be written again.

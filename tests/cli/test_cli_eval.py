@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_files import results, snapshot, weights
 from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
 
 from fastpeer.errors import UserError
 from fastpeer.evaluation import accuracy
@@ -401,3 +403,95 @@ def test_data_that_moved(fastpeer, finished: Path, tmp_path: Path) -> None:
     (finished / "run.json").write_text(json.dumps(facts), "utf-8")
     fastpeer("eval --attacks clean", finished).refused("gone")
     fastpeer("eval --attacks clean --data data/photos", finished).succeeded()
+
+
+@pytest.fixture
+def twins(original: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two runs that differ in their seed, and in their best student's last layer."""
+    runs = tmp_path / "one", tmp_path / "two"
+    for seed, run in enumerate(runs):
+        shutil.copytree(original, run, symlinks=True)
+        config = (run / "config.toml").read_text("utf-8")
+        (run / "config.toml").write_text(config.replace("seed = 0", f"seed = {seed}"), "utf-8")
+    file = runs[1] / "checkpoints" / "best" / "student.safetensors"
+    tensors = load_file(file)
+    tensors["linear.bias"] += torch.tensor([9.0, 0, 0, 0])
+    save_file(tensors, file)
+    (file.parent / "manifest.json").unlink(missing_ok=True)
+    return runs
+
+
+def test_runs_are_compared_image_by_image_and_over_seeds(fastpeer, twins: tuple[Path, Path]) -> None:
+    words = "eval --checkpoints best --attacks clean,pgd1"
+    shown = fastpeer(f"{words} --per-class", *twins).succeeded().out
+    table = rows(shown)
+    for number, attack in enumerate(("clean", "pgd1")):
+        verdicts = []
+        for run in twins:
+            entry = next(entry for entry in results(run / "results.json") if entry["attack"] == attack)
+            with np.load(run / "verdicts" / entry["by_image_file"]) as file:
+                verdicts.append(file["correct"])
+                labels, classes = file["label"], file["classes"].tolist()
+            assert entry["correct"] == verdicts[-1].sum()
+            worst = entry["worst_class"]
+            assert worst["correct"] == min(verdicts[-1][labels == label].sum() for label in range(4))
+            assert (worst["name"] in classes, worst["images"]) == (True, 3)
+        only = [int((verdicts[i] & ~verdicts[1 - i]).sum()) for i in (0, 1)]
+        p = binomtest(only[0], sum(only)).pvalue if sum(only) else 1
+        chance = ", which may be chance" if p > 0.05 else ""
+        images = "image" if only[0] == 1 else "images"
+        told = (
+            f"one best is right on {only[0]} {images} where two best is wrong, {only[1]} the other way, of 12"
+        )
+        assert f"  {['clean', 'PGD-1'][number]}: {told}: p = {p:.2g}{chance}\n" in shown
+        figures = [100 * verdict.mean() for verdict in verdicts]
+        assert (
+            table["mean of 2 seeds, best"][number]
+            == f"{np.mean(figures):.2f} ± {np.std(figures, ddof=1):.2f}"
+        )
+    assert f"{twins[0]}, {twins[1]}: differ in their seed alone" in shown
+    assert shown.count("worst class") == 2
+    stored = fastpeer(f"{words} --per-class --stored", *twins).succeeded().out
+    assert stored == shown
+
+
+def test_what_is_not_stored_is_not_shown(fastpeer, finished: Path) -> None:
+    fastpeer("eval --stored --checkpoints best", finished).refused("no result", "--stored")
+    assert not (finished / "results.json").exists()
+    fastpeer("eval --checkpoints best --attacks clean,pgd1", finished).succeeded()
+    for words in ("--attacks pgd2", "--attacks pgd1 --epsilon 4/255", "--attacks clean --seed 1"):
+        fastpeer(f"eval --stored --checkpoints best {words}", finished).refused("no result", "finished best")
+    (entry, _) = results(finished / "results.json")
+    (finished / "verdicts" / entry["by_image_file"]).write_bytes(b"")
+    fastpeer("eval --stored --checkpoints best --attacks clean", finished).succeeded()
+    fastpeer("eval --stored --per-class --checkpoints best --attacks clean", finished).refused("damaged")
+
+
+def test_a_curve(fastpeer, finished: Path) -> None:
+    shown = fastpeer("eval --checkpoints best --attacks pgd2 --curve 0,4,8,16/255", finished).succeeded().out
+    stored = results(finished / "results.json")
+    assert [entry["attack"] for entry in stored] == ["clean", "pgd2", "pgd2", "pgd2"]
+    sizes = [(entry["epsilon"], entry["step_size"]) for entry in stored[1:]]
+    assert sizes == [(4 / 255, 1 / 255), (8 / 255, 2 / 255), (16 / 255, 4 / 255)]
+    assert "accuracy in % over L-infinity epsilon" in shown
+    heads = next(line for line in shown.splitlines() if "student" in line)
+    assert re.findall(r"[\w/]+", heads) == ["student", "0", "4/255", "8/255", "16/255"]
+    assert rows(shown)["finished best"] == [f"{entry['accuracy']:.2f}" for entry in stored]
+    fastpeer("eval --checkpoints best --attacks pgd2", finished).succeeded()
+    assert len(results(finished / "results.json")) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--curve 8/255", ["--curve must be two or more increasing radii"]),
+        ("--curve 8,4/255", ["--curve must be two or more increasing"]),
+        ("--curve 0,x/255", ["--curve must be a number"]),
+        ("--curve 0,8", ["--curve must be from 0 to 1", "8/255"]),
+        ("--curve 0,", ["--curve must be"]),
+        ("--norm l2 --curve 0,500", ["--curve must be at most"]),
+    ],
+)
+def test_wrong_curves_are_refused(fastpeer, finished: Path, flags: str, words: list[str]) -> None:
+    fastpeer(f"eval {flags}", finished).refused(*words)
+    assert not (finished / "results.json").exists()

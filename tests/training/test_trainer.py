@@ -15,6 +15,7 @@ from fastpeer.config import (
     LogConfig,
     ModelConfig,
     OptimConfig,
+    RecordConfig,
     SelectionConfig,
     SwaConfig,
     TeacherConfig,
@@ -52,6 +53,7 @@ CPU = torch.device("cpu")
 MOVING = replace(CONFIG, method="mtard", loss=MtardLoss(rate=0.5))
 CHANGING = replace(CONFIG, method="iad", loss=IadLoss(begin=1))
 FROZEN = replace(CONFIG, optim=OptimConfig(milestones=(1,), freeze=("student.layer?.*", "peer.*bn*")))
+RECORDING = replace(CONFIG, record=RecordConfig(cross_robustness=True, images=7, steps=1))
 SWAPPING = replace(CONFIG, method="cat", loss=CatLoss())
 ALL_CHECKS = 2 * (5 + 5 + 4 * 2)
 """Number of stop checks in a run: after steps, and before batches of averaging and of the evaluations."""
@@ -226,6 +228,29 @@ def test_run_of_a_method_with_state_resumes_bit_exactly_after_a_stop_request(
         trainer_for(tmp_path / "run", config, StopAt(check)).train()
     trainer_for(tmp_path / "run", config).train()
     assert_same_run(tmp_path / "run", uninterrupted(config))
+
+
+def test_cross_robustness_leaves_the_training_as_it_is(uninterrupted):
+    ours, plain = uninterrupted(RECORDING), uninterrupted(CONFIG)
+    for checkpoint in ("last", "best", "best-swa"):
+        for file in (plain / "checkpoints" / checkpoint).glob("*.safetensors"):
+            assert same(load_file(ours / "checkpoints" / checkpoint / file.name), load_file(file))
+    records = metrics(ours)
+    assert [record for record in records if "cross_robustness" not in record] == metrics(plain)
+    cross = [record["cross_robustness"] for record in records if "cross_robustness" in record]
+    assert len(cross) == 2
+    for networks in cross:
+        assert list(networks) == ["train", "val"]
+        assert list(networks["val"]) == ["student", "peer"]
+        assert list(networks["val"]["peer"]) == ["clean", "on_student", "on_peer"]
+
+
+@pytest.mark.parametrize("check", [13, pytest.param(20, marks=pytest.mark.soak)])
+def test_run_stopped_while_it_records_resumes_bit_exactly(trainer_for, uninterrupted, tmp_path, check):
+    with pytest.raises(Stopped):
+        trainer_for(tmp_path / "run", RECORDING, StopAt(check)).train()
+    trainer_for(tmp_path / "run", RECORDING).train()
+    assert_same_run(tmp_path / "run", uninterrupted(RECORDING))
 
 
 class Shown(Reporter):
