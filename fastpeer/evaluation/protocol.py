@@ -222,11 +222,25 @@ class Protocol:
         name = name or recorded_network(target.weights, "--model")
         if not name:
             raise UserError(f"{target.weights} belongs to no run: name its network with --model NAME")
+        self._check_size(target, dataset)
         mean, std = (self.mean, self.std) if self.mean else self._recorded(target, name)
         network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
         load_weights(network, target.weights, self.weights_key)
         # So that logits without a gradient are seen to be cut off from the images.
         return network.requires_grad_(False)
+
+    def _check_size(self, target: Target, dataset: PreparedDataset) -> None:
+        """Refuse images of another size than the network was trained on, unless --size asks for it.
+
+        Pooling lets most networks take any size, and be wrong about it.
+        """
+        trained = recorded_facts(target.weights).size
+        if not self.size and len(trained) == 2 and trained != dataset.size:
+            own, given = (f"{size[0]}x{size[1]}" for size in (trained, dataset.size))
+            raise UserError(
+                f"{target.label} was trained on images of {own} pixels, got {given} in {dataset.folder}: name"
+                f" another --data, or ask for them by --size {dataset.size[0]}"
+            )
 
     def _recorded(self, target: Target, network: str) -> Normalization:
         """Return and log the normalisation that a run or file records; empty: none."""

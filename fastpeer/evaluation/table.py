@@ -67,8 +67,8 @@ def title(result: Result) -> str:
     radius = format_fraction(result.epsilon)
     ball = f"{NORMS.get(result.norm, result.norm)} epsilon {radius}"
     usual = (result.norm, result.step_size) == ("linf", 2 / 255)
-    steps = "" if usual else f" in steps of {format_fraction(result.step_size)}"
-    return f"accuracy in % on {images} test images of {result.dataset}, {ball}{steps}, fp32"
+    steps = "" if usual else f", steps of {format_fraction(result.step_size)}"
+    return f"accuracy in % on {images} test images of {result.dataset}, {ball}, fp32{steps}"
 
 
 def comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:
