@@ -73,7 +73,7 @@ def runs_command(words: Sequence[str]) -> None:
         print_line(
             console,
             "best: of the selection (held-out or test images, see fastpeer info); test: eval's, on all test"
-            " images, L-infinity 8/255",
+            " images, L-infinity 8/255, PGD in steps of 2/255",
         )
     for line in damaged:
         print_line(console, line)
@@ -211,8 +211,11 @@ def _tests(run: RunFolder) -> Iterator[str]:
 
 def _is_usual(result: "Result") -> bool:
     """Whether a result may stand beside those of other runs."""
-    ball = (result.norm, result.epsilon)
-    return result.images == result.total and (result.attack == "clean" or ball == ("linf", 8 / 255))
+    if result.images < result.total or result.role or result.source:
+        return False
+    ball = (result.norm, result.epsilon) == ("linf", 8 / 255)
+    steps = not result.attack.startswith("pgd") or result.step_size == 2 / 255
+    return result.attack == "clean" or (ball and steps)
 
 
 def _age(seconds: float) -> str:

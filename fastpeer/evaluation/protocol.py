@@ -141,7 +141,9 @@ class Protocol:
             UserError: weights or data are missing or do not fit, or the device runs out of memory.
         """
         subject = self._subject(target, data, model)
-        surrogates = [self._other(surrogate, subject) for surrogate in self.surrogates]
+        # What flags say of the weights is about the target's.
+        recorded = replace(self, mean=(), std=(), weights_key="")
+        surrogates = [recorded._other(surrogate, subject) for surrogate in self.surrogates]
         for name, radius, step_size in self.planned:
             asked = replace(self, epsilon=radius, step_size=step_size)
             at = f", epsilon {format_fraction(radius)}" if self.curve else ""
@@ -152,7 +154,8 @@ class Protocol:
         """Hold a student against each of its tutors, as `tutored` does; arguments as of `run`.
 
         Yields four results for each tutor: the tutor's on clean images, under the attack on itself and on the
-        student's examples, and the student's own. The last of `attacks` is the attack.
+        student's examples, and the student's own, all found in the time that each states. The last of
+        `attacks` is the attack.
 
         Raises:
             UserError: also where there is no tutor.
@@ -162,21 +165,24 @@ class Protocol:
         for tutor in tutors:
             asked = replace(self, mean=tutor.mean, std=tutor.std, weights_key=tutor.weights_key)
             other = asked._other(tutor.target, subject, tutor.network)
-            title, attack = f"{target.label} and its {tutor.role}", self.attacks[-1]
-            began = time.perf_counter()
-            with watch(title, len(subject.stream.indices)) as progress, memory_errors("--batch-size"):
-                settings = self._settings(subject.dataset)
-                found = tutored(other.network, subject.network, subject.stream, attack, settings, progress)
-            seconds = round(time.perf_counter() - began, 2)
-            student = self._facts(subject) | {"warnings": subject.hidden}
             facts = asked._facts(other) | {"role": tutor.role, "warnings": other.hidden}
-            source = {"source": target.label, "source_sha256": subject.sha256, "cosines": found.cosines}
-            yield _result("clean", found.clean, seconds, facts | {"warnings": ()}, subject)
-            yield _result(attack, found.own, seconds, facts, subject)
-            yield _result(
-                attack, found.students, seconds, facts | source | {"warnings": subject.hidden}, subject
-            )
-            yield _result(attack, found.student, seconds, student, subject)
+            yield from self._tutored(subject, other, facts, f"{target.label} and its {tutor.role}", watch)
+
+    def _tutored(
+        self, student: Subject, tutor: Subject, facts: dict[str, Any], title: str, watch: Watch
+    ) -> Iterator[Result]:
+        """Yield the results of `run_tutors` for a tutor, of which `facts` are known."""
+        began, attack = time.perf_counter(), self.attacks[-1]
+        with watch(title, len(student.stream.indices)) as progress, memory_errors("--batch-size"):
+            settings = self._settings(student.dataset)
+            found = tutored(tutor.network, student.network, student.stream, attack, settings, progress)
+        seconds = round(time.perf_counter() - began, 2)
+        hidden = {"warnings": student.hidden}
+        source = {"source": student.target.label, "source_sha256": student.sha256, "cosines": found.cosines}
+        yield _result("clean", found.clean, seconds, facts | {"warnings": ()}, student)
+        yield _result(attack, found.own, seconds, facts, student)
+        yield _result(attack, found.students, seconds, facts | source | hidden, student)
+        yield _result(attack, found.student, seconds, self._facts(student) | hidden, student)
 
     def _subject(self, target: Target, data: Path | None, model: str) -> Subject:
         # Sets the process's TF32 switches, off for fp32.
@@ -271,11 +277,25 @@ class Protocol:
         name = name or recorded_network(target.weights, "--model")
         if not name:
             raise UserError(f"{target.weights} belongs to no run: name its network with --model NAME")
+        self._check_size(target, dataset)
         mean, std = (self.mean, self.std) if self.mean else self._recorded(target, name)
         network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
         load_weights(network, target.weights, self.weights_key)
         # So that logits without a gradient are seen to be cut off from the images.
         return network.requires_grad_(False)
+
+    def _check_size(self, target: Target, dataset: PreparedDataset) -> None:
+        """Refuse images of another size than the network was trained on, unless --size asks for it.
+
+        Pooling lets most networks take any size, and be wrong about it.
+        """
+        trained = recorded_facts(target.weights).size
+        if not self.size and len(trained) == 2 and trained != dataset.size:
+            own, given = (f"{size[0]}x{size[1]}" for size in (trained, dataset.size))
+            raise UserError(
+                f"{target.label} was trained on images of {own} pixels, got {given} in {dataset.folder}: name"
+                f" another --data, or ask for them by --size {dataset.size[0]}"
+            )
 
     def _recorded(self, target: Target, network: str) -> Normalization:
         """Return and log the normalisation that a run or file records; empty: none."""

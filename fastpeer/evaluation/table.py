@@ -81,8 +81,8 @@ def title(result: Result) -> str:
     radius = format_fraction(result.epsilon)
     ball = f"{NORMS.get(result.norm, result.norm)} epsilon {radius}"
     usual = (result.norm, result.step_size) == ("linf", 2 / 255)
-    steps = "" if usual else f" in steps of {format_fraction(result.step_size)}"
-    return f"accuracy in % on {images_text(result)}, {ball}{steps}, fp32"
+    steps = "" if usual else f", steps of {format_fraction(result.step_size)}"
+    return f"accuracy in % on {images_text(result)}, {ball}, fp32{steps}"
 
 
 def images_text(result: Result) -> str:

@@ -124,7 +124,38 @@ def test_a_table_with_all_its_parts(
     more = ["--surrogates", finished] if number == 6 else []
     line = f"eval --table {number} --checkpoints best --examples 2 --epsilon 0.3 --step-size 0.1"
     outcome = fastpeer(line, finished, *more).succeeded()
-    assert "L-infinity epsilon 0.3 in steps of 0.1" in outcome.out
+    assert "L-infinity epsilon 0.3, fp32, steps of 0.1" in outcome.out
     if number == 7:
         assert "of 4 checks" in outcome.out
         assert outcome.out.count("?") == 4
+
+
+def test_images_of_another_size_must_be_asked_for(fastpeer, finished: Path, tmp_path: Path) -> None:
+    from cli_files import make_images
+
+    source = make_images(tmp_path / "source", ["ant", "bee", "cat", "dog"], 1, 1, 12)
+    fastpeer(
+        "prep --dataset folder --workers 1 --quiet --source", source, "--out", tmp_path / "data"
+    ).succeeded()
+    words = ["--data", tmp_path / "data"]
+    fastpeer("eval --checkpoints best --attacks clean", finished, *words).refused(
+        "trained on images of 8x8 pixels, got 12x12", "--size 12"
+    )
+    assert not (finished / "results.json").exists()
+    fastpeer("eval --checkpoints best --attacks clean --size 12", finished, *words).succeeded()
+
+
+def test_runs_shows_what_stands_beside_other_runs_alone(fastpeer, finished: Path) -> None:
+    fastpeer("eval --checkpoints best --attacks pgd20,fgsm", finished).succeeded()
+    file = finished / "results.json"
+    stored = json.loads(file.read_text("utf-8"))
+    own, single = stored["results"]
+    others = [
+        {"step_size": 1 / 255}, {"epsilon": 4 / 255}, {"role": "peer"},
+        {"source": "other", "source_sha256": "0"},
+    ]  # fmt: skip
+    stored["results"] = [single, *(own | other for other in others)]
+    file.write_text(json.dumps(stored), "utf-8")
+    shown = fastpeer("runs", finished).succeeded().out
+    assert "FGSM" in shown
+    assert "PGD-20" not in shown

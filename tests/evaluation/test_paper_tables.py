@@ -49,7 +49,7 @@ def test_table_7_has_the_paper_s_figures_where_the_attack_is_the_paper_s(facts, 
     assert own == ["cifar10-resnet18 best", *["12.50"] * 6]
     assert others == [["paper, Table 7", *figures] for figures in papers]
     assert "cifar10-resnet18 best: does anything withstand an unbounded attack? YES" in text
-    assert ("in steps of 1/255" in text) == ("step_size" in facts)
+    assert ("steps of 1/255" in text) == ("step_size" in facts)
 
 
 def test_table_7_of_other_methods_and_of_a_stopped_evaluation_stands_alone():
