@@ -30,7 +30,7 @@ from fastpeer.config import (
     parse_radii,
 )
 from fastpeer.config.toml import fit, flat
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, printable
 from fastpeer.models.pixel_range import check_pixel_range
 from fastpeer.suggestions import did_you_mean
 
@@ -220,7 +220,7 @@ def _with_plain_help(entry: StructFieldSpec) -> StructFieldSpec:
         return " ".join((help or "").split())
 
     def default(label: str) -> str:
-        return "" if label in ("", "''", "None") else f"(default: {label})"
+        return "" if label in ("", "''", "None") else f"(default: {printable(label)})"
 
     kind: Any = Annotated[entry.type, arg(help_behavior_hint=default)]
     return replace(entry, type=kind, helptext=text)

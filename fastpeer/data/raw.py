@@ -4,7 +4,10 @@ FFCV gives the same batches after compiling for seconds, has been unmaintained s
 installed everywhere.
 """
 
+import os
+import weakref
 from collections.abc import Generator
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +41,7 @@ class RawLoader:
             raise UserError(f"{path}: its images are compressed: read it with --data.reader ffcv")
         self._size = common_size(path, self._samples)
         self._starts = self._samples.images["pointer"].astype(np.int64)
+        self._file = _OpenFile(path)
 
     @property
     def labels(self) -> np.ndarray:
@@ -46,7 +50,9 @@ class RawLoader:
 
     def with_batch_size(self, batch_size: int) -> "RawLoader":
         """Return a loader of the same file with another batch size."""
-        return RawLoader(self.path, batch_size, self._samples)
+        other = copy(self)
+        other.batch_size = batch_size
+        return other
 
     def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
         """Apply the whole augmentation; see `kernels.crop_and_flip.augmented`."""
@@ -57,10 +63,29 @@ class RawLoader:
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Yield batches, see `fastpeer.data.loader.Loader`; nothing is applied while decoding."""
         height, width = self._size
-        # A view in which row i is the image that begins at byte i. NumPy's own indexing copies rows several
-        # times faster than torch's, and than a loop over the images.
-        images_at = np.lib.stride_tricks.sliding_window_view(self._samples.data, height * width * 3)
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size].astype(np.int64)
-            pixels = images_at[self._starts[chosen]].reshape(-1, height, width, 3)
-            yield torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(self.labels[chosen])
+            pixels = np.empty((len(chosen), height * width * 3), np.uint8)
+            for image, start in zip(pixels, self._starts[chosen].tolist(), strict=True):
+                image[:] = self._file.read(start, len(image))
+            images = torch.from_numpy(pixels.reshape(-1, height, width, 3)).permute(0, 3, 1, 2)
+            yield images, torch.from_numpy(self.labels[chosen])
+
+
+class _OpenFile:
+    """A file that is read, not mapped: if a mapped one is cut short, reading it ends the process.
+
+    One that is replaced or removed is still read as it was. It is closed with its last user.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Return bytes, uint8 (count,), from one on."""
+        found = os.pread(self._descriptor, count, start)
+        if len(found) < count:
+            raise UserError(f"{self._path}: cut short while it was read: prepare it again, then go on")
+        return np.frombuffer(found, np.uint8)

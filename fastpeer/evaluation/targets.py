@@ -77,7 +77,9 @@ def find_targets(paths: Sequence[Path], checkpoints: str, force_settings: bool =
         UserError: there is nothing to evaluate at a path, or a checkpoint is missing or damaged, or the
             network's settings are not those that it was trained with.
     """
-    paths = list(dict.fromkeys(found for path in paths for found in _runs_at(path, checkpoints) or [path]))
+    compared: set[Path] = set()
+    runs = (found for path in paths for found in _runs_at(path, checkpoints, compared) or [path])
+    paths = list(dict.fromkeys(runs))
     names = [path.name for path in paths]
     targets: list[Target] = []
     for path in paths:
@@ -85,12 +87,14 @@ def find_targets(paths: Sequence[Path], checkpoints: str, force_settings: bool =
         name = path.name if path.name and names.count(path.name) == 1 else str(path)
         targets += _targets_at(path, name, checkpoints)
     for target in targets:
-        _check(target, force_settings)
+        _check(target, force_settings, target.weights in compared)
     return targets
 
 
-def _runs_at(path: Path, checkpoints: str) -> list[Path]:
+def _runs_at(path: Path, checkpoints: str, compared: set[Path]) -> list[Path]:
     """Return the runs in a folder of runs that can be evaluated; the others are logged.
+
+    Weights that agree with their manifest are added to `compared`.
 
     Raises:
         UserError: there are runs, but none can be evaluated.
@@ -102,7 +106,8 @@ def _runs_at(path: Path, checkpoints: str) -> list[Path]:
         try:
             for target in _targets_of_run(run, run.path.name, checkpoints):
                 check_safetensors(target.weights)
-                check_files(target.weights.parent, [target.weights.name])
+                if check_files(target.weights.parent, [target.weights.name]):
+                    compared.add(target.weights)
             run.read_facts()
             usable.append(run.path)
         except UserError as error:
@@ -162,8 +167,10 @@ def _average_is_unfinished(run: RunFolder) -> bool:
     return not load_state(run.checkpoint("last")).get("swa_measured")
 
 
-def _check(target: Target, force_settings: bool) -> None:
+def _check(target: Target, force_settings: bool, compared: bool) -> None:
     """Refuse weights that are damaged, or whose run now says other things of the network.
+
+    They are not compared with their manifest a second time.
 
     Raises:
         UserError: what is wrong.
@@ -172,7 +179,7 @@ def _check(target: Target, force_settings: bool) -> None:
     if target.run is None and not is_in_checkpoint(target.weights):
         return
     try:
-        checked = check_files(folder, [target.weights.name])
+        checked = compared or check_files(folder, [target.weights.name])
     except UserError as error:
         raise UserError(f"{error}; {_OTHERS}") from None
     if target.config is None:

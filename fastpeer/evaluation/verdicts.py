@@ -90,14 +90,17 @@ class VerdictsFile:
                 raise ValueError("it is damaged")
             if found["format"] != FORMAT:
                 raise ValueError(f"its format must be {FORMAT}, got {found['format']}")
+            arrays = _checked(found, verdicts)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
+        ) as error:  # fmt: skip
             log.warning("%s: not used (%s); AutoAttack begins anew", self.path, one_line(error))
             return
         if found["attack"] == len(verdicts.attacks):
             return  # It ended: asked for again, it is done again.
-        verdicts.fallen, verdicts.finite = np.array(found["fallen"], np.int8), np.array(found["finite"], bool)
+        verdicts.fallen, verdicts.finite = arrays
         verdicts.reasons, verdicts.seconds = found["reasons"], found["seconds"]
         verdicts.attack, verdicts.batch = found["attack"], found["batch"]
         attack = verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "the clean images"
@@ -124,6 +127,22 @@ class VerdictsFile:
             if not self._warned:
                 log.warning("%s: cannot be written (%s); a stop would lose the attacks", self.path, error)
             self._warned = True
+
+
+def _checked(found: Mapping[str, Any], verdicts: Verdicts) -> tuple[np.ndarray, np.ndarray]:
+    """Return `fallen` and `finite` of a file that anybody may have written; ValueError: it is of others."""
+    fallen, finite = np.array(found["fallen"], np.int8), np.array(found["finite"], bool)
+    count, attacks = len(verdicts.fallen), len(verdicts.attacks)
+    if not fallen.shape == finite.shape == (count,) or fallen.min() < STANDS or fallen.max() > attacks:
+        raise ValueError("it is of other images or attacks")
+    if type(found["attack"]) is not int or not -1 <= found["attack"] <= attacks:
+        raise ValueError("it is of other attacks")
+    if type(found["batch"]) is not int or not 0 <= found["batch"] <= count:
+        raise ValueError("it is of other images")
+    texts = all(isinstance(reason, str) for reason in found["reasons"])
+    if not texts or type(found["seconds"]) not in (int, float):
+        raise ValueError("its reasons must be texts, its seconds a number")
+    return fallen, finite
 
 
 def _sha256(entry: Mapping[str, Any]) -> str:

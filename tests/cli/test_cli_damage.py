@@ -292,3 +292,15 @@ def test_a_folder_with_checkpoints_is_not_cleared_for_want_of_settings(fastpeer,
     before = snapshot(run)
     fastpeer("train tiny.toml --quiet --out", run).refused("already holds a run")
     assert snapshot(run) == before
+
+
+@pytest.mark.soak
+def test_momentum_and_decay_that_are_insisted_on_are_used(fastpeer, run: Path, tmp_path: Path) -> None:
+    words = "train --resume --force-settings --train.max-steps 8 --quiet --out"
+    plain = Path(shutil.copytree(run, tmp_path / "plain", symlinks=True))
+    fastpeer(words, plain).succeeded()
+    for name, old, new in (("weight_decay", "0.0002", "0.1"), ("momentum", "0.9", "0.1")):
+        edited = Path(shutil.copytree(run, tmp_path / name, symlinks=True))
+        edit(edited / "config.toml", f"{name} = {old}", f"{name} = {new}")
+        fastpeer(words, edited).succeeded()
+        assert final_weights(edited) != final_weights(plain)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -98,3 +100,28 @@ def test_a_read_only_disk(fastpeer, disk: Path) -> None:
     ):
         fastpeer(line).refused(str(disk), "ead-only")
     assert snapshot(disk) == before
+
+
+@pytest.mark.soak
+def test_files_are_made_with_the_user_s_umask(fastpeer, tmp_path: Path) -> None:
+    run, before = tmp_path / "run", os.umask(0o027)
+    try:
+        fastpeer("train tiny.toml --train.max-steps 1 --quiet --out", run).succeeded()
+        fastpeer("eval --attacks clean --quiet", run).succeeded()
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in run.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o640}, modes
+
+
+@pytest.mark.soak
+def test_temporary_files_may_lie_anywhere_or_nowhere(
+    fastpeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A rename from another device would fail; a folder that is missing is not needed.
+    for number, place in enumerate(("/dev/shm", str(tmp_path / "missing"))):
+        monkeypatch.setenv("TMPDIR", place)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        run = tmp_path / str(number)
+        fastpeer("train tiny.toml --train.max-steps 1 --quiet --out", run).succeeded()
+        fastpeer("eval --attacks clean --quiet", run).succeeded()

@@ -1,8 +1,10 @@
 """Both readers of uncompressed images, NumPy's and FFCV's, give the same batches bit for bit."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,3 +168,23 @@ def test_auto_reads_jpegs_of_one_size_with_ffcv(foreign):
     assert type(open_split(dataset, "train", 8)) is BetonLoader
     with pytest.raises(UserError, match=r"compressed: read it with --data\.reader ffcv"):
         open_split(dataset, "train", 8, reader="numpy")
+
+
+def test_a_file_that_is_cut_short_is_one_line_not_a_signal(small_dataset, tmp_path):
+    path = Path(shutil.copy(small_dataset / "train.beton", tmp_path))
+    loader = RawLoader(path, 1)
+    last = int(np.argmax(map_samples(path).images["pointer"]))
+    batches = loader.with_batch_size(2).batches(np.array([0, 1, last, last]))
+    next(batches)
+    os.truncate(path, 4096)
+    with pytest.raises(UserError, match="cut short while it was read"):
+        next(batches)
+
+
+def test_a_file_that_is_replaced_is_read_as_it_was(small_dataset, tmp_path):
+    path = Path(shutil.copy(small_dataset / "train.beton", tmp_path))
+    loader = RawLoader(path, 5)
+    before = [images.clone() for images, _ in loader.batches(np.arange(10))]
+    path.unlink()
+    path.write_bytes(b"")
+    assert all(map(torch.equal, before, [images for images, _ in loader.batches(np.arange(10))]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +183,8 @@ def use_metrics(data: bytes, place: Path) -> None:
     run = copy_with(place, "metrics.jsonl", data)
     command(["runs", str(run.path)], place)
     state = load_state(run.checkpoint("last"))
-    for sha256 in (state["log_sha256"], ""):
-        mark = LogMark(state["log_length"], sha256, state["position"]["step"])
+    for recorded in (state["log_sha256"], ""):
+        mark = LogMark(state["log_length"], recorded, state["position"]["step"])
         MetricsFile(run.metrics_file, mark).close()
 
 
@@ -198,10 +200,20 @@ def verdict_examples(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in (make_run(folder) / "verdicts").iterdir()]
 
 
+def _with_own_checksum(data: bytes) -> bytes:
+    with suppress(ValueError, RecursionError):
+        entry = json.loads(data)
+        if isinstance(entry, dict):
+            left = {name: value for name, value in entry.items() if name != "sha256"}
+            text = json.dumps(left, sort_keys=True)
+            return json.dumps({**left, "sha256": sha256(text.encode()).hexdigest()}).encode()
+    return data
+
+
 def use_verdicts(data: bytes, place: Path) -> None:
     """Go on with changed verdicts."""
     file = VerdictsFile(place, {})
-    file.path.write_bytes(data)
+    file.path.write_bytes(_with_own_checksum(data))
     verdicts = Verdicts(*VERDICTS)
     file.read(verdicts)
     verdicts.counts()
