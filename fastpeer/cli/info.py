@@ -30,7 +30,7 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class InfoArguments:
-    """Tell what is known of a file with weights, a checkpoint, a run or a prepared data set."""
+    """Tell what is known of weights, a run or prepared data."""
 
     path: Annotated[Positional[Path | None], arg(metavar="[PATH]")] = None
     """A file with weights, or the folder of a checkpoint, a run or a data set; default: the newest run in
@@ -48,6 +48,7 @@ def info_command(words: Sequence[str]) -> None:
         UserError: there are no weights, or they cannot be read.
     """
     arguments = parse(InfoArguments, words, "fastpeer info")
+    newest = arguments.path is None
     path = arguments.path or newest_run().path
     run = RunFolder(path)
     file = student_weights(path)
@@ -60,7 +61,8 @@ def info_command(words: Sequence[str]) -> None:
     else:
         # A file that is missing is named by what reads it.
         rows = _rows_of_file(file or path, arguments.weights_key)
-    _print(list(rows), Console())
+    chosen = [("chosen", "the newest run in runs/, as none was named")] if newest else []
+    _print([*chosen, *rows], Console())
 
 
 def _print(rows: Sequence[Row], console: Console) -> None:
