@@ -40,7 +40,7 @@ Arguments = TypeVar("Arguments")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """Train a robust student. Every setting of the recipe is also a flag."""
+    """Train a robust student; every setting is also a flag."""
 
     recipe: Annotated[Positional[str], arg(metavar="[RECIPE]")] = ""
     """Name of a shipped recipe (fastpeer recipes lists them), or a TOML file; default: tiny-resnet18."""
@@ -82,7 +82,7 @@ class TrainArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments:
-    """Attack finished networks, and hold the accuracies against the paper's."""
+    """Attack finished networks; beside it the paper's figures."""
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
     """Runs, folders of runs, or weight files beside their run's config; default: the newest run in runs/."""

@@ -30,7 +30,7 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class InfoArguments:
-    """Tell what is known of a file with weights, a checkpoint, a run or a prepared data set."""
+    """Tell what is known of weights, a run or prepared data."""
 
     path: Annotated[Positional[Path | None], arg(metavar="[PATH]")] = None
     """A file with weights, or the folder of a checkpoint, a run or a data set; default: the newest run in
@@ -48,13 +48,15 @@ def info_command(words: Sequence[str]) -> None:
         UserError: there are no weights, or they cannot be read.
     """
     arguments = parse(InfoArguments, words, "fastpeer info")
+    newest = arguments.path is None
     path = arguments.path or newest_run().path
     try:
         rows = list(_rows(path, arguments.weights_key))
     # Files may hold anything in the place of what is told of them.
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise UserError(f"{path}: damaged or not written by fastpeer ({brief(error)})") from None
-    _print(rows, Console())
+    chosen = [("chosen", "the newest run in runs/, as none was named")] if newest else []
+    _print([*chosen, *rows], Console())
 
 
 def _rows(path: Path, key: str) -> Iterator[Row]:

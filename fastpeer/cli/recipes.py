@@ -19,7 +19,7 @@ NO_ROW = "without figures in PeerAiD's paper"
 
 @dataclass(frozen=True, kw_only=True)
 class RecipesArguments:
-    """List the shipped recipes, by the paper's tables, with the accuracies in % that it reports."""
+    """List the shipped recipes, with the paper's accuracies in %."""
 
     words: Annotated[
         Positional[tuple[str, ...]], arg(metavar="[WORD ...]", help_behavior_hint="(default: all recipes)")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastpeer.cli.arguments import TrainArguments
 from fastpeer.config import Config, teacher_words
 from fastpeer.config.differences import differences, fixed_differences
-from fastpeer.config.recipes import load_recipe
+from fastpeer.config.recipes import recipe_of_method
 from fastpeer.errors import UserError
 from fastpeer.run_folder import RunFolder
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def resumed_base(run: RunFolder, given: TrainArguments) -> Config:
+def resumed_base(run: RunFolder, given: TrainArguments, method: str | None = None) -> Config:
     """Return the run's own settings; a recipe that is named says which run is meant, and changes none.
+
+    With a method, the recipe of that method is meant.
 
     Raises:
         UserError: there is no run, or a flag is for new runs only.
@@ -33,7 +35,7 @@ def resumed_base(run: RunFolder, given: TrainArguments) -> Config:
         raise UserError(
             f"{run.path} has no checkpoint to resume from: begin it again without --resume{force}"
         )
-    others = sorted(differences(load_recipe(given.recipe), saved)) if given.recipe else []
+    others = sorted(differences(recipe_of_method(given.recipe, method), saved)) if given.recipe else []
     if others:
         log.info("note: the run keeps its own %s, not the recipe's", ", ".join(others))
     return saved

@@ -32,7 +32,7 @@ HEADINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunsArguments:
-    """List runs, the newest first: how far they are, and the accuracies in % of their best students."""
+    """List runs, the newest first, with accuracies in %."""
 
     folder: Annotated[Positional[Path], arg(metavar="[FOLDER]")] = Path("runs")
     """A folder of runs, or a run."""

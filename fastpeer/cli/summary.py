@@ -18,13 +18,16 @@ NAMES = {
 }
 
 
-def print_summary(summary: Mapping[str, Mapping[str, Any]], selection: "Selection", console: Console) -> None:
+def print_summary(
+    summary: Mapping[str, Mapping[str, Any]], selection: "Selection", console: Console, unmeasured: int = 0
+) -> None:
     """Print the accuracies by which epochs were selected, and on which images.
 
     Args:
         summary: epoch and accuracies of each student in `NAMES` that there is.
         selection: what it was that selected.
         console: where to.
+        unmeasured: steps that were taken after the last evaluation.
     """
     if not summary:
         print_line(console, "no epoch was completed, so nothing was evaluated")
@@ -33,6 +36,13 @@ def print_summary(summary: Mapping[str, Mapping[str, Any]], selection: "Selectio
     rows = [_row(name, summary[key], attacks) for key, name in NAMES.items() if key in summary]
     print_line(console, f"student's {selection.describe()}; best by {selection.metric}")
     print_tables(console, [FigureTable(("student", "epoch", *attacks), [rows])])
+    if unmeasured:
+        epoch = summary["last"]["epoch"]
+        print_line(
+            console,
+            f"last is as it was after epoch {epoch}: checkpoints/last has taken {unmeasured} more steps, not"
+            " evaluated here",
+        )
 
 
 def _row(name: str, entry: Mapping[str, Any], attacks: Sequence[str]) -> Row:

@@ -15,7 +15,7 @@ from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.resuming import refuse_other_files, refuse_other_settings, resume, resumed_base
 from fastpeer.cli.summary import print_summary
 from fastpeer.config import Config, TeacherConfig
-from fastpeer.config.recipes import DEFAULT_RECIPE, load_recipe, recipe_of_method
+from fastpeer.config.recipes import DEFAULT_RECIPE, recipe_of_method
 from fastpeer.errors import Interrupted, UserError
 from fastpeer.links import through_links
 from fastpeer.methods import loss_settings, method_names
@@ -46,7 +46,7 @@ def train_command(words: Sequence[str]) -> None:
     console = Console(quiet=given.quiet)
     with log_to(console):
         run = _run_folder(given, name)
-        base = resumed_base(run, given) if given.resume else _base(recipe, method)
+        base = resumed_base(run, given, method) if given.resume else recipe_of_method(recipe, method)
         arguments = _with_teachers(_all_settings(left, given, base, method))
         if arguments.dry_run:
             _dry_run(arguments, run, console)
@@ -125,10 +125,6 @@ def _loss_switches(methods: Sequence[str]) -> set[str]:
     return {f"--loss.{prefix}{name}" for name in names for prefix in ("", "no-")}
 
 
-def _base(recipe: str, method: str | None) -> Config:
-    return load_recipe(recipe) if method is None else recipe_of_method(recipe, method)
-
-
 def _with_teachers(arguments: TrainArguments) -> TrainArguments:
     """Put the teachers' paths into the settings, whole, so that the run finds them from anywhere."""
     config = arguments.config
@@ -164,8 +160,16 @@ def _train(arguments: TrainArguments, run: RunFolder, name: str, console: Consol
         for line in plan(trainer):
             log.info(line)
         trainer = _carry_out(trainer)
-    print_summary(trainer.summary, trainer.selection, console)
+    print_summary(trainer.summary, trainer.selection, console, _unmeasured_steps(trainer))
     return trainer
+
+
+def _unmeasured_steps(trainer: "Trainer") -> int:
+    """Return how many steps were taken since the last evaluation, if there was one."""
+    if "last" not in trainer.summary:
+        return 0
+    evaluated: int = (trainer.summary["last"]["epoch"] + 1) * trainer.steps_per_epoch
+    return trainer.position.step - evaluated
 
 
 def _dry_run(arguments: TrainArguments, run: RunFolder, console: Console) -> None:

@@ -61,15 +61,15 @@ def _load(recipe: str, shipped: ShippedRecipes) -> Config:
     raise UserError(f"{recipe} {what}; {near}")
 
 
-def recipe_of_method(recipe: str, method: str) -> Config:
-    """Read a recipe, but for another method.
+def recipe_of_method(recipe: str, method: str | None) -> Config:
+    """Read a recipe, but for another method where one is named.
 
     Where a recipe of that method is shipped for the same data and network, it is that one; else the method's
     own loss takes the place of the recipe's, and all else stays.
     """
     shipped = ShippedRecipes()
     config = _load(recipe, shipped)
-    if method == config.method:
+    if method in (None, config.method):
         return config
     parts = shipped.split(recipe)
     siblings = _siblings(parts._replace(method=method)) if parts is not None else ()

@@ -154,11 +154,26 @@ def _checked(network: nn.Module, name: str, classes: int, size: tuple[int, int] 
         ) from None
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         actual = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the network {name} must map 2 {what} to logits (2, {classes}), got {actual}")
+        hint = _hint_on_output(logits, classes)
+        raise UserError(f"the network {name} must map 2 {what} to logits (2, {classes}), got {actual}{hint}")
     if in_place:
         log.info("%s changes its images in place: it is given a copy of them", name)
         network.register_forward_pre_hook(_copy_images)
     return network
+
+
+def _hint_on_output(output: object, classes: int) -> str:
+    """Return what a network should do instead, for outputs that hold the logits in another form."""
+    if isinstance(output, Tensor):
+        flat = output.dim() > 2 and output.flatten(1).shape == (2, classes)
+        return "; let it return .flatten(1) of that" if flat else ""
+    entries = dict(enumerate(output)) if isinstance(output, tuple | list) else output
+    if not isinstance(entries, dict):
+        return ""
+    fitting = [
+        key for key, value in entries.items() if isinstance(value, Tensor) and value.shape == (2, classes)
+    ]
+    return f"; let it return entry {fitting[0]!r} of that alone" if fitting else ""
 
 
 def _convert_weights(network: nn.Module, name: str) -> str:

@@ -138,11 +138,15 @@ class MetricsLog:
         mark: where the checkpoint that the run resumes from left metrics.jsonl; later lines will be written
             again.
 
+    Attributes:
+        records: number of those that were written.
+
     Raises:
         UserError: the file cannot be written.
     """
 
     def __init__(self, run: RunFolder, config: Config, mark: LogMark) -> None:
+        self.records = 0
         self.file = MetricsFile(run.metrics_file, mark)
         self._loggers = open_loggers(Beginning(run, config, mark.step, frozenset(_marks(self.file.cut))))
 
@@ -153,6 +157,7 @@ class MetricsLog:
             UserError: the file cannot be written.
         """
         self.file.append(record)
+        self.records += 1
         for logger in self._loggers:
             logger.write(record)
 

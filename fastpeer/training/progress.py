@@ -102,9 +102,9 @@ class LineReporter(Reporter):
         self._overdue.begin(what)
 
     def interval(self, record: Mapping[str, Any]) -> None:
-        """Log losses and speed, and the time left at the average speed since the first step."""
+        """Log loss and speed, and the time left at the average speed since the first step."""
         where = record["epoch"], record["step"], self._total
-        log.info("epoch %d step %d/%d%s  %s", *where, self._left(record["step"]), interval_text(record))
+        log.info("epoch %d step %d/%d%s  %s", *where, self._left(record["step"]), short_text(record))
 
     def _left(self, step: int) -> str:
         if self._began is None or step <= self._first:
@@ -184,6 +184,18 @@ def interval_text(record: Mapping[str, Any]) -> str:
     accuracies = " ".join(f"{name} {value:.1f}%" for name, value in record["accuracy"].items())
     speed = f"{record['images_per_second']:.0f} images/s"
     return f"{speed}  weighted losses: {losses}  train: {accuracies}  lr {record['lr']:g}"
+
+
+def short_text(record: Mapping[str, Any]) -> str:
+    """Format speed, the whole loss, the student's training accuracies and the learning rate."""
+    accuracies = " ".join(
+        f"{name.removeprefix('student_')} {value:.1f}%"
+        for name, value in record["accuracy"].items()
+        if name.startswith("student_")
+    )
+    loss = sum(record["losses"].values())
+    speed = f"{record['images_per_second']:.0f} images/s"
+    return f"{speed}  loss {loss:.4f}  train: {accuracies}  lr {record['lr']:g}"
 
 
 def epoch_text(record: Mapping[str, Any]) -> str:

@@ -279,6 +279,8 @@ class Trainer:
         self._accuracy = record["accuracy"]
         report_faults(record)
         self.log.write(record)
+        if self.log.records == 1:  # The loggers are imported with it, which is no part of a step's pace.
+            self.pace.pause()
         self._show(record)
 
     def _interval_record(self, means: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,17 @@ def test_a_run(fastpeer, original: Path) -> None:
     assert f"torch {torch.__version__}" in found["versions"]
 
 
+def test_without_a_name_it_says_that_it_is_the_newest_run(
+    fastpeer, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(original)
+    monkeypatch.chdir(tmp_path)
+    found = told(fastpeer("info").succeeded().out)
+    assert found["chosen"] == "the newest run in runs/, as none was named"
+    assert found["run"] == "runs/mine"
+
+
 @pytest.mark.parametrize("path", ["checkpoints/best", "checkpoints/last/peer.safetensors"])
 def test_a_checkpoint_of_a_run(fastpeer, original: Path, path: str) -> None:
     found = told(fastpeer("info", original / path).succeeded().out)

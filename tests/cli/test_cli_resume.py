@@ -14,6 +14,9 @@ import pytest
 import torch
 from cli_files import metrics, snapshot, weights
 
+from fastpeer.cli.arguments import TrainArguments
+from fastpeer.cli.resuming import resumed_base
+from fastpeer.config.recipes import load_recipe
 from fastpeer.run_folder import RunFolder
 
 
@@ -50,6 +53,15 @@ def test_from_another_folder(fastpeer, half: Path, original: Path, monkeypatch: 
     monkeypatch.chdir(half.parent)
     fastpeer("train --resume --train.max-steps 0 --quiet --out half").succeeded()
     same_as_uninterrupted(half, original)
+
+
+def test_a_recipe_with_a_method_is_that_of_the_method(half: Path, logged: list[str]) -> None:
+    run, given = RunFolder(half), TrainArguments(recipe="cifar10-resnet18", resume=True)
+    run.write_config(load_recipe("cifar10-resnet18-trades"))
+    assert resumed_base(run, given, "trades").method == "trades"
+    assert logged == []
+    resumed_base(run, given)
+    assert logged[0].startswith("note: the run keeps its own ")
 
 
 def test_another_recipe_changes_nothing(fastpeer, half: Path, original: Path) -> None:

@@ -14,7 +14,7 @@ from fastpeer.config import Config
 from fastpeer.training.selection import Selection
 
 
-def shown(width: int, terminal: bool) -> str:
+def shown(width: int, terminal: bool, unmeasured: int = 0) -> str:
     """The summary of all four students; the figures are all different."""
     file = StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, color_system=None)
@@ -24,7 +24,7 @@ def shown(width: int, terminal: bool) -> str:
         name: {"epoch": 9 + number, "clean": 52.9 + number, selection.robust: 12.34 + number}
         for number, name in enumerate(NAMES)
     }
-    print_summary(figures, selection, console)
+    print_summary(figures, selection, console, unmeasured)
     return file.getvalue()
 
 
@@ -48,6 +48,14 @@ def test_a_pipe_has_no_width() -> None:
     assert first.startswith("student's clean / pgd10 accuracy")
     assert first.endswith("best by pgd10")
     assert all(name in text for name in NAMES.values())
+
+
+def test_what_was_trained_after_the_last_evaluation_is_told() -> None:
+    told = shown(80, terminal=False, unmeasured=12).splitlines()[-1]
+    assert (
+        told
+        == "last is as it was after epoch 9: checkpoints/last has taken 12 more steps, not evaluated here"
+    )
 
 
 def test_nothing_was_evaluated() -> None:

@@ -64,6 +64,16 @@ class TwoOutputs(ByPosition):
         return super().forward(x), x
 
 
+class Named(ByPosition):
+    def forward(self, x):
+        return {"features": x, "logits": super().forward(x)}
+
+
+class Unflattened(ByPosition):
+    def forward(self, x):
+        return super().forward(x)[..., None, None]
+
+
 class OtherShape(ByPosition):
     def forward(self, x):
         return super().forward(x)[:, 1:]
@@ -165,7 +175,12 @@ def test_own_class_is_built_for_the_classes(nets, name, size):
         ("foreign_nets.small:NeedsMore", "cannot be built for 7 classes (TypeError: "),
         ("foreign_nets.small:Exits", "cannot be built for 7 classes (SystemExit: over and out)"),
         ("foreign_nets.small:not_a_network", "must return a torch.nn.Module, got dict"),
-        ("foreign_nets.small:TwoOutputs", "must map 2 images of 8×8 to logits (2, 7), got tuple"),
+        (
+            "foreign_nets.small:TwoOutputs",
+            "must map 2 images of 8×8 to logits (2, 7), got tuple; let it return entry 0 of that",
+        ),
+        ("foreign_nets.small:Named", "got dict; let it return entry 'logits' of that"),
+        ("foreign_nets.small:Unflattened", "got (2, 7, 1, 1); let it return .flatten(1) of that"),
         ("foreign_nets.small:OtherShape", "must map 2 images of 8×8 to logits (2, 7), got (2, 6)"),
         ("foreign_nets.small:OtherChannels", "does not accept images of 8×8 (RuntimeError: "),
         (

@@ -68,6 +68,19 @@ def test_lines_tell_the_time_left_from_the_second_step_on(logged):
     assert logged[1].startswith("epoch 0 step 9/20 left 0:00:00  9 images/s")
 
 
+def test_a_line_has_the_whole_loss_and_the_student_s_accuracies(logged):
+    reporter = LineReporter()
+    record = {
+        **RECORD, "losses": {"peer_ce": 2.25, "student_kl_peer": 0.5},
+        "accuracy": {"peer_adversarial": 6.25, "student_adversarial": 9.375, "student_clean": 10.9},
+    }  # fmt: skip
+    with reporter.running(0, 20, 5):
+        reporter.interval(record)
+    assert logged == [
+        "epoch 0 step 1/20  9 images/s  loss 2.7500  train: adversarial 9.4% clean 10.9%  lr 0.1"
+    ]
+
+
 def test_bars_show_what_is_done_between_steps_and_the_losses_again():
     reporter = BarReporter(Console(file=io.StringIO(), force_terminal=True, width=80))
     with reporter.running(0, 10, 5):
