@@ -8,7 +8,7 @@ from fastpeer.config import format_fraction
 from fastpeer.errors import printable
 from fastpeer.evaluation.by_image import ByImage, ClassAccuracy
 from fastpeer.evaluation.results import Result, images_of, wilson_interval
-from fastpeer.evaluation.table import NORMS, cell, heading, images_text
+from fastpeer.evaluation.table import NORMS, cell, heading, images_text, warning_notes
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
@@ -77,6 +77,8 @@ def print_curves(results: Mapping[Target, Sequence[Result]], console: Console) -
     for target, row in rows.items():
         for line in rising(row):
             print_line(console, f"{target.label}: {line}")
+    for note in warning_notes(rows):
+        print_line(console, note)
 
 
 def _curve_title(attack: str, result: Result) -> str:
