@@ -9,7 +9,7 @@ from fastpeer.errors import printable
 from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.by_image import ByImage, ClassAccuracy
 from fastpeer.evaluation.results import Result, images_of, wilson_interval
-from fastpeer.evaluation.table import NORMS, cell, images_text
+from fastpeer.evaluation.table import NORMS, cell, images_text, warning_notes
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
@@ -78,6 +78,8 @@ def print_curves(results: Mapping[Target, Sequence[Result]], console: Console) -
     for target, row in rows.items():
         for line in rising(row):
             print_line(console, f"{target.label}: {line}")
+    for note in warning_notes(rows):
+        print_line(console, note)
 
 
 def _curve_title(attack: str, result: Result) -> str:

@@ -112,12 +112,17 @@ def notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
             paths_of.setdefault(note, []).append(str(path))
     for note, paths in paths_of.items():
         yield f"{'all runs' if len(paths) == len(configs) > 1 else ', '.join(paths)}: {note}"
-    for target, row in results.items():
-        for warning in dict.fromkeys(warning for result in row for warning in result.warnings):
-            yield f"{WARNED} {target.label}: {warning}"
+    yield from warning_notes(results)
     for names in dict.fromkeys(map(_run_names, seed_groups(list(results)))):
         yield f"{names}: differ in their seed alone; ± is the standard deviation over them (n − 1)"
     yield from _notes_on_figures([result for row in results.values() for result in row])
+
+
+def warning_notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
+    """Yield why accuracies that are marked may be too high."""
+    for target, row in results.items():
+        for warning in dict.fromkeys(warning for result in row for warning in result.warnings):
+            yield f"{WARNED} {target.label}: {warning}"
 
 
 def _run_names(targets: Sequence[Target]) -> str:

@@ -52,7 +52,7 @@ class CrossRobustness:
     def describe(self) -> str:
         """Describe in one line what is recorded, and on which images."""
         names = " and ".join(name.replace("_", " ") for name in self._networks)
-        images = " and ".join(f"{len(stream.indices)} of {name}" for name, stream in self.streams.items())
+        images = " and ".join(f"{len(stream.indices)} {name}" for name, stream in self.streams.items())
         often = f"each {self.config.record.every} epochs'" if self.config.record.every > 1 else "each epoch's"
         return (
             f"at {often} end, recorded: accuracies of {names} on the examples of each (PGD-"
