@@ -20,6 +20,7 @@ from tyro.constructors import (
 )
 
 from fastpeer.config import (
+    AutoAttackWay,
     Config,
     Norm,
     PixelDistance,
@@ -86,7 +87,11 @@ class EvalArguments:
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
     """Runs, folders of runs, or weight files beside their run's config; default: the newest run in runs/."""
     attacks: str = "clean,fgsm,pgd20"
-    """Comma-separated: clean, fgsm, pgdN (N steps), aa (AutoAttack standard)."""
+    """Comma-separated: clean, fgsm, pgdN (N steps), aa (AutoAttack standard), aa-few-classes (what is defined
+    of it for 2 or 3 classes)."""
+    autoattack: AutoAttackWay = "fast"
+    """How aa runs: fast (fastpeer's own attacks on the network's fast form; what falls is checked on the
+    network itself), tf32 (fast, rounded on CUDA), plain (on the network itself), official (pyautoattack)."""
     examples: int = 0
     """Use only this many test images, evenly spread, and print a 95 % interval; 0: all."""
     norm: Norm = "linf"

@@ -90,6 +90,7 @@ def _protocol(arguments: EvalArguments) -> "Protocol":
         mean=arguments.mean,
         std=arguments.std,
         norm=arguments.norm,
+        autoattack=arguments.autoattack,
     )
 
 

@@ -11,6 +11,7 @@ from fastpeer.config.distances import (
 )
 from fastpeer.config.settings import (
     AttackConfig,
+    AutoAttackWay,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -37,6 +38,7 @@ from fastpeer.models.pixel_range import check_normalization
 
 __all__ = [
     "AttackConfig",
+    "AutoAttackWay",
     "CheckpointConfig",
     "Config",
     "DataConfig",

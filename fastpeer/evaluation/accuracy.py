@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch, EvaluationStream
-from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, LabelAttack, Progress, build_attack
+from fastpeer.evaluation.attacks import AUTOATTACKS, AttackSettings, LabelAttack, Progress, build_attack
 from fastpeer.evaluation.verdicts import VerdictsFile
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import Options, choose_options
@@ -127,15 +127,15 @@ def classify_under_attack(
     """Classify images under a named attack on `network`, in the precision of its weights.
 
     Args:
-        name: clean, fgsm, pgdN or aa.
+        name: clean, fgsm, pgdN, aa or aa-few-classes.
         network: on the images' device.
         stream: the images.
         settings: of the attack.
         progress: called after each batch.
         file: where AutoAttack keeps its verdicts after each batch, and goes on from if it was stopped.
     """
-    if name == AUTOATTACK:
-        return _autoattack(network, stream, settings, progress, file)
+    if name in AUTOATTACKS:
+        return _autoattack(name, network, stream, settings, progress, file)
     device = next(network.parameters()).device
 
     def record(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -173,6 +173,7 @@ def _build_attack(name: str, network: nn.Module, settings: AttackSettings) -> La
 
 
 def _autoattack(
+    name: str,
     network: nn.Module,
     stream: EvaluationStream,
     settings: AttackSettings,
@@ -180,10 +181,11 @@ def _autoattack(
     file: VerdictsFile | None,
 ) -> Classified:
     # Imported here: only this attack needs pyautoattack.
-    from fastpeer.evaluation.autoattack import classify_under_autoattack
+    from fastpeer.evaluation.autoattack import attacks_of_set, classify_under_autoattack
 
+    attacks = attacks_of_set(name, settings.classes)
     with evaluating(network):
-        verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file)
+        verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file, attacks)
     correct, finite = torch.from_numpy(verdicts.correct), torch.from_numpy(verdicts.finite)
     return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds)
 

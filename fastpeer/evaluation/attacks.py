@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastpeer.config import Norm
+from fastpeer.config import AutoAttackWay, Norm
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
 from fastpeer.errors import UserError
@@ -108,9 +108,10 @@ class AttackSettings:
     seed: int
     batch_size: int
     options: Options
-    """Engine parts that run the attacks, except AutoAttack."""
+    """Engine parts that run the attacks."""
     norm: Norm = "linf"
     """Of the ball."""
+    autoattack: AutoAttackWay = "fast"
 
 
 class Progress(Protocol):
@@ -124,7 +125,8 @@ Builder = Callable[[Callable[[], Victim], Kernels, AttackSettings, int], LabelAt
 """Builds an attack from a function that prepares the victim, kernels, settings and the name's number."""
 
 AUTOATTACK = "aa"
-"""Not in `ATTACKS`: pyautoattack runs its own loop over batches (`fastpeer.evaluation.autoattack`)."""
+AUTOATTACKS = (AUTOATTACK, "aa-few-classes")
+"""Not in `ATTACKS`: they have a loop over batches of their own (`fastpeer.evaluation.autoattack`)."""
 ATTACKS: Mapping[str, Builder] = {
     "clean": lambda victim, kernels, settings, number: no_attack(),
     "fgsm": lambda victim, kernels, settings, number: fgsm(
@@ -153,8 +155,8 @@ def parse_attacks(text: str) -> list[str]:
     """
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
-        if name != AUTOATTACK and _split(name)[0] not in ATTACKS:
-            near = did_you_mean(name, ("clean", "fgsm", "pgd10", "pgd20", AUTOATTACK))
+        if name not in AUTOATTACKS and _split(name)[0] not in ATTACKS:
+            near = did_you_mean(name, ("clean", "fgsm", "pgd10", "pgd20", *AUTOATTACKS))
             raise UserError(f"unknown attack {name}; {near} (pgdN takes N steps)")
     if not names:
         raise UserError("--attacks must name at least one attack, such as clean,fgsm,pgd20,aa")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Norm, check_fits, doubts
+from fastpeer.config import AutoAttackWay, Norm, check_fits, doubts
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
@@ -20,7 +20,7 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
-from fastpeer.evaluation.attacks import AUTOATTACK, AttackSettings, Progress, fewest_steps
+from fastpeer.evaluation.attacks import AUTOATTACKS, AttackSettings, Progress, fewest_steps
 from fastpeer.evaluation.autoattack import target_count
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.results import Result
@@ -62,6 +62,7 @@ class Protocol:
         size: height and width of the images, for data sets kept as JPEG; 0: the size the run was trained at.
         mean, std: normalisation inside the networks; empty: as their runs or weight files record it.
         weights_key: which set of weights in a file with several; empty: the usual one.
+        autoattack: who runs AutoAttack's attacks, and on what.
     """
 
     attacks: list[str]
@@ -76,6 +77,7 @@ class Protocol:
     std: tuple[float, ...] = ()
     weights_key: str = ""
     norm: Norm = "linf"
+    autoattack: AutoAttackWay = "fast"
 
     def doubts(self) -> Iterator[str]:
         """Yield a line for each setting that looks like one of another norm."""
@@ -115,7 +117,8 @@ class Protocol:
             seconds = round(found.seconds or time.perf_counter() - began, 2)
             _warn(target, [reason for reason in found.reasons if reason not in hidden])
             warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *found.reasons]))
-            yield _result(name, found, seconds, facts | {"warnings": warnings}, dataset)
+            way = self.autoattack if name in AUTOATTACKS else ""
+            yield _result(name, found, seconds, facts | {"warnings": warnings, "autoattack": way}, dataset)
 
     def _loaded(self, target: Target, model: str, dataset: PreparedDataset) -> tuple[nn.Module, str]:
         """Return a student on the device, and the SHA-256 of the bytes that it was loaded from."""
@@ -168,6 +171,7 @@ class Protocol:
             batch_size=self.batch_size,
             options=evaluation_options(self.device),
             norm=self.norm,
+            autoattack=self.autoattack,
         )
 
     def _facts(self, target: Target, dataset: PreparedDataset, total: int) -> dict[str, Any]:
@@ -207,7 +211,7 @@ def _warn(target: Target, reasons: Sequence[str]) -> None:
 def _result(
     attack: str, found: Classified, seconds: float, facts: dict[str, Any], dataset: PreparedDataset
 ) -> Result:
-    targets = target_count(len(dataset.classes)) if attack == AUTOATTACK else None
+    targets = target_count(len(dataset.classes)) if attack in AUTOATTACKS else None
     return Result(
         attack=attack,
         correct=int(found.correct.sum()),

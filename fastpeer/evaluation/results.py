@@ -23,7 +23,7 @@ class Result:
     Attributes:
         target: label of the weights in tables.
         weights_sha256: checksum of the weight file.
-        attack: clean, fgsm, pgdN or aa.
+        attack: clean, fgsm, pgdN, aa or aa-few-classes.
         correct, images: number of images classified correctly, and of all that were attacked.
         total: number of images in the test split.
         epsilon, step_size, seed, batch_size: settings of the attack.
@@ -41,6 +41,8 @@ class Result:
         broken: how many images each of AutoAttack's attacks broke, and were wrong without one ("clean"); left
             out of the file for other attacks.
         weights_key: which set of weights of a file with several was asked for; empty: the usual one.
+        autoattack: who ran AutoAttack's attacks, and on what (`classify_under_autoattack`); empty:
+            pyautoattack, as in older results, or another attack.
         mean, std: normalisation inside the network that was asked for; empty: as its run or file records it.
     """
 
@@ -68,6 +70,7 @@ class Result:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     broken: Mapping[str, int] = field(default_factory=dict)
+    autoattack: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -90,7 +93,8 @@ class Result:
         """What was evaluated, and how; a later result with the same key replaces an earlier one."""
         network = (self.weights_sha256, self.target, self.weights_key, self.mean, self.std)
         subject = (*network, self.data_sha256, self.images, self.side)
-        return (*subject, self.attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
+        attack = (self.attack, self.autoattack)
+        return (*subject, *attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
 SPARE = 100_000
@@ -169,7 +173,7 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
 
 def _entry(result: Result) -> dict[str, Any]:
     entry = {**asdict(result), "accuracy": result.accuracy, "interval95": result.confidence_interval}
-    for name in ("non_finite", "warnings", "weights_key", "mean", "std", "broken"):
+    for name in ("non_finite", "warnings", "weights_key", "mean", "std", "broken", "autoattack"):
         if not entry[name]:
             del entry[name]
     return entry

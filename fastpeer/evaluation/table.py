@@ -6,14 +6,15 @@ from rich.console import Console
 
 from fastpeer.config import Config, PaperConfig, format_fraction
 from fastpeer.config.differences import other_data, other_settings
-from fastpeer.evaluation.autoattack import TARGETS
+from fastpeer.evaluation.attacks import AUTOATTACKS
+from fastpeer.evaluation.autoattack import TARGETS, attacks_of_set
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 
 WARNED = "(!)"
 """Marks an accuracy that is probably too high; a note below the table says why."""
-HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
+HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack", "aa-few-classes": "AA, few classes"}
 NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
@@ -114,6 +115,17 @@ def _notes_on_figures(results: Sequence[Result]) -> Iterator[str]:
     for count in {result.targets for result in results if result.targets is not None}:
         if count < TARGETS:
             yield f"AutoAttack aimed at {count} wrong classes, not at {TARGETS}: there are no more"
+    few = {result.targets for result in results if result.attack == "aa-few-classes" and result.targets}
+    for count in few:
+        attacks = ", ".join(attacks_of_set("aa-few-classes", count + 1))
+        yield f"AA, few classes: {attacks}; not AutoAttack standard, which needs four classes"
+    sizes = sorted({result.batch_size for result in results if result.attack in AUTOATTACKS})
+    if sizes:
+        numbers = ", ".join(map(str, sizes))
+        yield (
+            "AutoAttack's random numbers are those of batches of"
+            f" {numbers}: another --batch-size may find a few images more or fewer"
+        )
     if any(result.confidence_interval for result in results):
         yield "in brackets: 95 % interval for the accuracy on all test images"
     if any(result.non_finite for result in results):
