@@ -3,6 +3,9 @@
 import re
 from dataclasses import replace
 from itertools import count
+from multiprocessing import get_context
+from random import Random
+from time import perf_counter, sleep
 
 import numpy as np
 import pytest
@@ -147,8 +150,8 @@ def assert_as_official(classes, number, epsilon, norm, way="fast"):
     ("classes", "epsilon", "norm", "way"),
     [
         (5, 0.003, "linf", "fast"),
-        (12, 0.006, "linf", "plain"),
-        (5, 0.003, "linf", "official"),
+        pytest.param(12, 0.006, "linf", "plain", marks=pytest.mark.soak),
+        pytest.param(5, 0.003, "linf", "official", marks=pytest.mark.soak),
         (5, 0.03, "l2", "fast"),
     ],
 )
@@ -213,8 +216,8 @@ def test_each_attack_alone_finds_what_that_of_pyautoattack_finds(attack, norm, c
     """With enough iterations for steps to be halved, and a last batch of one image."""
     if classes < standard.MIN_CLASSES_OF[attack]:
         return
-    monkeypatch.setattr(standard, "ITERATIONS", 45)
-    monkeypatch.setattr(standard, "SQUARE_QUERIES", 220)
+    monkeypatch.setattr(standard, "ITERATIONS", 30)
+    monkeypatch.setattr(standard, "SQUARE_QUERIES", 120)
     monkeypatch.setattr(standard, "TARGETS", 2)
     torch.manual_seed(0)
     middle = nn.Linear(3 * size[0] * size[1], 16)
@@ -306,6 +309,33 @@ def test_stopped_anywhere_it_goes_on_to_the_same_verdicts(tmp_path, caplog):
     assert "goes on where it was stopped: square, batch" in caplog.text
     for number, total in re.findall(r"batch (\d+) of (\d+)", caplog.text):
         assert 1 <= int(number) <= int(total)
+
+
+def attack_in(folder):
+    """Attack as `brief` does, in whatever process; keep the verdicts in a folder."""
+    standard.ITERATIONS, standard.SQUARE_QUERIES = 4, 60
+    *_, stream = labelled(network(5), 13)
+    found, _ = verdicts_of(network(5), stream, settings_for(5, 0.003), told, VerdictsFile(folder, {}))
+    return found.fallen.tolist()
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("brief")
+def test_killed_at_ten_random_instants_it_goes_on_to_the_same_verdicts(tmp_path, caplog):
+    began = perf_counter()
+    whole = attack_in(tmp_path / "whole")
+    lasts, instants = perf_counter() - began, Random(0)
+    for number in range(10):
+        folder = tmp_path / str(number)
+        process = get_context("spawn").Process(target=attack_in, args=(folder,))
+        process.start()
+        while process.is_alive() and not list(folder.glob("*.json")):
+            sleep(0.01)
+        process.join(instants.uniform(0, lasts))
+        process.kill()
+        process.join()
+        assert attack_in(folder) == whole
+    assert "goes on where it was stopped" in caplog.text
 
 
 def test_verdicts_that_are_damaged_of_others_or_complete_are_not_gone_on_with(tmp_path, caplog, monkeypatch):

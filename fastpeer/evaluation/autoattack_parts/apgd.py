@@ -4,7 +4,7 @@ Each image has its own step size and best iterate, so one that fell is left out 
 Random numbers are drawn for all images that the official code attacks at once, in its order.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastpeer.config import Norm
 from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork, Loss
+from fastpeer.evaluation.autoattack_parts.rows import Fallen, Rows
 
 RISES = 0.75
 """Share of steps that must increase the loss, lest the step size is halved (ρ)."""
@@ -52,14 +53,10 @@ class Ball:
 
 
 @dataclass
-class _Climb:
-    """The images that still stand, and where each of them is; a row for each."""
+class _Climb(Rows):
+    """The images that still stand; `best_at_check` is the best loss when step sizes were last looked at."""
 
-    place: Tensor
-    image: Tensor
-    label: Tensor
     target: Tensor
-    at: Tensor
     before: Tensor
     gradient: Tensor
     loss: Tensor
@@ -70,11 +67,6 @@ class _Climb:
     step: Tensor
     rises: Tensor
     halved: Tensor
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows, bool (B,)."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[rows])
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -120,25 +112,21 @@ def apgd(
     start = ball.start(images, generator)
     gradient, logits, values = network.gradient(loss, start, labels, targets)
     rows = _begun(images, labels, targets, start, gradient, values, 2 * ball.epsilon)
-    adversarial, fallen = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    zero, found = (gradient.flatten(1) == 0).all(1), Fallen(images)
     ends, window = _ends_of_windows(iterations), 0
     for iteration in range(iterations + 1):
         fell = network.fallen(rows.at, rows.label, logits)
-        if fell.any():
-            adversarial[rows.place[fell]], fallen[rows.place[fell]] = rows.at[fell], True
-            rows.keep(~fell)
-            values = values[~fell]
-        if not len(rows.place) or iteration == iterations:
+        if not found.take(rows, fell) or iteration == iterations:
             break
         if iteration:
-            _note_loss(rows, values)
+            _note_loss(rows, values[~fell])
             window += 1
-            if iteration in ends:
-                _halve_steps(rows, window)
-                window = 0
+        if iteration in ends:
+            _halve_steps(rows, window)
+            window = 0
         _move(rows, ball, first=iteration == 0)
         rows.gradient, logits, values = network.gradient(loss, rows.at, rows.label, rows.target)
-    return adversarial, fallen, (gradient.flatten(1) == 0).all(1)
+    return found.images, found.rows, zero
 
 
 def apgd_targeted(
@@ -146,19 +134,17 @@ def apgd_targeted(
     target_count: int, generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Attack images towards each of their `target_count` likeliest wrong classes in turn; else as `apgd`."""
-    ranked = network.judged(images).sort(dim=1).indices
-    adversarial = images.clone()
-    fallen = torch.zeros_like(labels, dtype=torch.bool)
-    flat = torch.zeros_like(fallen)
+    ranked, found = network.judged(images).sort(dim=1).indices, Fallen(images)
+    zero = torch.zeros_like(found.rows)
     for rank in range(2, target_count + 2):
-        left = (~fallen).nonzero().squeeze(1)
+        left = found.standing
         if not len(left):
             break
-        adversarial[left], fallen[left], zero = apgd(
+        found.images[left], found.rows[left], flat = apgd(
             network, images[left], labels[left], ranked[left, -rank], loss, ball, iterations, generator
         )
-        flat[left] |= zero
-    return adversarial, fallen, flat
+        zero[left] |= flat
+    return found.images, found.rows, zero
 
 
 def _begun(

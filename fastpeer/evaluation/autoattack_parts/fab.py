@@ -6,7 +6,7 @@ there: once is enough, unless the iterate was adversarial and is drawn back.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from pyautoattack.fab_projections import projection_l2, projection_linf
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastpeer.config import Norm
 from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork
+from fastpeer.evaluation.autoattack_parts.rows import Fallen, Rows
 
 BIAS = 0.1
 """Largest share of the way that leads from the clean image, not from the iterate (α_max)."""
@@ -34,28 +35,19 @@ LENGTHS: dict[Norm, Distances] = {
 
 
 @dataclass
-class _Search:
-    """The images that still stand; a row for each.
+class _Search(Rows):
+    """The images that still stand.
 
     Attributes:
         gradient, difference: of the target's logit less the label's, where `known`.
         near: the last iterate was adversarial, and so, probably, will be the next.
     """
 
-    place: Tensor
-    image: Tensor
-    label: Tensor
     target: Tensor
-    at: Tensor
     gradient: Tensor
     difference: Tensor
     known: Tensor
     near: Tensor
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows, bool (B,)."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[rows])
 
 
 def fab_targeted(
@@ -76,25 +68,20 @@ def fab_targeted(
     Returns:
         Adversarial images (B, 3, H, W), and which of them the network misclassifies (B,).
     """
-    ranked = network.judged(images).sort(dim=1).indices
-    adversarial, fallen = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    ranked, found = network.judged(images).sort(dim=1).indices, Fallen(images)
     for rank in range(2, target_count + 2):
-        left = (~fallen).nonzero().squeeze(1)
+        left = found.standing
         if not len(left):
             break
         rows = _begun(left, images[left], labels[left], ranked[left, -rank])
         for _ in range(iterations):
             _know_gradient(network, rows)
             _move(rows, norm)
-            fell = _classify(network, rows, norm, epsilon)
-            if fell.any():
-                adversarial[rows.place[fell]], fallen[rows.place[fell]] = rows.at[fell], True
-                rows.keep(~fell)
-                if not len(rows.place):
-                    break
+            if not found.take(rows, _classify(network, rows, norm, epsilon)):
+                break
             rows.at = torch.where(_wide(rows.near), _drawn_back(rows), rows.at)
             rows.known &= ~rows.near
-    return adversarial, fallen
+    return found.images, found.rows
 
 
 def _begun(places: Tensor, images: Tensor, labels: Tensor, targets: Tensor) -> _Search:

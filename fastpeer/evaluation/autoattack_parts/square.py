@@ -6,16 +6,26 @@ of the official code. A square that changes nothing of an image is not asked abo
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork
+from fastpeer.evaluation.autoattack_parts.rows import Fallen, Rows
 
 SHARE = 0.8
 """Share of an image that the first squares cover (p)."""
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which the share is halved."""
+Window = tuple[slice, slice, slice, slice]
+
+
+@dataclass
+class _Search(Rows):
+    """The images that still stand, with the squares that helped; `margin`: of the label's logit then."""
+
+    margin: Tensor
 
 
 def square(
@@ -35,37 +45,36 @@ def square(
     Returns:
         Adversarial images (B, 3, H, W), and which of them the network misclassifies (B,).
     """
-    adversarial, fallen = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
-    place = torch.arange(len(images), device=images.device)
     count, channels, height, width = images.shape
     stripes = _signs((count, channels, 1, width), generator).to(images.device)
-    best = (images + epsilon * stripes).clamp_(0.0, 1.0)
-    logits = network.logits(best)
-    margins, fell = _margins(logits, labels), network.fallen(best, labels, logits)
-    for rows, columns, signs in _squares(queries, (channels, height, width), generator):
-        if fell.any():
-            adversarial[place[fell]], fallen[place[fell]] = best[fell], True
-            place, images, labels, best, margins = (
-                each[~fell] for each in (place, images, labels, best, margins)
-            )
-        if not len(place):
+    start, found = (images + epsilon * stripes).clamp_(0.0, 1.0), Fallen(images)
+    logits = network.logits(start)
+    rows = _Search(found.standing, images, labels, start, _margins(logits, labels))
+    if not found.take(rows, network.fallen(start, labels, logits)):
+        return found.images, found.rows
+    for tall, wide, signs in _squares(queries, (channels, height, width), generator):
+        window = (slice(None), slice(None), tall, wide)
+        change = 2 * epsilon * signs.to(images.device)
+        if not found.take(rows, _try(network, rows, window, change, epsilon)):
             break
-        window = (slice(None), slice(None), rows, columns)
-        new = _within(best[window] + 2 * epsilon * signs.to(images.device), images[window], epsilon)
-        changed = (new != best[window]).flatten(1).any(1).nonzero().squeeze(1)
-        fell = torch.zeros_like(labels, dtype=torch.bool)
-        if not len(changed):
-            continue
-        tried = best[changed]
-        tried[window] = new[changed]
-        logits = network.logits(tried)
-        found = _margins(logits, labels[changed])
-        fell[changed] = network.fallen(tried, labels[changed], logits)
-        better = (found < margins[changed]) | fell[changed]
-        margins[changed[better]], best[changed[better]] = found[better], tried[better]
-    if fell.any():
-        adversarial[place[fell]], fallen[place[fell]] = best[fell], True
-    return adversarial, fallen
+    return found.images, found.rows
+
+
+def _try(network: AttackedNetwork, rows: _Search, window: Window, change: Tensor, epsilon: float) -> Tensor:
+    """Change a window of the images by (C, 1, 1), keep it where it helps, and return which fell (B,)."""
+    new = _within(rows.at[window] + change, rows.image[window], epsilon)
+    changed = (new != rows.at[window]).flatten(1).any(1).nonzero().squeeze(1)
+    fell = torch.zeros_like(rows.label, dtype=torch.bool)
+    if not len(changed):
+        return fell
+    tried, labels = rows.at[changed], rows.label[changed]
+    tried[window] = new[changed]
+    logits = network.logits(tried)
+    margins = _margins(logits, labels)
+    fell[changed] = network.fallen(tried, labels, logits)
+    better = (margins < rows.margin[changed]) | fell[changed]
+    rows.margin[changed[better]], rows.at[changed[better]] = margins[better], tried[better]
+    return fell
 
 
 def _squares(
