@@ -102,7 +102,7 @@ class _Run:
 
     def to_the_end(self) -> None:
         """Attack with each attack in turn, and keep what was found after each batch."""
-        attacks = [_no_attack, *(self._attack(name) for name in self.verdicts.attacks)]
+        attacks = [_no_attack, *self._attacks()]
         began, before, attack = time.perf_counter(), self.verdicts.seconds, None
         while not self.verdicts.complete:
             if attack != self.verdicts.attack:
@@ -116,13 +116,13 @@ class _Run:
                 self.file.write(self.verdicts)
             self.progress(*state)
 
-    def _attack(self, name: str) -> Attack:
-        way, device = self.settings.autoattack, self.stream.device
+    def _attacks(self) -> list[Attack]:
+        way, device, names = self.settings.autoattack, self.stream.device, self.verdicts.attacks
         if way == "official":
-            return official_attack(name, self.network, self.settings, device, self.passes)
+            return [official_attack(name, self.network, self.settings, device, self.passes) for name in names]
         options = None if way == "plain" else self.settings.options
         attacked = AttackedNetwork(self.network, options, device, self.passes, tf32=way == "tf32")
-        return own_attack(name, attacked, self.settings)
+        return [own_attack(name, attacked, self.settings) for name in names]
 
     def _attack_batch(self, attack: Attack, number: int) -> None:
         places = self.verdicts.batch(number)

@@ -21,7 +21,7 @@ from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AUTOATTACKS, AttackSettings, Progress, fewest_steps
-from fastpeer.evaluation.autoattack import target_count
+from fastpeer.evaluation.autoattack import attacks_of_set, target_count
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
@@ -101,6 +101,8 @@ class Protocol:
         side = self._image_size(target, dataset)
         dataset = dataset.seen_at(side, "--size")
         check_fits(self.norm, self.epsilon, dataset.size, "--epsilon")
+        for name in set(self.attacks) & set(AUTOATTACKS):
+            attacks_of_set(name, len(dataset.classes))  # Refuses too few classes before hours of attacks.
         network, sha256 = self._loaded(target, model, dataset)
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
