@@ -153,7 +153,8 @@ class _Run:
         left = self.time.left()
         time_left = f", at most about {format_seconds(left)} left" if left else ""
         part = f"{name} ({place} of {len(verdicts.attacks)})"
-        return verdicts.number_done, f"{part}, {robust}, {standing} images left{time_left}"
+        images = f"{standing} image{'' if standing == 1 else 's'} left"
+        return verdicts.number_done, f"{part}, {robust}, {images}{time_left}"
 
 
 def _no_attack(images: Tensor, labels: Tensor) -> Found:
