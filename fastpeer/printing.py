@@ -125,3 +125,14 @@ def _print_figure_by_figure(console: Console, table: FigureTable) -> None:
                 if figure:
                     line = f"  {heading:<{widest_heading}}  {figure:>{widest_figure}}"
                     console.print(Text(line, row.style), soft_wrap=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration in the unit that suits it: ms, s, min or h."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -20,6 +20,7 @@ from tyro.constructors import (
 )
 
 from fastpeer.config import (
+    AutoAttackWay,
     Config,
     Norm,
     PixelDistance,
@@ -89,13 +90,17 @@ class EvalArguments:
     attacks: str = "clean,fgsm,pgd20"
     """Comma-separated: clean, fgsm, pgdN (N steps), pgdNxR (from R random starts; one that succeeds counts),
     cw or cwN (PGD on the margin of the logits), unbounded (PGD that may leave the ball), aa (AutoAttack
-    standard), or one of its attacks alone: apgd-ce, apgd-t, fab-t, square."""
+    standard), aa-few-classes (what is defined of it for 2 or 3 classes), or one of its attacks alone:
+    apgd-ce, apgd-t, fab-t, square."""
     table: int = 0
     """A table of PeerAiD's paper in place of --attacks. 2: peer or teacher under its own and its student's
     examples; 6: examples of other networks; 7: checks for hidden gradients; 0: none."""
     surrogates: Annotated[tuple[Path, ...], arg(metavar="RUN ...")] = ()
     """Make the images against these networks (runs, checkpoints or files), not against the one that is to
     withstand them; with --table 6 by default the newest runs of its surrogates' recipes in runs/."""
+    autoattack: AutoAttackWay = "fast"
+    """How aa runs: fast (fastpeer's own attacks on the network's fast form; what falls is checked on the
+    network itself), tf32 (fast, rounded on CUDA), plain (on the network itself), official (pyautoattack)."""
     examples: int = 0
     """Use only this many test images, evenly spread, and print a 95 % interval; 0: all."""
     norm: Norm = "linf"

@@ -77,7 +77,7 @@ def _evaluate(
 
 def _attacks(arguments: EvalArguments) -> list[str]:
     """Return the names of the attacks that are asked for, or that a table of the paper needs."""
-    from fastpeer.evaluation.attack_names import known_name, parse_attacks
+    from fastpeer.evaluation.attack_names import parse_attacks, uses_autoattack
     from fastpeer.evaluation.paper_tables import paper_table
 
     other = "--table" if arguments.table else "--surrogates" if arguments.surrogates else ""
@@ -91,7 +91,7 @@ def _attacks(arguments: EvalArguments) -> list[str]:
             raise UserError("--surrogates are for --attacks and --table 6")
         return list(paper_table(arguments.table).attacks)
     names = parse_attacks(arguments.attacks)
-    alone = [name for name in names if arguments.surrogates and known_name(name).attack.parts]
+    alone = [name for name in names if arguments.surrogates and uses_autoattack(name)]
     if alone:
         raise UserError(f"{alone[0]} attacks its own network only: leave it out, or leave --surrogates out")
     return names
@@ -159,6 +159,7 @@ def _protocol(arguments: EvalArguments) -> "Protocol":
         std=arguments.std,
         norm=arguments.norm,
         curve=arguments.radii,
+        autoattack=arguments.autoattack,
     )
 
 

@@ -66,10 +66,10 @@ def _without_dry_run(words: Sequence[str]) -> list[str]:
 
 def _next_words(trainer: "Trainer") -> list[str]:
     """Return the command that follows a training, for as many classes as it may have."""
-    from fastpeer.evaluation.autoattack import MIN_CLASSES
+    from fastpeer.evaluation.autoattack import FEW_CLASSES, MIN_CLASSES
 
-    attacks = "clean,fgsm,pgd20,aa" if trainer.setup.classes >= MIN_CLASSES else "clean,fgsm,pgd20"
-    return ["eval", str(trainer.run.path), "--attacks", attacks, *_trust(trainer)]
+    autoattack = "aa" if trainer.setup.classes >= MIN_CLASSES else FEW_CLASSES
+    return ["eval", str(trainer.run.path), "--attacks", f"clean,fgsm,pgd20,{autoattack}", *_trust(trainer)]
 
 
 def _trust(trainer: "Trainer") -> list[str]:

@@ -13,6 +13,7 @@ from fastpeer.config.distances import (
 )
 from fastpeer.config.settings import (
     AttackConfig,
+    AutoAttackWay,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -38,6 +39,7 @@ from fastpeer.models.pixel_range import check_normalization
 
 __all__ = [
     "AttackConfig",
+    "AutoAttackWay",
     "CheckpointConfig",
     "Config",
     "DataConfig",

@@ -20,6 +20,8 @@ from fastpeer.models.pixel_range import check_normalization
 Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Split = Literal["val", "test"]
 Switch = Literal["auto", "on", "off"]
+AutoAttackWay = Literal["fast", "tf32", "plain", "official"]
+"""Who runs AutoAttack's attacks, and on what: see `classify_under_autoattack`."""
 Residency = Literal["auto", "host", "device"]
 Reader = Literal["auto", "numpy", "ffcv"]
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastpeer.config import EngineConfig
 from fastpeer.data.stream import Batch, EvaluationStream
-from fastpeer.evaluation.attack_names import AttackName, Workbench, known_name
+from fastpeer.evaluation.attack_names import AttackName, Workbench, autoattacks_of, known_name
 from fastpeer.evaluation.attacks import AttackSettings, LabelAttack, Progress, Record
 from fastpeer.evaluation.verdicts import Verdicts, VerdictsFile
 from fastpeer.step.measured import Workload
@@ -146,9 +146,9 @@ def classify_under_attack(
             AutoAttack, whose attacks end as soon as their own network is wrong.
     """
     named = known_name(name)
-    if named.attack.parts:
+    if attacks := autoattacks_of(name, settings.classes):
         assert attacked is None
-        return _autoattack(named.attack.parts, network, stream, settings, progress, file)
+        return _autoattack(attacks, network, stream, settings, progress, file)
     attacked = network if attacked is None else attacked
     record = _recorder(attacked, settings)
     with _cudnn_benchmark(), evaluating(attacked):
@@ -215,7 +215,7 @@ def _cudnn_benchmark() -> Iterator[None]:
 
 
 def _autoattack(
-    parts: tuple[str, ...],
+    attacks: tuple[str, ...],
     network: nn.Module,
     stream: EvaluationStream,
     settings: AttackSettings,
@@ -226,7 +226,7 @@ def _autoattack(
     from fastpeer.evaluation.autoattack import classify_under_autoattack
 
     with evaluating(network):
-        verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file, parts)
+        verdicts, reasons = classify_under_autoattack(network, stream, settings, progress, file, attacks)
     correct, finite = torch.from_numpy(verdicts.correct), torch.from_numpy(verdicts.finite)
     return Classified(correct, finite, verdicts.counts(), tuple(reasons), verdicts.seconds, verdicts)
 

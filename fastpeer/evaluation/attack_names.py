@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from fastpeer.errors import UserError
@@ -15,14 +16,13 @@ from fastpeer.evaluation.attacks import (
     label_pgd,
     no_attack,
 )
+from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES, attacks_of_set, check_classes
 from fastpeer.kernels.choice import Kernels
 from fastpeer.suggestions import similar
 from fastpeer.victims.factory import EagerVictim
 from fastpeer.victims.interface import Victim
 
 AUTOATTACK = "aa"
-AUTOATTACK_PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
-"""AutoAttack's attacks, in the order of its standard version."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ class Attack:
     Attributes:
         heading: its name in tables; "{}" stands for its number of steps.
         l2_heading: the same for norm l2, where that is another.
-        build: makes it, with a number of steps; None: pyautoattack runs its `parts`.
+        build: makes it, with a number of steps; None: it consists of `autoattacks`.
         steps: how many it takes where its name has no number; 0: the name must have one; None: it takes none.
             With steps it may have restarts, too.
-        parts: which of AutoAttack's attacks run, in order.
+        autoattacks: which of AutoAttack's attacks run, in order, for a number of classes; None: none of them.
     """
 
     heading: str
     build: Callable[[Workbench, int], LabelAttack] | None = None
     steps: int | None = None
-    parts: tuple[str, ...] = ()
+    autoattacks: Callable[[int], tuple[str, ...]] | None = None
     l2_heading: str = ""
 
 
@@ -88,11 +88,12 @@ ATTACKS: Mapping[str, Attack] = {
     "unbounded": Attack(
         "PGD-{}, unbounded", lambda bench, steps: bench.pgd(bench.victim(), steps, bounded=False), steps=100
     ),
-    AUTOATTACK: Attack("AutoAttack", parts=AUTOATTACK_PARTS),
-    "apgd-ce": Attack("APGD-CE", parts=("apgd-ce",)),
-    "apgd-t": Attack("APGD-T", parts=("apgd-t",)),
-    "fab-t": Attack("FAB-T", parts=("fab-t",)),
-    "square": Attack("Square", parts=("square",)),
+    AUTOATTACK: Attack("AutoAttack", autoattacks=partial(attacks_of_set, AUTOATTACK)),
+    FEW_CLASSES: Attack("AA, few classes", autoattacks=partial(attacks_of_set, FEW_CLASSES)),
+    "apgd-ce": Attack("APGD-CE", autoattacks=lambda classes: ("apgd-ce",)),
+    "apgd-t": Attack("APGD-T", autoattacks=lambda classes: ("apgd-t",)),
+    "fab-t": Attack("FAB-T", autoattacks=lambda classes: ("fab-t",)),
+    "square": Attack("Square", autoattacks=lambda classes: ("square",)),
 }
 """The attacks of `fastpeer eval --attacks`: pgd20 is PGD of 20 steps, pgd20x5 that from 5 random starts."""
 
@@ -131,6 +132,24 @@ def known_name(name: str) -> AttackName:
     found = split_name(name)
     assert found is not None, name
     return found
+
+
+def uses_autoattack(name: str) -> bool:
+    """Tell whether a name stands for AutoAttack, or for attacks of it."""
+    found = split_name(name)
+    return found is not None and found.attack.autoattacks is not None
+
+
+def autoattacks_of(name: str, classes: int) -> tuple[str, ...]:
+    """Return which of AutoAttack's attacks run, in order, for a name that `parse_attacks` has accepted.
+
+    Raises:
+        UserError: it is not defined for so few, or so many, classes.
+    """
+    choose = known_name(name).attack.autoattacks
+    attacks = choose(classes) if choose else ()
+    check_classes(attacks, classes)
+    return attacks
 
 
 def parse_attacks(text: str) -> list[str]:

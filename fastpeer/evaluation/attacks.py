@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastpeer.config import Norm
+from fastpeer.config import AutoAttackWay, Norm
 from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
 from fastpeer.kernels.choice import Kernels
@@ -202,9 +202,10 @@ class AttackSettings:
     seed: int
     batch_size: int
     options: Options
-    """Engine parts that run the attacks, except AutoAttack."""
+    """Engine parts that run the attacks."""
     norm: Norm = "linf"
     """Of the ball."""
+    autoattack: AutoAttackWay = "fast"
 
 
 class Progress(Protocol):

@@ -1,103 +1,37 @@
-"""AutoAttack standard (Croce and Hein 2020) in L-infinity or L2, with every constant set and checked."""
+"""AutoAttack on a data set: what one attack leaves of all images, the next one attacks, in full batches."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Sequence
 
 import torch
-from pyautoattack import AutoAttack, checks
+from pyautoattack import checks
 from torch import Tensor, nn
 
-from fastpeer.config import Norm
 from fastpeer.data.stream import Batch, EvaluationStream
-from fastpeer.errors import UserError
-from fastpeer.evaluation.attack_names import AUTOATTACK_PARTS
 from fastpeer.evaluation.attacks import AttackSettings, Progress
-from fastpeer.evaluation.hidden_gradients import SQUARE, SQUARE_GAIN, autoattack_messages, autoattack_reasons
+from fastpeer.evaluation.autoattack_parts import standard
+from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork, Passes
+from fastpeer.evaluation.autoattack_parts.official import official_attack
+from fastpeer.evaluation.autoattack_parts.own import Attack, Found, own_attack
+from fastpeer.evaluation.autoattack_parts.standard import ATTACKS as ATTACKS
+from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES as FEW_CLASSES
+from fastpeer.evaluation.autoattack_parts.standard import MIN_CLASSES as MIN_CLASSES
+from fastpeer.evaluation.autoattack_parts.standard import TARGETS as TARGETS
+from fastpeer.evaluation.autoattack_parts.standard import attacks_of_set as attacks_of_set
+from fastpeer.evaluation.autoattack_parts.standard import target_count as target_count
+from fastpeer.evaluation.hidden_gradients import (
+    SQUARE,
+    SQUARE_GAIN,
+    ZERO_IN_AUTOATTACK,
+    autoattack_logger,
+    autoattack_messages,
+    autoattack_reasons,
+)
 from fastpeer.evaluation.verdicts import Verdicts, VerdictsFile
+from fastpeer.printing import format_seconds
 
-NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
-ATTACKS = AUTOATTACK_PARTS
-ITERATIONS = 100
-TARGETS = 9
-SQUARE_QUERIES = 5000
-MIN_CLASSES = 4
-"""The targeted DLR loss divides by a difference to the third and fourth largest logits."""
-
-
-def build_autoattack(
-    network: nn.Module,
-    epsilon: float,
-    classes: int,
-    seed: int,
-    device: torch.device,
-    norm: Norm = "linf",
-    parts: Collection[str] = ATTACKS,
-) -> AutoAttack:
-    """Return AutoAttack standard for a network.
-
-    Args:
-        network: maps images (B, 3, H, W) in [0, 1] to logits (B, classes); in eval mode.
-        epsilon: radius of the ball.
-        classes: number of classes; with fewer than 10, the targeted attacks aim at fewer than 9.
-        seed: of all its attacks.
-        device: the images' device.
-        norm: of the ball.
-        parts: which of its attacks will run.
-
-    Raises:
-        UserError: fewer than 4 classes for APGD-T, whose targeted DLR loss is not defined then, or the
-            installed pyautoattack has other constants than the standard.
-    """
-    if classes < MIN_CLASSES and "apgd-t" in parts:
-        raise UserError(f"AutoAttack standard needs at least {MIN_CLASSES} classes, got {classes}: use pgd20")
-    attack = AutoAttack(network, norm=NORMS[norm], eps=epsilon, version="standard", seed=seed, device=device)
-    attack.attacks_to_run = list(ATTACKS)
-    attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = ITERATIONS
-    attack.apgd.n_restarts = attack.apgd_targeted.n_restarts = attack.fab.n_restarts = 1
-    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = target_count(classes)
-    attack.square.n_queries = SQUARE_QUERIES
-    attack.square.n_restarts = 1
-    check_constants(attack, epsilon, classes, norm)
-    return attack
-
-
-def target_count(classes: int) -> int:
-    """Return the number of wrong classes that the targeted attacks aim at."""
-    return min(TARGETS, classes - 1)
-
-
-def check_constants(attack: AutoAttack, epsilon: float, classes: int, norm: Norm = "linf") -> None:
-    """Make sure that an attack is AutoAttack standard, whatever the installed library's defaults are.
-
-    Raises:
-        UserError: a constant differs.
-    """
-    apgd, targeted, fab, square = attack.apgd, attack.apgd_targeted, attack.fab, attack.square
-    constants = {
-        "attacks": (tuple(attack.attacks_to_run), ATTACKS),
-        "norms": ({attack.norm, apgd.norm, targeted.norm, fab.norm, square.norm}, {NORMS[norm]}),
-        "radii": ({attack.epsilon, apgd.eps, targeted.eps, fab.eps, square.eps}, {epsilon}),
-        "iterations": ({apgd.n_iter, targeted.n_iter, fab.n_iter}, {ITERATIONS}),
-        "restarts": ({apgd.n_restarts, targeted.n_restarts, fab.n_restarts, square.n_restarts}, {1}),
-        "targets": ({targeted.n_target_classes, fab.n_target_classes}, {target_count(classes)}),
-        "gradients averaged": ({apgd.eot_iter, targeted.eot_iter}, {1}),
-        "step-size rule": ({apgd.thr_decr, targeted.thr_decr}, {0.75}),
-        "random starts": ((apgd.use_rs, targeted.use_rs), (True, True)),
-        "radius schedules": ((apgd.use_largereps, targeted.use_largereps), (False, False)),
-        "targeted loss": (targeted.loss, "dlr-targeted"),
-        "FAB's steps": ((fab.alpha_max, fab.eta, fab.beta), (0.1, 1.05, 0.9)),
-        "square's loss": ((square.loss, square.targeted), ("margin", False)),
-        "square": (
-            (square.n_queries, square.p_init, square.rescale_schedule),
-            (SQUARE_QUERIES, 0.8, False),
-        ),
-    }
-    for name, (actual, standard) in constants.items():
-        if actual != standard:
-            raise UserError(
-                f"the installed pyautoattack is not AutoAttack standard: its {name} must be {standard}, got"
-                f" {actual}; install pyautoattack 0.2"
-            )
+SHOWN_EVERY = 1.0
+"""Seconds between two looks at how far an attack is within a batch."""
 
 
 def classify_under_autoattack(
@@ -106,118 +40,172 @@ def classify_under_autoattack(
     settings: AttackSettings,
     progress: Progress,
     file: VerdictsFile | None = None,
-    parts: tuple[str, ...] = ATTACKS,
+    attacks: Sequence[str] = ATTACKS,
 ) -> tuple[Verdicts, list[str]]:
-    """Attack images with AutoAttack standard, whose attacks each run on what is still classified correctly.
+    """Attack images with AutoAttack's attacks in turn, each on what is still classified correctly.
 
-    What an attack leaves of all images is what the next one attacks, in full batches: as where the official
-    code is given the whole set, image by image the same, its seed for each batch included.
+    As where the official code is given the whole set: the same batches, its seed for each of them included.
+    `settings.autoattack` says who runs the attacks: fast (fastpeer's own, on the folded network; whatever
+    falls is checked on the network itself), tf32 (the same, rounded on CUDA), plain (on the network itself),
+    or official (pyautoattack).
 
     Args:
         network: in eval mode, float32, on the stream's device.
         stream: float32 images (B, 3, H, W) in [0, 1]; its batches are attacked at once.
-        settings: radius, norm, number of classes and seed.
-        progress: told after each batch how many images the attack that runs has done or need not attack.
+        settings: radius, norm, number of classes, seed, and how the network is attacked.
+        progress: told which attack runs, its robust accuracy, the images and the time that are left.
         file: where to keep the verdicts after each batch, and to go on from.
-        parts: the attacks that run; one alone has the verdicts of pyautoattack's with that attack alone.
+        attacks: names, in order: those of a set (`attacks_of_set`), or a single one.
 
     Returns:
         The verdicts, and why they may be too good (`autoattack_reasons`).
 
     Raises:
-        UserError: see `build_autoattack`.
+        UserError: too few classes for one of the attacks, images of a size that Square cannot run on, or
+            another pyautoattack than is known.
     """
-    device, norm = stream.device, settings.norm
-    attack = build_autoattack(
-        _RowMajor(network), settings.epsilon, settings.classes, settings.seed, device, norm, parts
-    )
-    verdicts = Verdicts(len(stream.indices), parts)
+    standard.check_classes(attacks, settings.classes)
+    first = next(iter(stream))
+    if settings.norm == "l2" and "square" in attacks:
+        standard.check_size_for_l2(first.images.shape[2], first.images.shape[3])
+    verdicts = Verdicts(len(stream.indices), tuple(attacks), stream.source.batch_size)
     if file is not None:
+        file = file.of(attacks=list(attacks), autoattack=settings.autoattack)
         file.read(verdicts)
-    began = time.perf_counter() - verdicts.seconds
     with autoattack_messages() as messages, torch.no_grad():
-        _check_network(attack, next(iter(stream)))
-        while verdicts.attack < len(parts):
-            for _ in _classify_left(attack, stream, verdicts, progress):
-                verdicts.reasons = list(dict.fromkeys([*verdicts.reasons, *autoattack_reasons(messages)]))
-                verdicts.seconds = time.perf_counter() - began
-                if file is not None:
-                    file.write(verdicts)
-            verdicts.next_attack()
-    if file is not None:
-        file.write(verdicts)
-    square = len(parts) > 1 and verdicts.counts()["square"] > SQUARE_GAIN * len(stream.indices)
-    return verdicts, [*verdicts.reasons, *([SQUARE] if square else [])]
+        _check_network(network, first)
+        _Run(network, stream, settings, verdicts, progress, messages, file).to_the_end()
+    gained = len(attacks) > 1 and verdicts.counts().get("square", 0) > SQUARE_GAIN * len(stream.indices)
+    return verdicts, [*verdicts.reasons, *([SQUARE] if gained else [])]
 
 
-def _check_network(attack: AutoAttack, batch: Batch) -> None:
+def _check_network(network: nn.Module, batch: Batch) -> None:
     """Let pyautoattack look at the network as it does before its attacks: it logs what it doubts."""
-    images, logger = batch.images.contiguous(), attack.logger
-    checks.check_randomized(attack.get_logits, images, batch.labels, bs=len(images), logger=logger)
-    checks.check_range_output(attack.get_logits, images, logger=logger)
-    checks.check_dynamic(attack.model, images, False, logger=logger)
+    images, logger = batch.images.contiguous(), autoattack_logger()
+    checks.check_randomized(network, images, batch.labels, bs=len(images), logger=logger)
+    checks.check_range_output(network, images, logger=logger)
+    checks.check_dynamic(network, images, False, logger=logger)
 
 
-def _classify_left(
-    attack: AutoAttack, stream: EvaluationStream, verdicts: Verdicts, progress: Progress
-) -> Iterator[None]:
-    """Attack what the former attacks left and this one has not attacked yet; yield after each batch."""
-    places = verdicts.attacked()
-    perturb = _perturbation(attack, verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "")
-    done = verdicts.batch * stream.source.batch_size
-    spared, stage = len(stream.indices) - len(places), _stage(verdicts)
-    progress(spared + done, stage)
-    for batch in stream.only(places[done:]):
-        logits = attack.get_logits(perturb(batch.images.contiguous(), batch.labels))
-        finite = logits.isfinite().all(1)
-        correct = logits.argmax(1) == batch.labels
-        verdicts.note(places[done:][: len(finite)], correct.cpu().numpy(), finite.cpu().numpy())
-        done += len(finite)
-        yield
-        progress(spared + done, _stage(verdicts))
+class _Run:
+    """Attacks what is left, batch after batch; notes, keeps and shows what is known."""
+
+    def __init__(
+        self, network: nn.Module, stream: EvaluationStream, settings: AttackSettings, verdicts: Verdicts,
+        progress: Progress, messages: list[str], file: VerdictsFile | None,
+    ) -> None:  # fmt: skip
+        self.network, self.stream, self.settings = network, stream, settings
+        self.verdicts, self.progress, self.messages, self.file = verdicts, progress, messages, file
+        self.passes = Passes(self._tell_now_and_then)
+        self.time = _TimeLeft(verdicts, settings, self.passes)
+        self._shown = time.perf_counter()
+
+    def to_the_end(self) -> None:
+        """Attack with each attack in turn, and keep what was found after each batch."""
+        attacks = [_no_attack, *self._attacks()]
+        began, before, attack = time.perf_counter(), self.verdicts.seconds, None
+        while not self.verdicts.complete:
+            if attack != self.verdicts.attack:
+                attack = self.verdicts.attack
+                self.progress(*self._state())
+            self._attack_batch(attacks[attack + 1], self.verdicts.batches_left()[0])
+            self.verdicts.seconds = before + time.perf_counter() - began
+            state = self._state()
+            self.verdicts.move_on()
+            if self.file is not None:
+                self.file.write(self.verdicts)
+            self.progress(*state)
+
+    def _attacks(self) -> list[Attack]:
+        way, device, names = self.settings.autoattack, self.stream.device, self.verdicts.attacks
+        if way == "official":
+            return [official_attack(name, self.network, self.settings, device, self.passes) for name in names]
+        options = None if way == "plain" else self.settings.options
+        attacked = AttackedNetwork(self.network, options, device, self.passes, tf32=way == "tf32")
+        return [own_attack(name, attacked, self.settings) for name in names]
+
+    def _attack_batch(self, attack: Attack, number: int) -> None:
+        places = self.verdicts.batch(number)
+        self.time.begin_batch(number)
+        for batch in self.stream.only(places):
+            found = attack(batch.images.contiguous(), batch.labels)
+            logits = self.network(found.images)
+            finite, correct = logits.isfinite().all(1), ~found.fallen & (logits.argmax(1) == batch.labels)
+            self.verdicts.note(number, correct.cpu().numpy(), finite.cpu().numpy())
+            reasons = [*autoattack_reasons(self.messages), *([ZERO_IN_AUTOATTACK] if found.flat else [])]
+            self.verdicts.reasons = list(dict.fromkeys([*self.verdicts.reasons, *reasons]))
+            if self.verdicts.attack >= 0:
+                self.verdicts.passes[self.verdicts.attack] += self.time.end_batch()
+
+    def _tell_now_and_then(self) -> None:
+        if time.perf_counter() - self._shown >= SHOWN_EVERY:
+            self.progress(*self._state())
+
+    def _state(self) -> tuple[int, str]:
+        """Return how many images the attack has done or need not attack, and what is known so far."""
+        self._shown = time.perf_counter()
+        verdicts = self.verdicts
+        if verdicts.attack < 0:
+            return verdicts.number_done, ""
+        name, place = verdicts.attacks[verdicts.attack], verdicts.attack + 1
+        standing = int(verdicts.correct.sum())
+        robust = f"{100 * standing / len(verdicts.fallen):.1f} % robust so far"
+        left = self.time.left()
+        time_left = f", at most about {format_seconds(left)} left" if left else ""
+        part = f"{name} ({place} of {len(verdicts.attacks)})"
+        images = f"{standing} image{'' if standing == 1 else 's'} left"
+        return verdicts.number_done, f"{part}, {robust}, {images}{time_left}"
 
 
-def _perturbation(attack: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return what one of `ATTACKS` makes of images (B, 3, H, W) and labels (B,); no name: the images."""
-    if not name:
-        return lambda images, labels: images
-    attack.apgd.loss, attack.fab.targeted = "ce", True
-    parts = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
-    part = dict(zip(ATTACKS, parts, strict=True))[name]
-
-    def perturb(images: Tensor, labels: Tensor) -> Tensor:
-        # Anew for each batch, as pyautoattack does: Square and FAB count on from it.
-        part.seed = attack.get_seed()
-        perturbed: Tensor = part.perturb(images, labels)
-        return perturbed
-
-    return perturb
+def _no_attack(images: Tensor, labels: Tensor) -> Found:
+    return Found(images, torch.zeros_like(labels, dtype=torch.bool))
 
 
-def _stage(verdicts: Verdicts) -> str:
-    if verdicts.attack < 0:
-        return ""
-    share = 100 * float(verdicts.correct.mean())
-    name, count = verdicts.attacks[verdicts.attack], len(verdicts.attacks)
-    return f"{name} ({verdicts.attack + 1} of {count}), {share:.1f} % correct"
+class _TimeLeft:
+    """Estimates how long an evaluation will last, if no further image falls.
 
-
-class _RowMajor(nn.Module):
-    """A network whose input gradients are contiguous (NCHW).
-
-    AutoAttack flattens them with `view`, which fails for the channels-last gradients of convolutions.
+    Args:
+        verdicts: of the evaluation, as they change.
+        settings: of the attacks.
+        passes: of images through the network; counted on.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+    def __init__(self, verdicts: Verdicts, settings: AttackSettings, passes: Passes) -> None:
+        self.verdicts, self.passes = verdicts, passes
+        self.costs = [_passes_of(name, settings) for name in verdicts.attacks]
+        self.began = time.perf_counter()
+        self._number, self._passes_before = -1, 0
 
-    def forward(self, images: Tensor) -> Tensor:
-        if images.requires_grad:
-            images = images.clone()
-            images.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.network(images)
-        if images.requires_grad and not logits.requires_grad:
-            # Cut off inside, which is warned of; APGD's gradient is zero, FAB's and Square's go on.
-            logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
-        return logits
+    def begin_batch(self, number: int) -> None:
+        """Take the number of the batch that is attacked from now on."""
+        self._number, self._passes_before = number, self.passes.number
+
+    def end_batch(self) -> int:
+        """Take it that no batch is attacked now; return the passes of the last one."""
+        self._number = -1
+        return self.passes.number - self._passes_before
+
+    def left(self) -> float:
+        """Return the seconds that are left, at most; 0: not known yet."""
+        verdicts = self.verdicts
+        if not self.passes.number or verdicts.complete or verdicts.attack < 0:
+            return 0.0
+        here, *later = self.costs[verdicts.attack :]
+        now = here * sum(len(verdicts.batch(number)) for number in verdicts.batches_left())
+        now += sum(later) * int(verdicts.correct.sum())
+        if self._number >= 0:
+            cost = self.costs[verdicts.attack] * len(verdicts.batch(self._number))
+            now -= min(cost, self.passes.number - self._passes_before)
+        return now * (time.perf_counter() - self.began) / self.passes.number
+
+
+def _passes_of(name: str, settings: AttackSettings) -> int:
+    """Return how often an image that does not fall goes through the network, forward or backward."""
+    steps, targets = standard.ITERATIONS, standard.target_count(settings.classes)
+    return {
+        "apgd-ce": 2 * (steps + 1),
+        "apgd-dlr": 2 * (steps + 1),
+        "apgd-t": 2 * (steps + 1) * targets + 1,
+        "fab-t": 3 * steps * targets + 1,
+        "square": standard.SQUARE_QUERIES + 1,
+    }[name]

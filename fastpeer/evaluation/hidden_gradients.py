@@ -103,10 +103,15 @@ def _gradient(logits: Tensor, leaf: Tensor, labels: Tensor) -> Tensor:
     return torch.autograd.grad(entropy, leaf, materialize_grads=True)[0]
 
 
+def autoattack_logger() -> logging.Logger:
+    """Return pyautoattack's own logger."""
+    return logging.getLogger("auto-attack")
+
+
 @contextmanager
 def autoattack_messages() -> Iterator[list[str]]:
     """Collect what pyautoattack logs as warnings meanwhile, in its own words; nothing of it is printed."""
-    logger, collector = logging.getLogger("auto-attack"), _Collector(logging.WARNING)
+    logger, collector = autoattack_logger(), _Collector(logging.WARNING)
     propagate = logger.propagate
     logger.addHandler(collector)
     logger.propagate = False

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastpeer.config import Norm, check_fits, doubts, format_fraction
+from fastpeer.config import AutoAttackWay, Norm, check_fits, doubts, format_fraction
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
@@ -20,9 +20,9 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
-from fastpeer.evaluation.attack_names import AUTOATTACK, fewest_steps, known_name
+from fastpeer.evaluation.attack_names import autoattacks_of, fewest_steps, uses_autoattack
 from fastpeer.evaluation.attacks import AttackSettings, Progress
-from fastpeer.evaluation.autoattack import target_count
+from fastpeer.evaluation.autoattack_parts.standard import target_count
 from fastpeer.evaluation.by_image import ByImage
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.results import Result, read_results
@@ -91,6 +91,7 @@ class Protocol:
         surrogates: networks that the images are made against, in place of the target; none: the target.
         curve: radii at which each attack is made in place of `epsilon`, 0 being the clean images; the step
             size keeps its ratio to the radius. Empty: `epsilon` alone.
+        autoattack: who runs AutoAttack's attacks, and on what.
     """
 
     attacks: list[str]
@@ -122,6 +123,8 @@ class Protocol:
         # Not computed at the radius itself, where rounding would make it another one.
         same = radius == self.epsilon or self.epsilon == 0
         return self.step_size if same else self.step_size * (radius / self.epsilon)
+
+    autoattack: AutoAttackWay = "fast"
 
     def doubts(self) -> Iterator[str]:
         """Yield a line for each setting that looks like one of another norm."""
@@ -192,6 +195,8 @@ class Protocol:
         dataset = dataset.seen_at(side, "--size")
         check_fits(self.norm, self.epsilon, dataset.size, "--epsilon")
         check_fits(self.norm, max(self.curve, default=0.0), dataset.size, "--curve")
+        for name in self.attacks:
+            autoattacks_of(name, len(dataset.classes))  # Refuses too few classes before hours of attacks.
         network, sha256 = self._loaded(target, model, dataset)
         source = HostSource(open_split(dataset, "test", self.batch_size), self.device)
         chosen = spread(np.arange(len(source.labels)), self.examples)
@@ -212,7 +217,9 @@ class Protocol:
             title, other = f"{title} from {attacked.target.label}", attacked.network
             facts |= {"source": attacked.target.label, "source_sha256": attacked.sha256}
         settings, images = self._settings(subject.dataset), len(subject.stream.indices)
-        file = _verdicts_file(subject, name, facts)
+        if uses_autoattack(name):
+            facts["autoattack"] = self.autoattack
+        file = _verdicts_file(subject, facts)
         began = time.perf_counter()
         with watch(title, images) as progress, memory_errors("--batch-size"):
             found = classify_under_attack(
@@ -231,7 +238,9 @@ class Protocol:
         """
         sha256, results = target.sha256, read_results(target.results_file)
         for name, radius, step_size in self.planned:
-            asked = (name, self.norm, radius, step_size, self.seed, self.batch_size, sha256, target.label, "")
+            way = self.autoattack if uses_autoattack(name) else ""
+            ball = (name, way, self.norm, radius, step_size)
+            asked = (*ball, self.seed, self.batch_size, sha256, target.label, "")
             # The newest stands last.
             for result in reversed(results):
                 if self._settings_of(result) == asked and self.examples in (0, result.images):
@@ -245,7 +254,7 @@ class Protocol:
                 )
 
     def _settings_of(self, result: Result) -> tuple[object, ...]:
-        ball = (result.attack, result.norm, result.epsilon, result.step_size)
+        ball = (result.attack, result.autoattack, result.norm, result.epsilon, result.step_size)
         network = (result.weights_sha256, result.target, result.source)
         return (*ball, result.seed, result.batch_size, *network)
 
@@ -316,6 +325,7 @@ class Protocol:
             batch_size=self.batch_size,
             options=evaluation_options(self.device),
             norm=self.norm,
+            autoattack=self.autoattack,
         )
 
     def _facts(self, subject: Subject) -> dict[str, Any]:
@@ -355,19 +365,17 @@ def _warn(target: Target, reasons: Sequence[str]) -> None:
         log.warning("%s: %s", target.label, reason)
 
 
-def _verdicts_file(subject: Subject, attack: str, facts: Mapping[str, Any]) -> VerdictsFile:
+def _verdicts_file(subject: Subject, facts: Mapping[str, Any]) -> VerdictsFile:
     # Wherever the run lies now; AutoAttack chooses its step sizes itself.
     kept = {name: fact for name, fact in facts.items() if name not in ("target", "step_size")}
-    part = {} if attack == AUTOATTACK else {"attack": attack}
-    kept |= {"examples": len(subject.stream.indices)}
-    return VerdictsFile(subject.target.verdicts_folder, kept | part)
+    return VerdictsFile(subject.target.verdicts_folder, kept | {"examples": len(subject.stream.indices)})
 
 
 def _result(
     attack: str, found: Classified, seconds: float, facts: dict[str, Any], subject: Subject
 ) -> Result:
-    targeted = {"apgd-t", "fab-t"} & set(known_name(attack).attack.parts)
-    targets = target_count(len(subject.dataset.classes)) if targeted else None
+    classes = len(subject.dataset.classes)
+    targets = target_count(classes) if {"apgd-t", "fab-t"} & set(autoattacks_of(attack, classes)) else None
     by_image = _by_image(found, subject)
     return Result(
         attack=attack,

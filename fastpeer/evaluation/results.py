@@ -43,6 +43,8 @@ class Result:
         broken: how many images each of AutoAttack's attacks broke that ran, and were wrong without one
             ("clean"); left out of the file for other attacks.
         weights_key: which set of weights of a file with several was asked for; empty: the usual one.
+        autoattack: who ran AutoAttack's attacks, and on what (`classify_under_autoattack`); empty:
+            pyautoattack, as in older results, or another attack.
         mean, std: normalisation inside the network that was asked for; empty: as its run or file records it.
         role: peer, teacher or natural teacher, where such a network was evaluated beside its student; left
             out of the file for students.
@@ -89,6 +91,7 @@ class Result:
     by_image_file: str = ""
     by_image_sha256: str = ""
     by_image: ByImage | None = field(default=None, compare=False, repr=False)
+    autoattack: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -111,12 +114,13 @@ class Result:
         """What was evaluated, and how; a later result with the same key replaces an earlier one."""
         network = (self.weights_sha256, self.target, self.weights_key, self.mean, self.std)
         subject = (*network, self.source_sha256, self.data_sha256, self.images, self.side)
-        return (*subject, self.attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
+        attack = (self.attack, self.autoattack)
+        return (*subject, *attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
 
 
 LEFT_OUT = (
     "non_finite", "warnings", "weights_key", "mean", "std", "broken", "worst_class", "by_image_file",
-    "by_image_sha256", "by_image",
+    "by_image_sha256", "by_image", "role", "source", "source_sha256", "cosines", "autoattack",
 )  # fmt: skip
 """Fields of a result that stand in the file only where there is something to tell."""
 SPARE = 100_000

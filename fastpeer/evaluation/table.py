@@ -6,8 +6,8 @@ from rich.console import Console
 
 from fastpeer.config import Config, PaperConfig, format_fraction
 from fastpeer.config.differences import other_data, other_settings
-from fastpeer.evaluation.attack_names import heading
-from fastpeer.evaluation.autoattack import TARGETS
+from fastpeer.evaluation.attack_names import autoattacks_of, heading, uses_autoattack
+from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES, TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.seeds import Spread, seed_groups, spreads
 from fastpeer.evaluation.targets import Target
@@ -148,6 +148,17 @@ def _notes_on_figures(results: Sequence[Result]) -> Iterator[str]:
     for count in {result.targets for result in results if result.targets is not None}:
         if count < TARGETS:
             yield f"AutoAttack aimed at {count} wrong classes, not at {TARGETS}: there are no more"
+    few = {result.targets for result in results if result.attack == FEW_CLASSES and result.targets}
+    for count in few:
+        attacks = ", ".join(autoattacks_of(FEW_CLASSES, count + 1))
+        yield f"AA, few classes: {attacks}; not AutoAttack standard, which needs four classes"
+    sizes = sorted({result.batch_size for result in results if uses_autoattack(result.attack)})
+    if sizes:
+        numbers = ", ".join(map(str, sizes))
+        yield (
+            "AutoAttack's random numbers are those of batches of"
+            f" {numbers}: another --batch-size may find a few images more or fewer"
+        )
     if any(result.confidence_interval for result in results):
         yield "in brackets: 95 % interval for the accuracy on all test images"
     if any(result.non_finite for result in results):

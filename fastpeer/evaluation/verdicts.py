@@ -15,32 +15,40 @@ from fastpeer.files import read_text, write_atomically
 log = logging.getLogger(__name__)
 STANDS = -1
 """Of an image: classified correctly so far; 0: wrongly without an attack; k: it fell to the k-th attack."""
-FORMAT = 1
+FORMAT = 2
 
 
 class Verdicts:
-    """What is known of N images so far, and which batch is attacked next.
+    """What is known of N images so far, and which batches are still to be attacked.
+
+    An attack's batches are what the former attacks left, cut in order: they may be attacked in any order, by
+    several processes too.
 
     Args:
         images: N.
         attacks: names of the attacks, in order.
+        batch_size: images attacked at once.
 
     Attributes:
         fallen: int8 (N,): `STANDS`, 0, or the number of the attack that changed the class, from 1 on.
         finite: bool (N,): no logits were NaN or infinite.
         reasons: why the verdicts may be too good.
         seconds: that were spent so far, those before a stop included.
-        attack, batch: the next attack's place in `attacks`, and the batch of it; attack -1: none began, and
-            the clean images are to be classified.
+        attack: place in `attacks` of the attack that runs; -1: none began, and the clean images are to be
+            classified; the number of attacks: all is done.
+        done: numbers of the batches that it has done, from 0.
+        passes: by attack, how often images went through the network, forward and backward each once.
     """
 
-    def __init__(self, images: int, attacks: tuple[str, ...]) -> None:
-        self.attacks = attacks
+    def __init__(self, images: int, attacks: tuple[str, ...], batch_size: int) -> None:
+        self.attacks, self.batch_size = attacks, batch_size
         self.fallen = np.full(images, STANDS, np.int8)
         self.finite = np.ones(images, bool)
         self.reasons: list[str] = []
         self.seconds = 0.0
-        self.attack, self.batch = -1, 0
+        self.attack = -1
+        self.done: set[int] = set()
+        self.passes = [0] * len(attacks)
 
     @property
     def correct(self) -> np.ndarray:
@@ -48,20 +56,38 @@ class Verdicts:
         stands: np.ndarray = self.fallen == STANDS
         return stands
 
-    def attacked(self) -> np.ndarray:
-        """Return the places of the images that the next attack begins with: what the former ones left."""
-        left = (self.fallen == STANDS) | (self.fallen == self.attack + 1)
-        return np.flatnonzero(left)
+    @property
+    def complete(self) -> bool:
+        """Whether all attacks have ended."""
+        return self.attack == len(self.attacks)
 
-    def note(self, places: np.ndarray, correct: np.ndarray, finite: np.ndarray) -> None:
-        """Note how the next batch, the images at `places`, was classified, and move on behind it."""
+    @property
+    def number_done(self) -> int:
+        """How many images the attack has done, or need not attack."""
+        left = sum(len(self.batch(number)) for number in self.batches_left())
+        return len(self.fallen) - left
+
+    def batch(self, number: int) -> np.ndarray:
+        """Return the places of the images in a batch of the attack that runs."""
+        begun = np.flatnonzero((self.fallen == STANDS) | (self.fallen == self.attack + 1))
+        return begun[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def batches_left(self) -> list[int]:
+        """Return the numbers of the batches that the attack which runs has not done."""
+        begun = int(((self.fallen == STANDS) | (self.fallen == self.attack + 1)).sum())
+        return [number for number in range(-(-begun // self.batch_size)) if number not in self.done]
+
+    def note(self, number: int, correct: np.ndarray, finite: np.ndarray) -> None:
+        """Note how a batch was classified: bool (B,), correctly, and with finite logits."""
+        places = self.batch(number)
         self.fallen[places[~(correct & finite)]] = self.attack + 1
         self.finite[places] &= finite
-        self.batch += 1
+        self.done.add(number)
 
-    def next_attack(self) -> None:
-        """Move on to the first batch of the next attack."""
-        self.attack, self.batch = self.attack + 1, 0
+    def move_on(self) -> None:
+        """Go on to the next attack that has something to attack, if this one has done all its batches."""
+        while not self.complete and not self.batches_left():
+            self.attack, self.done = self.attack + 1, set()
 
     def counts(self) -> dict[str, int]:
         """Return how many images were wrong without an attack, and fell to each attack."""
@@ -81,6 +107,10 @@ class VerdictsFile:
         self.facts = json.loads(json.dumps(facts))
         self.path = folder / f"autoattack-{_sha256(self.facts)[:12]}.json"
         self._warned = False
+
+    def of(self, **facts: Any) -> "VerdictsFile":
+        """Return the file for verdicts of which more facts are known."""
+        return VerdictsFile(self.path.parent, self.facts | facts)
 
     def read(self, verdicts: Verdicts) -> None:
         """Go on with the verdicts in the file, if it holds any of an evaluation that did not end."""
@@ -102,9 +132,12 @@ class VerdictsFile:
             return  # It ended: asked for again, it is done again.
         verdicts.fallen, verdicts.finite = arrays
         verdicts.reasons, verdicts.seconds = found["reasons"], found["seconds"]
-        verdicts.attack, verdicts.batch = found["attack"], found["batch"]
+        verdicts.attack, verdicts.done = found["attack"], set(found["done"])
+        verdicts.passes = found["passes"]
         attack = verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "the clean images"
-        log.warning("AutoAttack goes on where it was stopped: %s, batch %d", attack, verdicts.batch + 1)
+        left = verdicts.batches_left()
+        batch = f"batch {left[0] + 1} of {len(left) + len(verdicts.done)}"
+        log.warning("AutoAttack goes on where it was stopped: %s, %s", attack, batch)
 
     def write(self, verdicts: Verdicts) -> None:
         """Replace the file; where that fails, log it once and go on without."""
@@ -113,7 +146,8 @@ class VerdictsFile:
             "facts": self.facts,
             "attacks": list(verdicts.attacks),
             "attack": verdicts.attack,
-            "batch": verdicts.batch,
+            "done": sorted(verdicts.done),
+            "passes": verdicts.passes,
             "reasons": verdicts.reasons,
             "seconds": round(verdicts.seconds, 2),
             "fallen": verdicts.fallen.tolist(),

@@ -143,7 +143,7 @@ class Captured(Generic[Result]):
             log.warning("engine.graph: %s runs uncaptured (%s)", self.name, reason)
 
 
-def captured(function: Callable[..., Tensor], device: torch.device, name: str) -> Callable[..., Tensor]:
+def captured(function: Callable[..., Result], device: torch.device, name: str) -> Callable[..., Result]:
     """Capture a function of tensors that has the same result however often it runs.
 
     A recording costs as much as five runs, so a shape is recorded at its third call: one that comes once or

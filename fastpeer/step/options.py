@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from fastpeer.config import Config, EngineConfig, Switch
 from fastpeer.kernels.batch_norm import BatchNorm
@@ -19,6 +19,7 @@ from fastpeer.step.measured import Gain, Workload, describe_device, nearest_gain
 from fastpeer.step.precision import NumberFormat
 from fastpeer.victims.factory import VictimFactory
 
+Result = TypeVar("Result")
 DOUBTFUL = ("streams", "convolutions", "stem", "batchnorm")
 """Parts that are likely to be slower where nothing was measured: they cost the compiling of whole regions."""
 TOGETHER = {"stem": "convolutions", "streams": "batchnorm"}
@@ -89,8 +90,8 @@ class Options:
         )
 
     def recorded(
-        self, function: Callable[..., Tensor], device: torch.device, what: str
-    ) -> Callable[..., Tensor]:
+        self, function: Callable[..., Result], device: torch.device, what: str
+    ) -> Callable[..., Result]:
         """Return a function of tensors, captured if graphs are used (see `captured`), else unchanged.
 
         `what` names the function in the log.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastpeer.printing import format_seconds as format_seconds
 from fastpeer.step.compile import Compiler
 from fastpeer.training.memory import peak_memory
 
@@ -104,17 +105,6 @@ def describe_parts(parts: list[Part]) -> Iterator[str]:
     for part in parts:
         each = format_seconds(part.seconds)
         yield f"  {part.what}: {part.count} times {each}, {format_seconds(part.total)}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration in the unit that suits it: ms, s, min or h."""
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def timed(action: Callable[[], object], device: torch.device, compiles: bool) -> float:

@@ -70,9 +70,10 @@ class OnednnConvolutions(PlainConvolutions):
     ) -> Tensor:  # fmt: skip
         """Return the weights in the blocked layout that oneDNN prefers for images of this shape.
 
-        Without it, oneDNN would reorder the weights in every step of the attack.
+        Without it, oneDNN would reorder the weights in every step of the attack. How many images there are
+        makes no difference, and AutoAttack's batches shrink.
         """
-        key = (id(conv), direction, x.shape)
+        key = (id(conv), direction, x.shape[1:])
         if key not in self._packed_weights:
             self._packed_weights[key] = torch.ops.mkldnn._reorder_convolution_weight(
                 _weight_for(conv, direction).contiguous(memory_format=torch.channels_last),
@@ -82,7 +83,7 @@ class OnednnConvolutions(PlainConvolutions):
 
     def _weight_matrix(self, conv: FoldedConv2d, direction: Direction, x: Tensor) -> Tensor:
         """Return the weights as a matrix (kh·kw·in, out)."""
-        key = (id(conv), direction, x.shape)
+        key = (id(conv), direction, x.shape[1:])
         if key not in self._packed_weights:
             weight = _weight_for(conv, direction)
             self._packed_weights[key] = weight.permute(2, 3, 1, 0).reshape(-1, len(weight)).contiguous()

@@ -41,7 +41,7 @@ def test_a_name_says_its_numbers(word, name, shown):
 def test_every_attack_may_be_named():
     for kind, attack in ATTACKS.items():
         assert split_name(f"{kind}7" if attack.steps == 0 else kind).attack is attack
-        assert (attack.build is None) == bool(attack.parts)
+        assert (attack.build is None) == bool(attack.autoattacks)
     assert [heading(name, "l2") for name in ("fgsm", "cw30", "pgd20", "pgd")] == [
         "FGM", "margin PGD-30", "PGD-20", "PGD",
     ]  # fmt: skip

@@ -5,10 +5,11 @@ import torch
 from pyautoattack import AutoAttack
 
 from fastpeer.errors import UserError
-from fastpeer.evaluation import autoattack
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
+from fastpeer.evaluation.attack_names import autoattacks_of
 from fastpeer.evaluation.attacks import AttackSettings
-from fastpeer.evaluation.autoattack import ATTACKS
+from fastpeer.evaluation.autoattack_parts import standard
+from fastpeer.evaluation.autoattack_parts.standard import ATTACKS
 from tests.evaluation.nets import digits, trained
 from tests.evaluation.streams import stream_of
 
@@ -44,8 +45,8 @@ def assert_as_official(attack, classes, iterations=100, queries=5000):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_each_image_has_the_verdict_of_pyautoattack_s_attack(attack, monkeypatch):
-    monkeypatch.setattr(autoattack, "ITERATIONS", 5)
-    monkeypatch.setattr(autoattack, "SQUARE_QUERIES", 100)
+    monkeypatch.setattr(standard, "ITERATIONS", 5)
+    monkeypatch.setattr(standard, "SQUARE_QUERIES", 100)
     assert_as_official(attack, 10, 5, 100)
 
 
@@ -58,7 +59,7 @@ def test_so_it_is_with_the_standard_s_iterations(attack, classes):
 
 def test_with_three_classes_all_but_the_targeted_dlr_attack_run():
     for attack in ("apgd-ce", "fab-t", "square"):
-        autoattack.build_autoattack(trained(10), 0.1, 3, 0, torch.device("cpu"), parts=(attack,))
-    for parts in (("apgd-t",), ATTACKS):
+        assert autoattacks_of(attack, 3) == (attack,)
+    for name in ("apgd-t", "aa"):
         with pytest.raises(UserError, match="at least 4 classes, got 3"):
-            autoattack.build_autoattack(trained(10), 0.1, 3, 0, torch.device("cpu"), parts=parts)
+            autoattacks_of(name, 3)

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
-from fastpeer.evaluation.autoattack import build_autoattack
+from fastpeer.evaluation.autoattack_parts.official import build_autoattack
 from fastpeer.evaluation.hidden_gradients import (
     DYNAMIC,
     PROBABILITIES,

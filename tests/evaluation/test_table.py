@@ -256,3 +256,14 @@ def test_an_evaluation_that_was_stopped_shows_what_it_found():
     rows = {one: [result("clean"), result("aa")], two: [result("clean")], target("three", "last", None): []}
     print_results(rows, Console(file=file))
     assert sections(file.getvalue()) == [[["one last", "12.50", "12.50"]], [["two last", "12.50", ""]]]
+
+
+def test_what_autoattack_s_verdict_depends_on_and_what_few_classes_have_is_said():
+    few = replace(result("aa-few-classes"), targets=2)
+    for one, said in (
+        (result("aa"), ["random numbers are those of batches of 8: another --batch-size may"]),
+        (few, ["AA, few classes", "apgd-ce, apgd-dlr, fab-t, square; not AutoAttack standard"]),
+    ):
+        file = StringIO()
+        print_results({target("a", "last", None): [one]}, Console(file=file, width=200))
+        assert all(words in file.getvalue() for words in said), file.getvalue()

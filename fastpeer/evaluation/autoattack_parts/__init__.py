@@ -1,0 +1,1 @@
+"""AutoAttack's attacks: what they attack (network.py), each by itself, and pyautoattack's (official.py)."""
