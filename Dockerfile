@@ -5,8 +5,9 @@
 # for these comes of --build-arg TORCH_INDEX=URL, with the index of CPU builds that PyTorch's site names. Another
 # BASE must be Debian or Ubuntu with Python 3.10 to 3.13 and pip, such as one that has PyTorch already.
 #
-# Checked without Docker: its pip commands in this order in a virtual environment of Python 3.11 on Debian, from a
-# fresh clone, then `fastpeer` outside of it: prep, train, eval, runs, info. An image has not been built.
+# No image has been built. Checked without Docker, on Debian bookworm with Python 3.11: that the apt packages exist;
+# both pip commands from a fresh clone, in a virtual environment that had the dependencies already, from a wheel
+# (prep, train, eval, runs and info ran in it before, --help and recipes after).
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 
