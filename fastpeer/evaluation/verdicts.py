@@ -134,8 +134,11 @@ class VerdictsFile:
         verdicts.reasons, verdicts.seconds = found["reasons"], found["seconds"]
         verdicts.attack, verdicts.done = found["attack"], set(found["done"])
         verdicts.passes = found["passes"]
-        attack = verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "the clean images"
+        verdicts.move_on()
         left = verdicts.batches_left()
+        if not left:
+            return
+        attack = verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "the clean images"
         batch = f"batch {left[0] + 1} of {len(left) + len(verdicts.done)}"
         log.warning("AutoAttack goes on where it was stopped: %s, %s", attack, batch)
 
@@ -171,8 +174,9 @@ def _checked(found: Mapping[str, Any], verdicts: Verdicts) -> tuple[np.ndarray, 
         raise ValueError("it is of other images or attacks")
     if type(found["attack"]) is not int or not -1 <= found["attack"] <= attacks:
         raise ValueError("it is of other attacks")
-    if type(found["batch"]) is not int or not 0 <= found["batch"] <= count:
-        raise ValueError("it is of other images")
+    numbers = [*found["done"], *found["passes"]]
+    if len(found["passes"]) != attacks or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("it is of other attacks")
     texts = all(isinstance(reason, str) for reason in found["reasons"])
     if not texts or type(found["seconds"]) not in (int, float):
         raise ValueError("its reasons must be texts, its seconds a number")

@@ -118,9 +118,9 @@ def test_a_teacher_that_changed_is_told(fastpeer, finished: Path, tmp_path: Path
 def test_a_table_with_all_its_parts(
     fastpeer, finished: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastpeer.evaluation import autoattack
+    from fastpeer.evaluation.autoattack_parts import standard
 
-    monkeypatch.setattr(autoattack, "SQUARE_QUERIES", 20)
+    monkeypatch.setattr(standard, "SQUARE_QUERIES", 20)
     more = ["--surrogates", finished] if number == 6 else []
     line = f"eval --table {number} --checkpoints best --examples 2 --epsilon 0.3 --step-size 0.1"
     outcome = fastpeer(line, finished, *more).succeeded()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastpeer.evaluation import autoattack
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
+from fastpeer.evaluation.autoattack_parts import standard
 from fastpeer.evaluation.obfuscation import ATTACKS, checks, verdict
 from tests.evaluation.nets import digits, trained
 from tests.evaluation.results import result
@@ -68,7 +68,7 @@ class Rounding(nn.Module):
 
 
 def signs(network, monkeypatch):
-    monkeypatch.setattr(autoattack, "SQUARE_QUERIES", 100)
+    monkeypatch.setattr(standard, "SQUARE_QUERIES", 100)
     images, labels = digits(10, 1000, 8)
     settings = AttackSettings(0.15, 0.04, 10, 0, 8, evaluation_options(torch.device("cpu")))
     stream = stream_of(images, labels, 8)
