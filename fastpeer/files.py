@@ -111,11 +111,19 @@ def _only_writer(new: Path) -> Iterator[IO[bytes]]:
         # For appending, which does not empty what another process may be writing.
         with open(new, "ab", opener=not_through_links) as stream:
             _wait_for_lock(stream, new)
-            # Whoever had the lock before has renamed or removed the file: it is not to be written again.
-            if new.exists() and os.path.samestat(new.stat(), os.fstat(stream.fileno())):
+            if _is_at(new, stream):
                 stream.truncate(0)
                 yield stream
                 return
+
+
+def _is_at(new: Path, stream: IO[bytes]) -> bool:
+    """Tell whether a path is still that of an open file: whoever had the lock before may have renamed it."""
+    try:
+        # Asked once: another process may rename it between two questions.
+        return os.path.samestat(new.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _wait_for_lock(stream: IO[bytes], path: Path) -> None:

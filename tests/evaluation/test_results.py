@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastpeer import files
 from fastpeer.errors import UserError
 from fastpeer.evaluation.results import Result, read_results, store_results
 
@@ -58,6 +59,21 @@ def test_evaluations_at_the_same_time_all_keep_their_results(tmp_path):
         list(workers.map(store, range(4)))
     assert len(stored(file)) == 4 * count
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_another_process_puts_into_place_meanwhile_is_begun_anew(tmp_path, monkeypatch):
+    file, wait, gone = tmp_path / "results.json", files._wait_for_lock, []
+
+    def after_another(stream, path):
+        wait(stream, path)
+        if not gone:
+            gone.append(path)
+            path.unlink()
+
+    monkeypatch.setattr(files, "_wait_for_lock", after_another)
+    store_results(file, [RESULT])
+    assert read_results(file) == [RESULT]
+    assert len(gone) == 1
 
 
 @pytest.mark.parametrize(
