@@ -36,7 +36,8 @@ def eval_command(words: Sequence[str]) -> None:
     from fastpeer.training.signals import interruptible
 
     protocol = _protocol(arguments)
-    console = Console(quiet=arguments.quiet)
+    # Of another format than text, standard output holds nothing else.
+    console = Console(quiet=arguments.quiet, stderr=arguments.format != "text")
     # Of a network that cannot be folded, nothing: the accuracies are the same.
     with log_to(console, logging.WARNING, more=LOGGERS), interruptible():
         for doubt in protocol.doubts():
@@ -68,7 +69,7 @@ def _evaluate(
                 writer.add(target.results_file, result)
     finally:
         if any(results.values()):
-            print_results(results, Console())
+            print_results(results, Console(), arguments.format)
     writer.check()
 
 

@@ -9,7 +9,8 @@ from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.autoattack import TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.targets import Target
-from fastpeer.printing import FigureTable, Row, print_line, print_tables
+from fastpeer.printing import FigureTable, Row
+from fastpeer.table_formats import TableFormat, report_in
 
 WARNED = "(!)"
 """Marks an accuracy that is probably too high; a note below the table says why."""
@@ -18,7 +19,9 @@ NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
 
-def print_results(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
+def print_results(
+    results: Mapping[Target, Sequence[Result]], console: Console, form: TableFormat = "text"
+) -> None:
     """Print a row for each student, the paper's figures below each run's rows, and notes below the table.
 
     Students that were attacked with other images (another data set) have a table of their own.
@@ -26,15 +29,17 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
     Args:
         results: results of each target, in the same order of attacks; a stopped evaluation's may end early.
         console: where to print.
+        form: in which format.
     """
+    report = report_in(form, console)
     found = {target: row for target, row in results.items() if row}
     titles = dict.fromkeys(_title(row[0]) for row in found.values())
     for title in titles:
         alike = {target: row for target, row in found.items() if _title(row[0]) == title}
-        print_line(console, title)
-        print_tables(console, [_table(alike)])
+        report.tables(title, [_table(alike)])
     for note in _notes(found):
-        print_line(console, note)
+        report.note(note)
+    report.end()
 
 
 def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:
