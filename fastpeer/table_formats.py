@@ -126,12 +126,13 @@ class _Markdown:
     def tables(self, title: str, tables: Sequence[FigureTable], boxed: bool = True) -> None:
         for table in tables:
             rule = ("---", *("---:" for _ in table.headings[1:]))
-            rows = [tuple(table.headings), rule, *((row.name, *row.figures) for row in _rows(table))]
+            head, *rows = [table.headings, *((row.name, *row.figures) for row in _rows(table))]
+            cells = [map(markdown, head), rule, *(map(markdown, row) for row in rows)]
             self.note(_whole_title(title, table))
-            self._file.write("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows) + "\n")
+            self._file.write("".join(f"| {' | '.join(row)} |\n" for row in cells) + "\n")
 
     def note(self, text: str) -> None:
-        self._file.write(f"{_markdown(text)}\n\n")
+        self._file.write(f"{markdown(text)}\n\n")
 
     def end(self) -> None:
         pass
@@ -174,5 +175,6 @@ def _latex(text: str) -> str:
     return "".join({**marked, **spelt}.get(letter, letter) for letter in printable(text))
 
 
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", printable(text)) if not set(text) <= set("-:") else text
+def markdown(text: str) -> str:
+    """Return a text as Markdown shows it: what would mark it up is escaped."""
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", printable(text))

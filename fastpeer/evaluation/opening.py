@@ -1,7 +1,7 @@
 """Opens a finished network by itself, without a data set: from a run, a checkpoint or a file with weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.errors import UserError, printable
+from fastpeer.evaluation.results import Result, read_results
 from fastpeer.evaluation.targets import Target, find_targets
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization
@@ -53,6 +54,7 @@ class OpenedNetwork:
         size: height and width of the images it was trained on, in pixels; None: not recorded.
         normalization: mean and std inside the network; empty: none.
         target: the weights and the run that they belong to.
+        data_name: name of the data set it was trained on; empty: not recorded.
     """
 
     network: nn.Module
@@ -61,6 +63,7 @@ class OpenedNetwork:
     size: tuple[int, int] | None
     normalization: Normalization
     target: Target
+    data_name: str
 
     def dataset(self) -> PreparedDataset | None:
         """Return the prepared data that the run was trained on, if it is still where it was."""
@@ -96,7 +99,8 @@ def open_network(path: Path, wanted: Wanted, flag: str = "--") -> OpenedNetwork:
     mean, std = normalization
     network = build_model(name, classes, size, mean=mean, std=std)
     load_weights(network, target.weights, wanted.weights_key, f"{flag}weights-key")
-    return OpenedNetwork(network.eval(), name, classes, size, normalization, target)
+    data_name = printable(data.get("name") or facts.dataset)
+    return OpenedNetwork(network.eval(), name, classes, size, normalization, target, data_name)
 
 
 def _target(path: Path, wanted: Wanted) -> Target:
@@ -140,3 +144,17 @@ def _recorded(target: Target, network: str, key: str) -> Normalization:
 def label_of(opened: OpenedNetwork) -> str:
     """Name a network for whoever reads: its run's label, or its file's name."""
     return printable(opened.target.label if opened.target.run else opened.target.weights.name)
+
+
+def results_of(opened: OpenedNetwork) -> list[Result]:
+    """Return what `fastpeer eval` has found of these very weights with this normalisation, the newest last.
+
+    Of the same attack on the same images there is one, whatever name the weights had.
+    """
+    asked, sha256 = ((), ()), opened.target.sha256
+    found = {
+        replace(result, target="").key: result
+        for result in read_results(opened.target.results_file)
+        if result.weights_sha256 == sha256 and (result.mean, result.std) in (asked, opened.normalization)
+    }
+    return list(found.values())
