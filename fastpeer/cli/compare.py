@@ -31,10 +31,16 @@ class CompareArguments:
     """Put networks side by side: size, multiply-adds, latency, and the accuracies that eval found."""
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
-    """Runs, checkpoints or weight files that fastpeer wrote; a run brings its teachers and its peer along;
+    """Runs, checkpoints or weight files; a run brings its teachers and its peer along;
     default: the newest run in runs/."""
     checkpoint: str = "best"
     """Of runs: last, swa, best or best-swa."""
+    model: str = ""
+    """Network of weight files that do not tell: a shipped one, timm:NAME or module:Class."""
+    classes: int = 0
+    """Number of classes of weight files that do not tell."""
+    size: int = 0
+    """Side of the images of weight files that do not tell."""
     latency: bool = True
     """Time the networks on the CPU, and on the GPU if there is one."""
     rounds: int = 10
@@ -46,6 +52,7 @@ class CompareArguments:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "rounds")
+        check_at_least(0, self, "classes", "size")
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def compare_command(words: Sequence[str]) -> None:
     report = report_in(arguments.format, Console())
     notes: list[str] = []
     paths = arguments.runs or (newest_run().path,)
-    sections = [_networks(path, arguments.checkpoint, notes) for path in dict.fromkeys(paths)]
+    sections = [_networks(path, arguments, notes) for path in dict.fromkeys(paths)]
     compared = [entry for section in sections for entry in section]
     times = dict(zip(map(id, compared), _times(compared, arguments), strict=True))
     headings = ("network", "parameters", "multiply-adds, M", "file, MB", *_time_headings(arguments))
@@ -84,20 +91,29 @@ def compare_command(words: Sequence[str]) -> None:
     report.end()
 
 
-def _networks(path: Path, checkpoint: str, notes: list[str]) -> list[Compared]:
+def _networks(path: Path, arguments: CompareArguments, notes: list[str]) -> list[Compared]:
     """Open a network, and behind it those that taught it; what is wrong with these becomes a note."""
     from fastpeer.evaluation.opening import Wanted, label_of, open_network
 
-    opened = open_network(path, Wanted(checkpoint=checkpoint))
-    run = opened.target.run if RunFolder(path).exists else None
-    checkpoints = f" --checkpoints {checkpoint}" if run else ""
-    found = [Compared(label_of(opened), opened, f"{path}{checkpoints}")]
-    for role, file, wanted in _tutors(run, opened, checkpoint) if run else ():
+    checkpoint, run = arguments.checkpoint, RunFolder(path) if RunFolder(path).exists else None
+    file = Wanted(model=arguments.model, classes=arguments.classes, size=arguments.size)
+    opened = open_network(path, Wanted(checkpoint=checkpoint) if run else file)
+    found = [Compared(label_of(opened), opened, _evaluated(path, opened, checkpoint if run else ""))]
+    for role, weights, wanted in _tutors(run, opened, checkpoint) if run else ():
         try:
-            found.append(Compared(f"{label_of(opened)}: its {role}", open_network(file, wanted), str(file)))
+            tutor = open_network(weights, wanted)
+            label = f"{label_of(opened)}: its {role}"
+            found.append(Compared(label, tutor, _evaluated(weights, tutor)))
         except UserError as error:
             notes.append(f"{path}: its {role} is left out: {error}")
     return found
+
+
+def _evaluated(path: Path, opened: "OpenedNetwork", checkpoint: str = "") -> str:
+    """Return the words by which `fastpeer eval` finds a network and its images."""
+    if opened.target.run is None:
+        return f"{path} --model {opened.name} --data DIR"
+    return f"{path} --checkpoints {checkpoint}" if checkpoint else str(path)
 
 
 def _tutors(run: RunFolder, student: "OpenedNetwork", checkpoint: str) -> Iterator[tuple[str, Path, Any]]:
@@ -169,9 +185,7 @@ def _row(entry: Compared, times: Sequence[str]) -> Row:
 
 def _size(opened: "OpenedNetwork") -> tuple[int, int]:
     if opened.size is None:
-        raise UserError(
-            f"{opened.target.weights} does not record the size of images, so nothing can be timed"
-        )
+        raise UserError(f"{opened.target.weights} does not record the size of images: pass --size")
     return opened.size
 
 

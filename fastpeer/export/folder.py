@@ -74,13 +74,14 @@ def export(
         UserError: the folder exists, a format cannot be written, or what was opened differs from the network.
     """
     refuse_unless_free(to, force)
-    new = to.absolute().with_name(f".{to.absolute().name}.new")
+    place = Path(os.path.abspath(to))
+    new = place.with_name(f".{place.name}.new")
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         compared = {name: _compare(name, write_format(name, opened, new), opened, check) for name in formats}
         _describe(new, opened, compared, check, license, classes)
-        _put(new, to.absolute())
+        _put(new, place)
     except OSError as error:
         raise UserError(f"{to}: cannot be written ({error.strerror or error})") from None
     finally:

@@ -4,9 +4,9 @@ import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,10 @@ def _reopen_safetensors(opened: OpenedNetwork, folder: Path) -> Forward:
 
 def _write_pytorch(opened: OpenedNetwork, folder: Path) -> None:
     (folder / "network.py").write_text(network_source(opened), "utf-8")
-    torch.save(plain_state(opened), folder / "model.pth")
+    # Through memory: torch.save reports a full disk as a failed internal assertion, not as an OSError.
+    buffer = BytesIO()
+    torch.save(plain_state(opened), buffer)
+    (folder / "model.pth").write_bytes(buffer.getvalue())
 
 
 def _reopen_pytorch(opened: OpenedNetwork, folder: Path) -> Forward:
@@ -71,7 +74,9 @@ def _reopen_pytorch(opened: OpenedNetwork, folder: Path) -> Forward:
 def _write_program(opened: OpenedNetwork, folder: Path) -> None:
     batch = torch.export.Dim("batch")
     program = torch.export.export(_in_planes(opened), (_example(opened),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, folder / "model.pt2")
+    buffer = BytesIO()
+    torch.export.save(program, buffer)
+    (folder / "model.pt2").write_bytes(buffer.getvalue())
 
 
 def _reopen_program(opened: OpenedNetwork, folder: Path) -> Forward:
@@ -192,8 +197,8 @@ def write_format(name: str, opened: OpenedNetwork, folder: Path) -> Forward:
         raise
     except Exception as error:  # Compilers and anybody's networks may raise anything.
         raise UserError(
-            f"{opened.name} cannot be exported as {name} ({type(error).__name__}: {brief(error)}); --formats"
-            f" {','.join(other for other in FORMATS if other != name)} leaves it out"
+            f"{opened.name} cannot be exported as {name} ({type(error).__name__}: {brief(error)}): name the"
+            " others with --formats, such as safetensors,pytorch"
         ) from None
 
 
@@ -205,7 +210,7 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

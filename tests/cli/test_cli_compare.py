@@ -42,6 +42,7 @@ def test_runs_of_other_data_are_said_to_be_such(fastpeer, original: Path, tmp_pa
     save_weights(build_model("resnet8", 10), tmp_path / "net.safetensors", facts)
     rows, notes = compared(fastpeer, original, tmp_path / "net.safetensors", "--no-latency")
     assert "net.safetensors" in rows
+    assert any(note.endswith("--model resnet8 --data DIR --attacks clean,pgd20,aa") for note in notes)
     assert any("different data sets" in note and "cifar10 (net.safetensors)" in note for note in notes)
     assert not any("batch 1" in heading for heading in rows["net.safetensors"])
 

@@ -20,6 +20,7 @@ from fastpeer.export import folder as export_folder
 from fastpeer.export import formats
 from fastpeer.models import build_model, model_names
 from fastpeer.models.weights import WeightFacts, save_weights
+from tests.models.timms import need_timm
 
 QUICK = "--formats safetensors,pytorch"
 LONG = "x" * 300
@@ -64,8 +65,10 @@ def test_a_run(fastpeer, original: Path, workshop: Path, tmp_path: Path, images:
 
 
 def test_python_finds_what_eval_finds(fastpeer, finished: Path, tmp_path: Path) -> None:
-    fastpeer("eval --checkpoints best --attacks clean,fgsm,pgd3", finished).succeeded()
+    line = "eval --checkpoints best --attacks clean,fgsm,pgd3 --format json"
+    ((row,),) = [table["rows"] for table in json.loads(fastpeer(line, finished).succeeded().out)["tables"]]
     stored = json.loads((finished / "results.json").read_text("utf-8"))["results"]
+    assert list(row.values())[1:] == [round(entry["accuracy"], 2) for entry in stored]
     found = package.evaluate(package.load(finished), "data/photos", "clean,fgsm,pgd3")
     assert {name: result.correct for name, result in found.items()} == {
         entry["attack"]: entry["correct"] for entry in stored
@@ -188,7 +191,7 @@ def test_a_network_that_cannot_be_exported(fastpeer, original: Path, tmp_path: P
 
     form = formats.ExportFormat({}, fails, fails)
     monkeypatch.setattr(formats, "FORMATS", {**formats.FORMATS, "program": form})
-    words = ("resnet8 cannot be exported as program", "operator that nobody knows", "--formats safetensors")
+    words = ("resnet8 cannot be exported as program", "operator that nobody knows", "safetensors,pytorch")
     fastpeer("export --formats safetensors,program --to", tmp_path / "out", original).refused(*words)
     assert list(tmp_path.iterdir()) == []
 
@@ -264,7 +267,7 @@ def test_the_plain_file_runs_where_fastpeer_is_not(fastpeer, original: Path, tmp
 
 @pytest.mark.soak
 def test_timms_networks_are_exported(fastpeer, tmp_path: Path) -> None:
-    pytest.importorskip("timm")
+    need_timm()
     network = build_model("timm:resnet10t", 4, (32, 32))
     facts = WeightFacts(network="timm:resnet10t", classes=4, size=(32, 32))
     save_file(network.state_dict(), tmp_path / "net.safetensors", metadata=facts.metadata())
