@@ -155,6 +155,8 @@ def _print(
     print_tables(console, [FigureTable(headings, [rows])])
     if not labelled:
         print_line(console, "note: the run's test images are not there; --data DIR compares on real ones")
+    if "robustbench" in compared:
+        print_line(console, "model_info.json: what is empty is yours to fill in, or not measured yet by eval")
     for name, reason in left_out.items():
         print_line(console, f"left out {name}: {reason}")
 

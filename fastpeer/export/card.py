@@ -89,7 +89,8 @@ def _files(files: Mapping[str, str]) -> str:
 
 def _measured(opened: OpenedNetwork, results: Sequence[Result]) -> Iterator[str]:
     if not results:
-        where = opened.target.run.path.name if opened.target.run else opened.target.weights.name
+        run, file = opened.target.run, opened.target.weights.name
+        where = run.path.name if run else f"{file} --model {opened.name} --data DIR"
         yield f"Nothing yet: `fastpeer eval {markdown(where)} --attacks clean,fgsm,pgd20,aa` measures it."
         return
     head = ["| attack | accuracy in % | images | radius |", "| --- | ---: | --- | --- |"]

@@ -19,7 +19,7 @@ from fastpeer.export.formats import FORMATS, Forward, write_format
 FACTS = "export.json"
 """What was exported, and how near each format is; also marks a folder that --force may replace."""
 TOLERANCE = 1e-4
-"""Largest difference of logits, relative to the largest logit if that is above 1."""
+"""Largest difference of logits, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _compare(name: str, forward: Forward, opened: OpenedNetwork, check: CheckIma
     for count in (1, 3):
         parts.append((forward(images[:count].clone()), opened.network(images[:count].clone())))
     difference = max(float((one - other).abs().max()) for one, other in parts)
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    allowed = TOLERANCE * float(expected.abs().max())
     # NaN is not near anything either.
     if not difference <= allowed:
         raise UserError(
