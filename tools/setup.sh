@@ -34,7 +34,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 # setuptools warns of folders that shadow an editable package: kernels/ and data_prep/ are it, not its shadows.
-PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[onnx]" --group dev
 # Tested with timm's networks too. By itself: the torchvision that it asks for fits few builds of torch, and
 # what timm imports of it is for parts that no network here needs (tests/models/timms.py). And last: pip would
 # complain of the torchvision that is missing when it installs anything that timm asks for.

@@ -34,6 +34,7 @@ from fastpeer.config.toml import fit, flat
 from fastpeer.errors import UserError, printable
 from fastpeer.models.pixel_range import check_pixel_range
 from fastpeer.suggestions import did_you_mean
+from fastpeer.table_formats import TableFormat
 
 BOOLEANS = ("true", "false")
 Arguments = TypeVar("Arguments")
@@ -142,6 +143,8 @@ class EvalArguments:
     """auto, cpu, cuda or cuda:N."""
     quiet: bool = False
     """Print nothing but the table and errors."""
+    format: TableFormat = "text"
+    """Of the table: text, csv, json, latex (booktabs) or markdown."""
     force_settings: bool = False
     """Attack a run's weights although its config.toml now says other things of their networks."""
 

@@ -11,6 +11,7 @@ from fastpeer.cli.arguments import EvalArguments, parse
 from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.watching import watch_on
 from fastpeer.errors import UserError
+from fastpeer.printing import print_line
 from fastpeer.run_folder import newest_run, newest_run_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def eval_command(words: Sequence[str]) -> None:
     from fastpeer.training.signals import interruptible
 
     protocol = _protocol(arguments)
-    console = Console(quiet=arguments.quiet)
+    # Of another format than text, standard output holds nothing else.
+    console = Console(quiet=arguments.quiet, stderr=arguments.format != "text")
     # Of a network that cannot be folded, nothing: the accuracies are the same.
     with log_to(console, logging.WARNING, more=LOGGERS), interruptible():
         for doubt in protocol.doubts():
@@ -75,15 +77,29 @@ def _evaluate(
     writer.check()
 
 
+def _check_together(arguments: EvalArguments) -> None:
+    """Refuse flags that do not go together."""
+    given = {
+        "--table": arguments.table, "--surrogates": arguments.surrogates, "--curve": arguments.curve,
+        "--per-class": arguments.per_class, "--stored": arguments.stored,
+        f"--format {arguments.format}": arguments.format != "text",
+    }  # fmt: skip
+    table, surrogates, curve, classes, stored, form = given
+    apart = [
+        *((other, flag) for other in (table, surrogates) for flag in (stored, curve)),
+        *((form, flag) for flag in (table, surrogates, curve, classes)),
+    ]
+    for one, other in apart:
+        if given[one] and given[other]:
+            raise UserError(f"{other} and {one} do not go together: leave one out")
+
+
 def _attacks(arguments: EvalArguments) -> list[str]:
     """Return the names of the attacks that are asked for, or that a table of the paper needs."""
     from fastpeer.evaluation.attack_names import parse_attacks, uses_autoattack
     from fastpeer.evaluation.paper_tables import paper_table
 
-    other = "--table" if arguments.table else "--surrogates" if arguments.surrogates else ""
-    for flag, given in (("--stored", arguments.stored), ("--curve", arguments.curve)):
-        if other and given:
-            raise UserError(f"{flag} and {other} do not go together: leave one out")
+    _check_together(arguments)
     if arguments.table:
         if arguments.attacks != EvalArguments.attacks:
             raise UserError(f"--table {arguments.table} has its own attacks: leave --attacks out")
@@ -117,14 +133,19 @@ def _surrogates(arguments: EvalArguments, targets: "Sequence[Target]") -> "tuple
 
 
 def _print(results: "dict[Target, list[Result]]", arguments: EvalArguments) -> None:
-    from fastpeer.evaluation.comparison import print_comparisons
+    from fastpeer.evaluation.comparison import comparisons
     from fastpeer.evaluation.details import print_by_class
+    from fastpeer.evaluation.table import print_results
 
     console = Console()
+    if arguments.format != "text":
+        print_results(results, console, arguments.format, comparisons(results))
+        return
     _main_table(arguments)(results, console)
     if arguments.per_class:
         print_by_class(results, console)
-    print_comparisons(results, console)
+    for line in comparisons(results):
+        print_line(console, line)
 
 
 def _main_table(

@@ -20,6 +20,8 @@ commands:
   eval     attack what was trained                  fastpeer eval runs/cifar10-resnet18
   runs     list runs and how far they are           fastpeer runs
   info     tell what is known of weights or a run   fastpeer info net.pth
+  export   write a network for other programs       fastpeer export runs/mine --to exported
+  compare  costs and accuracies side by side        fastpeer compare runs/mine runs/yours
   recipes  list the shipped recipes                 fastpeer recipes
 
 fastpeer COMMAND --help tells all options of a command; fastpeer --version its version."""
@@ -111,11 +113,15 @@ def _command(name: str) -> Callable[[list[str]], None]:
         from fastpeer.cli.runs import runs_command as command
     elif name == "info":
         from fastpeer.cli.info import info_command as command
+    elif name == "export":
+        from fastpeer.cli.export import export_command as command
+    elif name == "compare":
+        from fastpeer.cli.compare import compare_command as command
     elif name == "recipes":
         from fastpeer.cli.recipes import recipes_command as command
     else:
         from fastpeer.suggestions import did_you_mean
 
-        known = ("prep", "train", "eval", "runs", "info", "recipes")
+        known = ("prep", "train", "eval", "runs", "info", "export", "compare", "recipes")
         raise UserError(f"no command {name}; {did_you_mean(name, known)}")
     return command

@@ -11,8 +11,9 @@ from tyro.conf import Positional, arg
 from fastpeer.cli.arguments import parse
 from fastpeer.config.recipes import DEFAULT_RECIPE, ListedRecipe, list_recipes
 from fastpeer.errors import UserError
-from fastpeer.printing import FigureTable, Row, print_line, print_tables
+from fastpeer.printing import FigureTable, Row
 from fastpeer.suggestions import did_you_mean
+from fastpeer.table_formats import TableFormat, report_in
 
 NO_ROW = "without figures in PeerAiD's paper"
 
@@ -25,6 +26,8 @@ class RecipesArguments:
         Positional[tuple[str, ...]], arg(metavar="[WORD ...]", help_behavior_hint="(default: all recipes)")
     ] = ()
     """Only recipes whose name holds all these words, such as: trades cifar10."""
+    format: TableFormat = "text"
+    """Of the table: text, csv, json, latex (booktabs) or markdown."""
 
 
 def recipes_command(words: Sequence[str]) -> None:
@@ -33,13 +36,15 @@ def recipes_command(words: Sequence[str]) -> None:
     Raises:
         UserError: no recipe's name holds all the words.
     """
-    recipes = _holding(parse(RecipesArguments, words, "fastpeer recipes").words)
-    console = Console()
-    print_line(console, "shipped recipes, and the accuracies in % that PeerAiD's paper reports for them")
+    arguments = parse(RecipesArguments, words, "fastpeer recipes")
+    recipes, report = _holding(arguments.words), report_in(arguments.format, Console())
     sections = groupby(sorted(recipes, key=_order), key=_section)
-    print_tables(console, [_table(section, members) for section, members in sections], boxed=False)
+    tables = [_table(section, members) for section, members in sections]
+    title = "shipped recipes, and the accuracies in % that PeerAiD's paper reports for them"
+    report.tables(title, tables, boxed=False)
     if any(recipe.name == "demo" for recipe in recipes):
-        print_line(console, "demo: handwritten digits, in a few minutes on a CPU; no data set of the paper's")
+        report.note("demo: handwritten digits, in a few minutes on a CPU; no data set of the paper's")
+    report.end()
 
 
 def _holding(words: Sequence[str]) -> list[ListedRecipe]:

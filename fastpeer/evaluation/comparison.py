@@ -4,14 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 
 from fastpeer.config import format_fraction
 from fastpeer.errors import UserError
 from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.results import Result, images_of
 from fastpeer.evaluation.targets import Target
-from fastpeer.printing import print_line
 
 CHANCE = 0.05
 """A difference with a larger p is called one that may be chance."""
@@ -51,17 +49,17 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> Comparison:
     return Comparison(only_first, only_second, len(first), p)
 
 
-def print_comparisons(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
-    """Print how the first run's students differ from those of each other run, attack by attack.
+def comparisons(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
+    """Yield lines on how the first run's students differ from those of each other run, attack by attack.
 
     Students of runs are compared with those of the same checkpoint; others with all. What was attacked in
     another way, or on other images, is not compared.
     """
     lines = [line for pair in _pairs(list(results)) for line in _lines(*pair, results)]
     if lines:
-        print_line(console, "image by image, by McNemar's exact test:")
+        yield "image by image, by McNemar's exact test:"
     for line in lines:
-        print_line(console, f"  {line}")
+        yield f"  {line}"
 
 
 def _pairs(targets: Sequence[Target]) -> Iterator[tuple[Target, Target]]:

@@ -11,7 +11,8 @@ from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES, TARGETS
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.seeds import Spread, seed_groups, spreads
 from fastpeer.evaluation.targets import Target
-from fastpeer.printing import FigureTable, Row, print_line, print_tables
+from fastpeer.printing import FigureTable, Row
+from fastpeer.table_formats import TableFormat, report_in
 
 WARNED = "(!)"
 """Marks an accuracy that is probably too high; a note below the table says why."""
@@ -19,7 +20,12 @@ NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
 
-def print_results(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
+def print_results(
+    results: Mapping[Target, Sequence[Result]],
+    console: Console,
+    form: TableFormat = "text",
+    further: Iterable[str] = (),
+) -> None:
     """Print a row for each student, the paper's figures below each run's rows, and notes below the table.
 
     Students that were attacked with other images (another data set) have a table of their own.
@@ -27,14 +33,17 @@ def print_results(results: Mapping[Target, Sequence[Result]], console: Console) 
     Args:
         results: results of each target, in the same order of attacks; a stopped evaluation's may end early.
         console: where to print.
+        form: in which format.
+        further: lines below the notes.
     """
+    report = report_in(form, console)
     found = {target: row for target, row in results.items() if row}
     for words in dict.fromkeys(title(row[0]) for row in found.values()):
         alike = {target: row for target, row in found.items() if title(row[0]) == words}
-        print_line(console, words)
-        print_tables(console, [_table(alike)])
-    for note in notes(found):
-        print_line(console, note)
+        report.tables(words, [_table(alike)])
+    for note in [*notes(found), *further]:
+        report.note(note)
+    report.end()
 
 
 def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:

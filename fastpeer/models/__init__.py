@@ -5,6 +5,8 @@ Importing this package does not import PyTorch, so that settings are checked qui
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastpeer.models.names import check_model_name, class_path, model_names, timm_name, wide_resnet_size
@@ -58,11 +60,14 @@ def _build(name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
 
 
 def _build_shipped(name: str, classes: int) -> nn.Module:
+    return shipped_builder(name)(classes)
+
+
+def shipped_builder(name: str) -> partial[nn.Module]:
+    """Return what builds a shipped network: a function or class, and its arguments but for the classes."""
     from fastpeer.models import mobilenetv2, preact_resnet, resnet, wide_resnet
 
-    if wide := wide_resnet_size(name):
-        return wide_resnet.WideResNet(*wide, classes)
-    builders = {
+    builders: dict[str, Callable[..., nn.Module]] = {
         "resnet8": resnet.resnet8,
         "resnet18": resnet.resnet18,
         "resnet34": resnet.resnet34,
@@ -71,4 +76,6 @@ def _build_shipped(name: str, classes: int) -> nn.Module:
         "preactresnet18-rice": preact_resnet.preactresnet18_rice,
         "mobilenetv2": mobilenetv2.MobileNetV2,
     }
-    return builders[name](classes)
+    wide = wide_resnet_size(name)
+    build: Callable[..., nn.Module] = wide_resnet.WideResNet if wide else builders[name]
+    return partial(build, *(wide or ()))

@@ -35,17 +35,21 @@ def timm_network(name: str, classes: int, size: tuple[int, int] | None) -> nn.Mo
     if name.partition(".")[0] not in known:
         near = similar(name, known) or known[:3]
         raise UserError(f"timm has no network {name!r}; the nearest are timm:{', timm:'.join(near)}")
-    config = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {}
-    # Networks without a fixed size do not accept the argument.
-    if size is not None and config is not None and config.fixed_input_size and config.input_size[1:] != size:
-        options["img_size"] = size
+    options = timm_options(name, size)
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **options)
     except Exception as error:  # timm does not check sizes: constructors raise anything.
         purpose = f" for images of {size[0]}×{size[1]}" if size and options else ""
         raise UserError(f"timm:{name} cannot be built{purpose} ({brief(error)})") from None
     return _checked(network, f"timm:{name}", classes, size)
+
+
+def timm_options(name: str, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Return what timm's `create_model` is given so that a network takes images of a height and width."""
+    config = _timm().get_pretrained_cfg(name)
+    # Networks without a fixed size do not accept the argument.
+    fixed = size is not None and config is not None and config.fixed_input_size
+    return {"img_size": size} if fixed and config.input_size[1:] != size else {}
 
 
 def own_network(module: str, attribute: str, classes: int, size: tuple[int, int] | None) -> nn.Module:
@@ -127,14 +131,17 @@ def _import_callable(module: str, attribute: str, name: str) -> Any:
 
 
 def _call(build: Any, classes: int) -> object:
+    name = class_argument(build)
+    return build(**{name: classes}) if name else build(classes)
+
+
+def class_argument(build: Any) -> str:
+    """Return the name of a class's or function's argument for the number of classes; empty: the first one."""
     try:
         names: list[str] = list(inspect.signature(build).parameters)
     except (TypeError, ValueError):  # Some callables written in C have no signature.
         names = []
-    for name in ("num_classes", "classes"):
-        if name in names:
-            return build(**{name: classes})
-    return build(classes)
+    return next((name for name in ("num_classes", "classes") if name in names), "")
 
 
 def _checked(network: nn.Module, name: str, classes: int, size: tuple[int, int] | None) -> nn.Module:

@@ -154,7 +154,7 @@ def test_torch_is_not_loaded_for_what_needs_none(words: list[str], code: int) ->
         ("eval --epsilon nan", ["--epsilon", "nan"]),
         ("prep --dataset cifar11", ["cifar11", "cifar10"]),
         ("prep", ["--dataset"]),
-        ("recipes --foo", ["--foo", "--help"]),
+        ("recipes --xyzzy", ["--xyzzy", "--help"]),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(fastpeer, tmp_path: Path, line: str, words: list[str]) -> None:

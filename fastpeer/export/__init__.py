@@ -1,0 +1,1 @@
+"""Finished networks as files for other programs."""

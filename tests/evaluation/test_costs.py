@@ -1,0 +1,44 @@
+"""What networks cost, against counts by hand."""
+
+import torch
+from torch import nn
+
+from fastpeer.evaluation.costs import latencies, multiply_adds, parameter_count
+from fastpeer.models import build_model
+
+
+def convolution(side, planes_in, planes_out, kernel):
+    return side * side * planes_in * planes_out * kernel * kernel
+
+
+def test_multiply_adds_of_a_resnet8_are_those_of_its_layers():
+    # Stem; three blocks of two 3×3 convolutions, the second and third at half the side with a projection.
+    expected = convolution(8, 3, 16, 3) + 2 * convolution(8, 16, 16, 3)
+    for side, width in ((4, 32), (2, 64)):
+        expected += convolution(side, width // 2, width, 3) + convolution(side, width, width, 3)
+        expected += convolution(side, width // 2, width, 1)
+    expected += 64 * 7
+    assert multiply_adds(build_model("resnet8", 7), (8, 8)) == expected
+
+
+def test_buffers_are_no_parameters():
+    assert parameter_count(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))) == 108 + 8
+
+
+class Calls(nn.Module):
+    def __init__(self, name, calls):
+        super().__init__()
+        self.name, self.calls = name, calls
+
+    def forward(self, images):
+        self.calls.append((self.name, tuple(images.shape)))
+        return images
+
+
+def test_networks_are_timed_in_alternation():
+    calls = []
+    networks = [Calls("a", calls), Calls("b", calls)]
+    found = latencies(networks, [(4, 4), (6, 6)], batch=5, rounds=3, device=torch.device("cpu"))
+    assert calls == [("a", (5, 3, 4, 4)), ("b", (5, 3, 6, 6))] * 5
+    assert all(latency.median > 0 for latency in found)
+    assert all(latency.spread >= 0 for latency in found)
