@@ -19,6 +19,8 @@ commands:
   train    train a robust student                   fastpeer train cifar10-resnet18 --amp
   eval     attack what was trained                  fastpeer eval runs/cifar10-resnet18
   runs     list runs and how far they are           fastpeer runs
+  watch    show runs while they train               fastpeer watch runs/cifar10-resnet18
+  report   make a page about runs, with charts      fastpeer report runs/cifar10-resnet18
   info     tell what is known of weights or a run   fastpeer info net.pth
   recipes  list the shipped recipes                 fastpeer recipes
 
@@ -109,6 +111,10 @@ def _command(name: str) -> Callable[[list[str]], None]:
         from fastpeer.cli.evaluate import eval_command as command
     elif name == "runs":
         from fastpeer.cli.runs import runs_command as command
+    elif name == "watch":
+        from fastpeer.cli.watch import watch_command as command
+    elif name == "report":
+        from fastpeer.cli.report import report_command as command
     elif name == "info":
         from fastpeer.cli.info import info_command as command
     elif name == "recipes":
@@ -116,6 +122,6 @@ def _command(name: str) -> Callable[[list[str]], None]:
     else:
         from fastpeer.suggestions import did_you_mean
 
-        known = ("prep", "train", "eval", "runs", "info", "recipes")
+        known = ("prep", "train", "eval", "runs", "watch", "report", "info", "recipes")
         raise UserError(f"no command {name}; {did_you_mean(name, known)}")
     return command
