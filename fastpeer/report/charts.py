@@ -16,10 +16,24 @@ MOST_POINTS = 600
 
 @dataclass(frozen=True)
 class Series:
-    """One curve, or one group of points, with its name for the legend."""
+    """One curve, or one group of points.
+
+    Attributes:
+        name: for the legend.
+        points: pairs of values.
+        colour: 0 to 7; None: by its place among the series.
+        hollow: whether its points are circles.
+    """
 
     name: str
     points: Points
+    colour: int | None = None
+    hollow: bool = False
+
+    def style(self, number: int) -> str:
+        """Return the classes that give a mark its colour, given the place among the series."""
+        colour = number if self.colour is None else self.colour
+        return f"s{colour % 8}{' hollow' if self.hollow else ''}"
 
 
 @dataclass(frozen=True)
@@ -128,12 +142,14 @@ def _chart(chart: Chart) -> Iterator[str]:
     frame = frame_of(chart)
     yield from _axes(chart, frame)
     for number, one in enumerate(chart.series):
-        yield f'<g class="series s{number % 8}" data-series="{number}"{_hover(chart, frame, number)}>'
+        yield f'<g class="series {one.style(number)}" data-series="{number}"{_hover(chart, frame, number)}>'
         yield from _bars(chart, frame, number) if chart.kind == "bars" else _marks(chart, frame, one)
         yield "</g>"
 
 
 def _axes(chart: Chart, frame: Frame) -> Iterator[str]:
+    if not chart.x and not chart.y and chart.kind == "points":
+        return  # Of an embedding, whose axes mean nothing.
     for value in ticks(*frame.y):
         _, y = frame.place(frame.x[0], value)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'

@@ -1,12 +1,13 @@
 """The charts of a run: from its records, its results and what was measured of its networks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 
-from fastpeer.report.charts import Chart, Heatmap, Points, Series
+from fastpeer.report.charts import Chart, Heatmap, Series
 from fastpeer.report.measurements import STEPS, Arrays
-from fastpeer.report.records import RunReport
+from fastpeer.report.records import Points, RunReport
 
 READABLE = {"ce": "cross-entropy", "kl": "KL"}
 
@@ -109,17 +110,26 @@ def epsilon_chart(measured: Mapping[str, Arrays], norm: str) -> Chart:
 
 def landscape_charts(measured: Mapping[str, Arrays]) -> Iterator[Chart]:
     """Yield the paper's Figure 4 in one dimension, of all runs on the same scale."""
-    for key, title in (("line_clean", "clean images"), ("line_attacked", "adversarial images")):
-        series = [
-            Series(name, list(zip(arrays["alphas"].tolist(), arrays[key].tolist(), strict=True)))
-            for name, arrays in measured.items()
-        ]
-        yield from _shown(
-            Chart(
-                key.replace("_", "-"), f"Loss around the weights, {title}",
-                "distance along the direction", "cross-entropy", series,
-            )
-        )  # fmt: skip
+    images = {"clean": "line_clean", "adversarial": "line_attacked"}
+    curves = {
+        (name, kind): list(zip(arrays["alphas"].tolist(), arrays[key].tolist(), strict=True))
+        for name, arrays in measured.items()
+        for kind, key in images.items()
+    }
+    top = max((y for points in curves.values() for _, y in points if isfinite(y)), default=1.0)
+    if len(measured) == 1:
+        series = [Series(f"{kind} images", points) for (_, kind), points in curves.items()]
+        yield from _shown(_landscape("landscape", "Loss around the weights", series, top))
+        return
+    for kind in images:
+        series = [Series(name, curves[name, kind]) for name in measured]
+        title = f"Loss around the weights, {kind} images"
+        yield from _shown(_landscape(f"landscape-{kind}", title, series, top))
+
+
+def _landscape(key: str, title: str, series: list[Series], top: float) -> Chart:
+    along = "distance along the direction"
+    return Chart(key, title, along, "cross-entropy", series, y_range=(0.0, 1.05 * top))
 
 
 def landscape_plane(arrays: Arrays) -> Heatmap:
@@ -137,9 +147,14 @@ def feature_charts(arrays: Arrays) -> Iterator[Chart]:
             continue
         halves = np.split(arrays[f"embedded_{name}"], 2)
         series = [
-            Series(f"{arrays['classes'][label]}, {kind}", [(x, y) for x, y in half[labels == label].tolist()])
-            for label in np.unique(labels)
-            for kind, half in zip(("clean", "adversarial"), halves, strict=True)
+            Series(
+                f"{arrays['classes'][label]}, {'adversarial' if attacked else 'clean'}",
+                [(x, y) for x, y in halves[attacked][labels == label].tolist()],
+                number,
+                attacked == 1,
+            )
+            for number, label in enumerate(np.unique(labels))
+            for attacked in (0, 1)
         ]
         yield from _shown(Chart(f"tsne-{name}", f"Features of the {name}", "", "", series, "points"))
 

@@ -72,12 +72,14 @@ def _draw(axes: "Axes", chart: "Chart | Heatmap") -> None:
 
 
 def _draw_series(axes: "Axes", chart: Chart, number: int, name: str) -> None:
-    xs, ys = zip(*chart.series[number].points, strict=True)
+    one = chart.series[number]
+    xs, ys = zip(*one.points, strict=True)
     if chart.kind == "bars":
         width = 0.8 / len(chart.series)
         axes.bar([x + width * (number + 0.5) - 0.4 for x in xs], ys, width, label=name)
     elif chart.kind == "points":
-        axes.scatter(xs, ys, s=12, label=name)
+        colour = f"C{number if one.colour is None else one.colour}"
+        axes.scatter(xs, ys, s=12, label=name, facecolors="none" if one.hollow else colour, edgecolors=colour)
     else:
         axes.plot(xs, ys, marker="o" if len(xs) <= 12 else "", markersize=3, label=name)
 

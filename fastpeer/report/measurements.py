@@ -18,7 +18,7 @@ from fastpeer.config import AttackConfig
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
-from fastpeer.data.stream import Batch, EvaluationStream
+from fastpeer.data.stream import Batch, EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.evaluation.accuracy import evaluation_options
 from fastpeer.evaluation.attacks import label_pgd
@@ -34,7 +34,7 @@ from fastpeer.step.precision import number_format
 from fastpeer.victims.pgd import evaluating
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 STEPS = 10
 """Of PGD; fastpeer eval has PGD-20 and AutoAttack on all images."""
 SHOWN = 8
@@ -64,7 +64,8 @@ def measure(report: RunReport, scope: Scope, device: torch.device, step: Step) -
     """Return what is measured of a run's student (and peer), from the run's folder if it was before.
 
     Returns:
-        labels, clean, attacked: int64 (N,), the classes of the images, and predicted before and after PGD;
+        labels, clean, attacked: int64 (N,), in an order drawn by chance: the classes of the images, and
+        those predicted before and after PGD;
         shown_clean, shown_attacked: float32 (8, 3, H, W); gradient_NETWORK: float32 (8, H, W) in [0, 1];
         epsilons, right: float64 and int64 (E,), of epsilon_images; alphas, line_clean, line_attacked: float64
         (A,); plane: float64 (P, P); embedded_NETWORK: float64 (2M, 2), clean images first, and
@@ -150,7 +151,9 @@ class _Measurement:
         source = HostSource(open_split(dataset, "test", min(scope.images, 64)), device)
         self.labels = source.labels
         self.stream = EvaluationStream(source, np.arange(len(source.labels)), torch.float32)
-        self.images = scope.images
+        # Test images often lie class by class, and half of the figures take the first of these.
+        spread_out = spread(self.stream.indices, scope.images)
+        self.places = np.random.default_rng(0).permutation(spread_out)
         factory = evaluation_options(device).victim_factory(number_format("fp32"), device)
         self.victim, self.kernels = factory.victim(self.student, "student"), factory.kernels
         self.victim.refresh()
@@ -172,7 +175,7 @@ class _Measurement:
         """Measure everything."""
         with evaluating(*self.networks.values()):
             step("images under attack")
-            sampled = list(self.stream.sample(self.images))
+            sampled = list(self.stream.only(self.places))
             pairs = [(batch, self._attacked(batch, number)) for number, batch in enumerate(sampled)]
             found = {**self._facts(), **self._predictions(pairs), **self._pictures(pairs)}
             step("accuracy over epsilon")
@@ -226,7 +229,7 @@ class _Measurement:
             loss_along(self.student, first, alphas, images, batch.labels)
             for images in (batch.images, attacked)
         )
-        grid = np.linspace(-0.75, 0.75, 9)
+        grid = np.linspace(-0.75, 0.75, 11)
         half = slice(0, 32)
         plane = loss_over(self.student, (first, second), grid, attacked[half], batch.labels[half])
         return {"alphas": alphas, "line_clean": clean, "line_attacked": under, "plane": plane}

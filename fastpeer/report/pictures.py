@@ -16,13 +16,17 @@ SIDE = 96
 
 @dataclass(frozen=True)
 class Picture:
-    """A test image, attacked: data addresses of its pictures, and the classes as texts."""
+    """A test image under attack.
+
+    Attributes:
+        label, clean, attacked: names of its class, and of those predicted before and after the attack.
+        images: what is shown, with the data address of its picture.
+    """
 
     label: str
     clean: str
     attacked: str
     images: list[tuple[str, str]]
-    """What is shown, and its picture."""
 
 
 def pictures(arrays: Arrays) -> Iterator[Picture]:
@@ -31,15 +35,15 @@ def pictures(arrays: Arrays) -> Iterator[Picture]:
     pairs = zip(arrays["shown_clean"], arrays["shown_attacked"], strict=True)
     for number, (clean, attacked) in enumerate(pairs):
         change = attacked - clean
-        shown = [("clean", _colours(clean)), ("adversarial", _colours(attacked))]
-        shown.append((f"change, ×{_enlargement(change):.0f}", _colours(0.5 + change * _enlargement(change))))
+        shown = [("clean", _address(clean)), ("adversarial", _address(attacked))]
+        shown.append((f"change, ×{_enlargement(change):.0f}", _address(0.5 + change * _enlargement(change))))
         shown += [
-            (f"gradient, {name}", _grey(arrays[f"gradient_{name}"][number]))
+            (f"gradient, {name}", _address(arrays[f"gradient_{name}"][number]))
             for name in ("student", "peer")
             if f"gradient_{name}" in arrays
         ]
-        told = (str(names[arrays[key][number]]) for key in ("labels", "clean", "attacked"))
-        yield Picture(*told, shown)
+        label, seen, fooled = (str(names[arrays[key][number]]) for key in ("labels", "clean", "attacked"))
+        yield Picture(label, seen, fooled, shown)
 
 
 def _enlargement(change: np.ndarray) -> float:
@@ -47,16 +51,10 @@ def _enlargement(change: np.ndarray) -> float:
     return max(1.0, float(np.floor(0.5 / max(float(np.abs(change).max()), 1e-6) + 1e-3)))
 
 
-def _colours(image: np.ndarray) -> str:
-    """Return the data address of an image (3, H, W) in [0, 1]."""
-    return _address(np.moveaxis(image, 0, 2))
-
-
-def _grey(image: np.ndarray) -> str:
-    return _address(image)
-
-
 def _address(image: np.ndarray) -> str:
+    """Return the data address of an image (3, H, W) or (H, W) in [0, 1]."""
+    if image.ndim == 3:
+        image = np.moveaxis(image, 0, 2)
     pixels = Image.fromarray((255 * np.nan_to_num(image).clip(0, 1)).round().astype(np.uint8))
     factor = max(1, -(-SIDE // max(pixels.size)))
     larger = pixels.resize((pixels.width * factor, pixels.height * factor), Image.Resampling.NEAREST)

@@ -86,7 +86,7 @@ def _network(report: RunReport, arrays: Arrays) -> Iterator[Section]:
         ],
     )
     charts = [class_chart(arrays), epsilon_chart(one, report.config.attack.norm)]
-    yield Section("Where it holds, and how far", [chart for chart in charts if chart.series])
+    yield Section("By class and by epsilon", [chart for chart in charts if chart.series])
     note = (
         "Filter-normalised random directions (Li et al. 2018, Figure 4 of the paper), BatchNorm and biases"
         " left where they are; adversarial images as found at the weights in the middle."
