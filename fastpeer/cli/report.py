@@ -72,6 +72,7 @@ def report_command(words: Sequence[str]) -> None:
 
     if arguments.figures:
         check_installed()
+    _check_checkpoint(arguments.checkpoint)
     reports = [read_run(RunFolder(path), name) for path, name in zip(paths, _names(paths), strict=True)]
     console = Console(quiet=arguments.quiet)
     with log_to(console, logging.WARNING), interruptible():
@@ -80,6 +81,14 @@ def report_command(words: Sequence[str]) -> None:
         count = write_images(_charts(chapters), out / FIGURES) if arguments.figures else 0
     files = f", {count} charts as PNG and SVG in {out / FIGURES}/" if count else ""
     print_line(console, f"{out / PAGE}{files}")
+
+
+def _check_checkpoint(name: str) -> None:
+    from fastpeer.evaluation.targets import CHECKPOINTS
+    from fastpeer.suggestions import did_you_mean
+
+    if name and name not in CHECKPOINTS:
+        raise UserError(f"unknown checkpoint {name}; {did_you_mean(name, CHECKPOINTS)}")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

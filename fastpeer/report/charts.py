@@ -8,8 +8,8 @@ from html import escape
 
 from fastpeer.report.records import Points
 
-WIDTH, HEIGHT = 460, 280
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+WIDTH, HEIGHT = 460, 290
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 28, 40
 MOST_POINTS = 600
 """Of a curve; longer ones are thinned, as a screen has no more columns."""
 
@@ -171,7 +171,7 @@ def _x_labels(chart: Chart, frame: Frame) -> Iterator[tuple[float, str]]:
 
 def _axis_names(x: str, y: str) -> Iterator[str]:
     yield f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(x)}</text>'
-    yield f'<text class="axis" x="4" y="{TOP - 3}">{escape(y)}</text>'
+    yield f'<text class="axis" x="4" y="{TOP - 14}">{escape(y)}</text>'
 
 
 def _short(value: float) -> str:

@@ -26,6 +26,8 @@ def comparison(reports: Sequence[RunReport], measured: Mapping[str, Arrays]) -> 
         notes = ["Different test images: figures cannot be compared, and curves are kept apart."]
     yield Section("Comparison", tables=[_table(reports)], notes=notes)
     for (data, sha256), group in groups.items():
+        if len(group) < 2:
+            continue  # Its own chapter has its curves.
         named = {report.name: measured[report.name] for report in group if report.name in measured}
         title = f"Side by side, {data}" + (f" ({sha256[:8]})" if len(groups) > 1 else "")
         yield Section(title, list(_charts(group, named)), tables=list(_disagreement(named)))
