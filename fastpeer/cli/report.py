@@ -3,7 +3,8 @@
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -153,7 +154,7 @@ def _measured(
     return measured, complaints
 
 
-def _progress(console: Console, name: str):  # type: ignore[no-untyped-def]
+def _progress(console: Console, name: str) -> Callable[[str], None]:
     return lambda what: print_line(console, f"{name}: {what} …")
 
 
@@ -173,8 +174,6 @@ def _charts(chapters: "Sequence[Chapter]") -> "Iterator[tuple[str, Chart | Heatm
 
 
 def _write_page(chapters: "Sequence[Chapter]", out: Path) -> None:
-    import time
-
     from fastpeer import __version__
     from fastpeer.report.build import page
 

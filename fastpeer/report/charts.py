@@ -233,5 +233,5 @@ def _heatmap(chart: Heatmap) -> Iterator[str]:
             yield f'<rect class="cell" {where} style="--share:{share:.3f}"><title>{text}</title></rect>'
     yield from _axis_names(f"{chart.x}, ±{chart.extent:g}", f"{chart.y}, ±{chart.extent:g}")
     middle = f'x="{WIDTH - RIGHT}" text-anchor="end"'
-    yield f'<text class="tick" {middle} y="{TOP + 10}">dark {high:.3g}</text>'
-    yield f'<text class="tick" {middle} y="{TOP + 26}">light {low:.3g}</text>'
+    yield f'<text class="tick" {middle} y="{TOP + 10}">strong {high:.3g}</text>'
+    yield f'<text class="tick" {middle} y="{TOP + 26}">faint {low:.3g}</text>'

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.table import cell
+from fastpeer.report.charts import Chart
 from fastpeer.report.figures import epsilon_chart, landscape_charts, selection_chart
 from fastpeer.report.measurements import STEPS, Arrays
 from fastpeer.report.records import RunReport
@@ -40,7 +41,7 @@ def _by_data(reports: Sequence[RunReport]) -> dict[tuple[str, str], list[RunRepo
     return groups
 
 
-def _charts(group: Sequence[RunReport], measured: Mapping[str, Arrays]) -> Iterator:  # type: ignore[type-arg]
+def _charts(group: Sequence[RunReport], measured: Mapping[str, Arrays]) -> Iterator[Chart]:
     selection = selection_chart(group).finite
     if selection.series:
         yield selection

@@ -130,7 +130,11 @@ def test_classes_of_ones_own_need_trust(fastpeer, run):  # type: ignore[no-untyp
     config = run / "config.toml"
     config.write_text(config.read_text().replace('student = "resnet8"', 'student = "evil:Net"'))
     assert fastpeer("report --no-figures --device cpu", run).code == 0
-    assert "--trust" in html(run / "report") or "was resnet8, now evil:Net" in html(run / "report")
+    assert "model.student was resnet8, now evil:Net" in html(run / "report")
+    config.write_text(config.read_text().replace('method = "peeraid"', 'method = "evil.method"'))
+    found = fastpeer("report --no-figures --device cpu", run)
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert "--trust" in found.err
 
 
 def test_watch_prints_plain_lines_into_a_pipe_and_ends(run, capsys):  # type: ignore[no-untyped-def]
