@@ -22,7 +22,7 @@ from fastpeer.links import checkpoint_folder
 log = logging.getLogger(__name__)
 PARTS = (
     "config.toml", "run.json", "metrics.jsonl", "metrics.jsonl.damaged", "metrics.csv", "loggers.json",
-    "results.json", "verdicts", "checkpoints", "tensorboard", "wandb",
+    "results.json", "verdicts", "checkpoints", "tensorboard", "wandb", "report",
 )  # fmt: skip
 """Names in a run's folder. --force deletes a folder only if it contains nothing else."""
 

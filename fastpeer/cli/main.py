@@ -19,6 +19,8 @@ commands:
   train    train a robust student                   fastpeer train cifar10-resnet18 --amp
   eval     attack what was trained                  fastpeer eval runs/cifar10-resnet18
   runs     list runs and how far they are           fastpeer runs
+  watch    show runs while they train               fastpeer watch runs/cifar10-resnet18
+  report   make a page about runs, with charts      fastpeer report runs/cifar10-resnet18
   info     tell what is known of weights or a run   fastpeer info net.pth
   export   write a network for other programs       fastpeer export runs/mine --to exported
   compare  costs and accuracies side by side        fastpeer compare runs/mine runs/yours
@@ -111,6 +113,10 @@ def _command(name: str) -> Callable[[list[str]], None]:
         from fastpeer.cli.evaluate import eval_command as command
     elif name == "runs":
         from fastpeer.cli.runs import runs_command as command
+    elif name == "watch":
+        from fastpeer.cli.watch import watch_command as command
+    elif name == "report":
+        from fastpeer.cli.report import report_command as command
     elif name == "info":
         from fastpeer.cli.info import info_command as command
     elif name == "export":
@@ -122,6 +128,8 @@ def _command(name: str) -> Callable[[list[str]], None]:
     else:
         from fastpeer.suggestions import did_you_mean
 
-        known = ("prep", "train", "eval", "runs", "info", "export", "compare", "recipes")
+        known = (
+            "prep", "train", "eval", "runs", "watch", "report", "info", "export", "compare", "recipes",
+        )  # fmt: skip
         raise UserError(f"no command {name}; {did_you_mean(name, known)}")
     return command
