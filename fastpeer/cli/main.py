@@ -4,11 +4,25 @@ import codecs
 import io
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from itertools import pairwise
 
 from fastpeer.errors import UserError, printable
 from fastpeer.own_code import trusting
 
+COMMANDS = {
+    "prep": "prep",
+    "train": "train",
+    "eval": "evaluate",
+    "runs": "runs",
+    "watch": "watch",
+    "report": "report",
+    "info": "info",
+    "export": "export",
+    "compare": "compare",
+    "recipes": "recipes",
+}
+"""By the commands: the modules of `fastpeer.cli` that hold them."""
 HELP = """\
 usage: fastpeer COMMAND [OPTIONS]
 
@@ -105,31 +119,10 @@ def _dispatch(words: list[str]) -> None:
 
 def _command(name: str) -> Callable[[list[str]], None]:
     """Find a command; each imports only what it needs."""
-    if name == "prep":
-        from fastpeer.cli.prep import prep_command as command
-    elif name == "train":
-        from fastpeer.cli.train import train_command as command
-    elif name == "eval":
-        from fastpeer.cli.evaluate import eval_command as command
-    elif name == "runs":
-        from fastpeer.cli.runs import runs_command as command
-    elif name == "watch":
-        from fastpeer.cli.watch import watch_command as command
-    elif name == "report":
-        from fastpeer.cli.report import report_command as command
-    elif name == "info":
-        from fastpeer.cli.info import info_command as command
-    elif name == "export":
-        from fastpeer.cli.export import export_command as command
-    elif name == "compare":
-        from fastpeer.cli.compare import compare_command as command
-    elif name == "recipes":
-        from fastpeer.cli.recipes import recipes_command as command
-    else:
+    if name not in COMMANDS:
         from fastpeer.suggestions import did_you_mean
 
-        known = (
-            "prep", "train", "eval", "runs", "watch", "report", "info", "export", "compare", "recipes",
-        )  # fmt: skip
-        raise UserError(f"no command {name}; {did_you_mean(name, known)}")
+        raise UserError(f"no command {name}; {did_you_mean(name, COMMANDS)}")
+    module = import_module(f"fastpeer.cli.{COMMANDS[name]}")
+    command: Callable[[list[str]], None] = getattr(module, f"{name}_command")
     return command
