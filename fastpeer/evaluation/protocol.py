@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,14 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
 from fastpeer.errors import UserError
-from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
+from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attack_names import autoattacks_of, fewest_steps, uses_autoattack
 from fastpeer.evaluation.attacks import AttackSettings, Progress
-from fastpeer.evaluation.autoattack_parts.standard import target_count
-from fastpeer.evaluation.by_image import ByImage
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.results import Result, read_results
+from fastpeer.evaluation.subject import Subject, result_of, verdicts_file
 from fastpeer.evaluation.targets import Target
 from fastpeer.evaluation.tutors import find_tutors, tutored
-from fastpeer.evaluation.verdicts import VerdictsFile
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization
 from fastpeer.models.weights import (
@@ -48,29 +46,6 @@ Watch = Callable[[str, int], AbstractContextManager[Progress]]
 
 LOADS = 3
 """How often a file that is replaced while it is read is read again."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network on the device, with the images that it is evaluated on.
-
-    Attributes:
-        target: whose network it is.
-        network: in float32.
-        sha256: of the bytes that it was loaded from.
-        dataset: the data set, in the size that the network sees.
-        stream: its test images, or those of them that are asked for.
-        side: that JPEGs are resized to; 0: as prepared.
-        hidden: why attacks on the network may fail.
-    """
-
-    target: Target
-    network: nn.Module
-    sha256: str
-    dataset: PreparedDataset
-    stream: EvaluationStream
-    side: int
-    hidden: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -182,10 +157,10 @@ class Protocol:
         seconds = round(time.perf_counter() - began, 2)
         hidden = {"warnings": student.hidden}
         source = {"source": student.target.label, "source_sha256": student.sha256, "cosines": found.cosines}
-        yield _result("clean", found.clean, seconds, facts | {"warnings": ()}, student)
-        yield _result(attack, found.own, seconds, facts, student)
-        yield _result(attack, found.students, seconds, facts | source | hidden, student)
-        yield _result(attack, found.student, seconds, self._facts(student) | hidden, student)
+        yield result_of("clean", found.clean, seconds, facts | {"warnings": ()}, student)
+        yield result_of(attack, found.own, seconds, facts, student)
+        yield result_of(attack, found.students, seconds, facts | source | hidden, student)
+        yield result_of(attack, found.student, seconds, self._facts(student) | hidden, student)
 
     def _subject(self, target: Target, data: Path | None, model: str) -> Subject:
         # Sets the process's TF32 switches, off for fp32.
@@ -219,7 +194,7 @@ class Protocol:
         settings, images = self._settings(subject.dataset), len(subject.stream.indices)
         if uses_autoattack(name):
             facts["autoattack"] = self.autoattack
-        file = _verdicts_file(subject, facts)
+        file = verdicts_file(subject, facts)
         began = time.perf_counter()
         with watch(title, images) as progress, memory_errors("--batch-size"):
             found = classify_under_attack(
@@ -228,7 +203,7 @@ class Protocol:
         seconds = round(found.seconds or time.perf_counter() - began, 2)
         _warn(subject.target, [reason for reason in found.reasons if reason not in attacked.hidden])
         warnings = () if name == "clean" else tuple(dict.fromkeys([*attacked.hidden, *found.reasons]))
-        return _result(name, found, seconds, facts | {"warnings": warnings}, subject)
+        return result_of(name, found, seconds, facts | {"warnings": warnings}, subject)
 
     def stored(self, target: Target) -> Iterator[Result]:
         """Yield what former evaluations with these settings have stored of a student, in the attacks' order.
@@ -363,45 +338,6 @@ class Protocol:
 def _warn(target: Target, reasons: Sequence[str]) -> None:
     for reason in reasons:
         log.warning("%s: %s", target.label, reason)
-
-
-def _verdicts_file(subject: Subject, facts: Mapping[str, Any]) -> VerdictsFile:
-    # Wherever the run lies now; AutoAttack chooses its step sizes itself.
-    kept = {name: fact for name, fact in facts.items() if name not in ("target", "step_size")}
-    return VerdictsFile(subject.target.verdicts_folder, kept | {"examples": len(subject.stream.indices)})
-
-
-def _result(
-    attack: str, found: Classified, seconds: float, facts: dict[str, Any], subject: Subject
-) -> Result:
-    classes = len(subject.dataset.classes)
-    targets = target_count(classes) if {"apgd-t", "fab-t"} & set(autoattacks_of(attack, classes)) else None
-    by_image = _by_image(found, subject)
-    return Result(
-        attack=attack,
-        correct=int(found.correct.sum()),
-        images=len(found.correct),
-        non_finite=int((~found.finite).sum()),
-        seconds=seconds,
-        targets=targets,
-        broken=dict(found.broken),
-        worst_class=asdict(by_image.worst_class()),
-        by_image=by_image,
-        **facts,
-    )
-
-
-def _by_image(found: Classified, subject: Subject) -> ByImage:
-    indices, verdicts = subject.stream.indices, found.verdicts
-    return ByImage(
-        index=indices.astype(np.int32),
-        label=subject.stream.source.labels[indices].astype(np.int32),
-        correct=found.correct.numpy(),
-        finite=found.finite.numpy(),
-        fallen=np.zeros(0, np.int8) if verdicts is None else verdicts.fallen,
-        attacks=() if verdicts is None else verdicts.attacks,
-        classes=tuple(subject.dataset.classes),
-    )
 
 
 def _data_folder(target: Target, data: Path | None) -> Path:

@@ -57,13 +57,9 @@ class Trainer:
         stop: checked between steps and between evaluated batches.
 
     Attributes:
-        position: the next step.
-        step: the training step, with optimizer and loss scale.
-        checkpoints: what was saved.
         rollbacks: how often the run went back to a checkpoint because a loss was not finite.
         pace: how long a step takes, once it was measured.
         average: the averaged student; None if the settings do without.
-        interval: sums since the last log line.
         cross_robustness: what is recorded of it, if the settings ask for it.
         summary: accuracies of the checkpoints last, swa, best and best-swa, as far as they were evaluated.
     """
