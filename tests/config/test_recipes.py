@@ -249,7 +249,7 @@ def test_figures_are_only_a_recipe_s_own():
 
 def test_shipped_recipes_that_are_like_one_another_are_refused(tmp_path, monkeypatch):
     (tmp_path / "methods").mkdir()
-    for name in ("paper", "common"):
+    for name in ("paper", "common", "tables"):
         (tmp_path / f"{name}.toml").write_text("")
     for name, like in (("alpha", "beta"), ("beta", "alpha"), ("self", "self")):
         (tmp_path / f"{name}.toml").write_text(f"like = '{like}'\n")

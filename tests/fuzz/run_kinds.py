@@ -33,7 +33,7 @@ from tests.cli.cli_files import RECIPE, make_images
 from tests.fuzz.commands import command
 
 LAST = "checkpoints/last"
-VERDICTS = (5, ("apgd-ce", "square"))
+VERDICTS = (5, ("apgd-ce", "square"), 2)
 VALUES = (
     0, -1, 1, 3.5, float("nan"), float("inf"), 1 << 53, 1 << 64, 10**400, True, None, "", "\x1b[2J", (), [1],
     {}, {"epoch": 0}, torch.zeros(()), torch.zeros(3), torch.ones(1 << 20), torch.zeros(2, 2).bool(),
@@ -217,5 +217,5 @@ def use_verdicts(data: bytes, place: Path) -> None:
     verdicts = Verdicts(*VERDICTS)
     file.read(verdicts)
     verdicts.counts()
-    verdicts.attacked()
+    verdicts.batches_left()
     file.write(verdicts)
