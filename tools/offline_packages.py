@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 ASSUMED = """
     torch triton numpy scipy scikit-learn pillow numba llvmlite opencv-python-headless tensorboard safetensors
     rich setuptools packaging typing-extensions requests tqdm psutil attrs pandas protobuf grpcio
+    jinja2 markupsafe
 """
 """What is there if nothing else is said: PyTorch, and what else has compiled parts or comes with it."""
 SAME = {"opencv-python": "opencv-python-headless"}
