@@ -140,7 +140,7 @@ def points_of(seen: list[str]) -> list[tuple[int, bool]]:
 @pytest.mark.parametrize(
     ("beginning", "part"),
     [
-        ("new", 0.6),
+        pytest.param("new", 0.6, marks=pytest.mark.soak),
         pytest.param("new", 0.05, marks=pytest.mark.soak),
         ("stopped", 0.5),
     ],

@@ -125,6 +125,7 @@ def test_killed_writer(tmp_path: Path, leader: bool) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("clean")
 def test_file_too_large_for_the_disk(tmp_path: Path) -> None:
     process = start(tmp_path / "out", limit=5_000_000)

@@ -21,6 +21,7 @@ def test_a_few(tmp_path: Path, kind: str) -> None:
     assert sum(outcomes.values()) == 10
 
 
+@pytest.mark.soak
 def test_a_few_of_a_run(tmp_path: Path) -> None:
     for kind in OF_A_RUN:
         outcomes, failures = fuzz(kind, SEED, 1, tmp_path)

@@ -75,7 +75,10 @@ def test_noise_is_added_in_at_least_float32_and_clamped_only_on_demand(dtype):
     assert torch.equal(gaussian_start(images, 0.0, KEY), images)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "memory_format",
+    [torch.contiguous_format, pytest.param(torch.channels_last, marks=pytest.mark.soak)],
+)
 def test_compiled_and_fake_it_is_the_same(memory_format):
     if memory_format == torch.channels_last and torch.__version__ < (2, 11):
         pytest.skip("PyTorch 2.8 compiles it wrongly; the step does not compile it")
