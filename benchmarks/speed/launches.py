@@ -7,6 +7,7 @@ Without compiling: PyTorch's operators, cuDNN and the kernels of `fastpeer.kerne
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -324,7 +325,8 @@ def _norm(layer: Layer, share: float, parts: Parts) -> Iterator[Launch]:
         yield Launch(f"BatchNorm{BACK}", 0, 3 * x)
 
 
-def step_launches(case: Case, parts: Parts, steps: int = 10) -> list[Launch]:
+@lru_cache(maxsize=8)
+def step_launches(case: Case, parts: Parts, steps: int = 10) -> tuple[Launch, ...]:
     """Return all launches of a PeerAiD step whose attack has `steps` steps; peer and student are alike."""
     network = build_model(case.model, case.classes).eval().to(memory_format=torch.channels_last)
     weights = sum(parameter.numel() for parameter in network.parameters())
@@ -339,13 +341,13 @@ def step_launches(case: Case, parts: Parts, steps: int = 10) -> list[Launch]:
             for number, batch in enumerate(batches, 1)
             for launch in training_launches(low, batch, [number * each for each in found.sums], parts)
         ]
-    return [
+    return (
         *(steps * [*found.attack_step, Launch("_pgd_update", 0, 3.5 * size(images))]),
         *found.forward,
         *trained,
         *(2 * [Launch("_fold", 0, 6.0 * weights), Launch("SGD", 0, 20.0 * weights)]),
         Launch("loss_kernel", 0, 0),
-    ]
+    )
 
 
 def by_kernel(launches: Iterable[Launch], gpu: Gpu, reached: Reached) -> dict[str, tuple[int, float]]:
