@@ -26,8 +26,9 @@ from fastpeer.data.stream import EvaluationStream, spread
 from fastpeer.device import placed
 from fastpeer.evaluation.accuracy import evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
-from fastpeer.evaluation.autoattack import ATTACKS, classify_under_autoattack
+from fastpeer.evaluation.autoattack import classify_under_autoattack
 from fastpeer.evaluation.autoattack_parts import standard
+from fastpeer.evaluation.autoattack_parts.standard import ATTACKS
 from fastpeer.evaluation.verdicts import Verdicts
 from fastpeer.models import build_model
 from fastpeer.models.weights import load_weights

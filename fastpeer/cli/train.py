@@ -66,7 +66,7 @@ def _without_dry_run(words: Sequence[str]) -> list[str]:
 
 def _next_words(trainer: "Trainer") -> list[str]:
     """Return the command that follows a training, for as many classes as it may have."""
-    from fastpeer.evaluation.autoattack import FEW_CLASSES, MIN_CLASSES
+    from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES, MIN_CLASSES
 
     autoattack = "aa" if trainer.setup.classes >= MIN_CLASSES else FEW_CLASSES
     return ["eval", str(trainer.run.path), "--attacks", f"clean,fgsm,pgd20,{autoattack}", *_trust(trainer)]

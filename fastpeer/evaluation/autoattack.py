@@ -13,12 +13,6 @@ from fastpeer.evaluation.autoattack_parts import standard
 from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork, Passes
 from fastpeer.evaluation.autoattack_parts.official import official_attack
 from fastpeer.evaluation.autoattack_parts.own import Attack, Found, own_attack
-from fastpeer.evaluation.autoattack_parts.standard import ATTACKS as ATTACKS
-from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES as FEW_CLASSES
-from fastpeer.evaluation.autoattack_parts.standard import MIN_CLASSES as MIN_CLASSES
-from fastpeer.evaluation.autoattack_parts.standard import TARGETS as TARGETS
-from fastpeer.evaluation.autoattack_parts.standard import attacks_of_set as attacks_of_set
-from fastpeer.evaluation.autoattack_parts.standard import target_count as target_count
 from fastpeer.evaluation.hidden_gradients import (
     SQUARE,
     SQUARE_GAIN,
@@ -40,7 +34,7 @@ def classify_under_autoattack(
     settings: AttackSettings,
     progress: Progress,
     file: VerdictsFile | None = None,
-    attacks: Sequence[str] = ATTACKS,
+    attacks: Sequence[str] = standard.ATTACKS,
 ) -> tuple[Verdicts, list[str]]:
     """Attack images with AutoAttack's attacks in turn, each on what is still classified correctly.
 

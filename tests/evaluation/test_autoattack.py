@@ -16,12 +16,13 @@ from fastpeer.errors import UserError
 from fastpeer.evaluation import autoattack, verdicts
 from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_options
 from fastpeer.evaluation.attacks import AttackSettings
-from fastpeer.evaluation.autoattack import ATTACKS, attacks_of_set, classify_under_autoattack, target_count
+from fastpeer.evaluation.autoattack import classify_under_autoattack
 from fastpeer.evaluation.autoattack_parts import standard
 from fastpeer.evaluation.autoattack_parts.apgd import dlr
 from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork, Passes, rung
 from fastpeer.evaluation.autoattack_parts.official import build_autoattack, check_constants
 from fastpeer.evaluation.autoattack_parts.own import own_attack
+from fastpeer.evaluation.autoattack_parts.standard import ATTACKS, attacks_of_set, target_count
 from fastpeer.evaluation.hidden_gradients import SQUARE
 from fastpeer.evaluation.verdicts import Verdicts, VerdictsFile
 from fastpeer.models import build_model
