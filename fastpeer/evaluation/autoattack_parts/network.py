@@ -99,9 +99,8 @@ class AttackedNetwork:
         """
         if not self.fast:
             return misclassified(logits, labels)
-        largest, scale = logits.topk(2, dim=1), logits.abs().amax(1)
-        certain = largest.values[:, 0] - largest.values[:, 1] > self._close * scale
-        right = certain & (largest.indices[:, 0] == labels)
+        certain, predicted = self._certain(logits)
+        right = certain & (predicted == labels)
         found = torch.zeros_like(right)
         doubtful = (~right).nonzero().squeeze(1)
         if len(doubtful):
@@ -113,12 +112,15 @@ class AttackedNetwork:
         logits = self.logits(images)
         if not self.fast:
             return logits
-        largest = logits.topk(2, dim=1).values
-        certain = largest[:, 0] - largest[:, 1] > self._close * logits.abs().amax(1)
-        close = (~certain).nonzero().squeeze(1)
+        close = (~self._certain(logits)[0]).nonzero().squeeze(1)
         if len(close):
             logits = logits.index_copy(0, close, self.judged(images[close]))
         return logits
+
+    def _certain(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where rounding cannot change the class (B,), and the class (B,)."""
+        largest, classes = logits.topk(2, dim=1)
+        return largest[:, 0] - largest[:, 1] > self._close * logits.abs().amax(1), classes[:, 0]
 
     def _recorded(self, function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
         return self._options.recorded(function, self._device, "AutoAttack")
