@@ -67,13 +67,15 @@ def report_command(words: Sequence[str]) -> None:
     out = arguments.out or (paths[0] / "report" if len(paths) == 1 else Path("report"))
     _refuse_foreign(out)
     # Imported here: they need a second that --help and errors in the words need not wait for.
+    from fastpeer.evaluation.targets import check_checkpoint_name
     from fastpeer.report.image_files import check_installed, write_images
     from fastpeer.report.records import read_run
     from fastpeer.training.signals import interruptible
 
     if arguments.figures:
         check_installed()
-    _check_checkpoint(arguments.checkpoint)
+    if arguments.checkpoint:
+        check_checkpoint_name(arguments.checkpoint)
     reports = [read_run(RunFolder(path), name) for path, name in zip(paths, _names(paths), strict=True)]
     console = Console(quiet=arguments.quiet)
     with log_to(console, logging.WARNING), interruptible():
@@ -82,14 +84,6 @@ def report_command(words: Sequence[str]) -> None:
         count = write_images(_charts(chapters), out / FIGURES) if arguments.figures else 0
     files = f", {count} charts as PNG and SVG in {out / FIGURES}/" if count else ""
     print_line(console, f"{out / PAGE}{files}")
-
-
-def _check_checkpoint(name: str) -> None:
-    from fastpeer.evaluation.targets import CHECKPOINTS
-    from fastpeer.suggestions import did_you_mean
-
-    if name and name not in CHECKPOINTS:
-        raise UserError(f"unknown checkpoint {name}; {did_you_mean(name, CHECKPOINTS)}")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

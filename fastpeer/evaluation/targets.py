@@ -137,8 +137,7 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
     names = list(CHECKPOINTS) if use_all else requested
     count, expected = 0, _expected(run)
     for name in names:
-        if name not in CHECKPOINTS:
-            raise UserError(f"unknown checkpoint {name}; {did_you_mean(name, CHECKPOINTS)}")
+        check_checkpoint_name(name)
         checkpoint, file = CHECKPOINTS[name]
         weights = run.checkpoint(checkpoint) / file
         if weights.is_file() and not (name == "swa" and _average_is_unfinished(run)):
@@ -152,6 +151,12 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
         raise UserError(
             f"{run.path} holds no checkpoint yet: train on with fastpeer train --resume --out {run.path}"
         )
+
+
+def check_checkpoint_name(name: str) -> None:
+    """Raise a `UserError` that names the nearest, unless it is one of `CHECKPOINTS`."""
+    if name not in CHECKPOINTS:
+        raise UserError(f"unknown checkpoint {name}; {did_you_mean(name, CHECKPOINTS)}")
 
 
 def _expected(run: RunFolder) -> set[str]:

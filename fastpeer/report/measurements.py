@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,10 +19,11 @@ from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import Batch, EvaluationStream, spread
 from fastpeer.device import memory_errors, placed
+from fastpeer.errors import UserError
 from fastpeer.evaluation.accuracy import evaluation_options
 from fastpeer.evaluation.attacks import label_pgd
 from fastpeer.evaluation.targets import Target, find_targets
-from fastpeer.files import file_sha256, unfinished
+from fastpeer.files import file_sha256, write_atomically
 from fastpeer.models import build_model
 from fastpeer.models.weights import load_weights
 from fastpeer.report.landscape import loss_along, loss_over, random_direction
@@ -130,10 +130,11 @@ def _write(file: Path, arrays: Arrays) -> None:
     np.savez_compressed(content, allow_pickle=False, **arrays)
     try:
         file.parent.mkdir(exist_ok=True)
-        unfinished(file).write_bytes(content.getvalue())
-        os.replace(unfinished(file), file)
+        write_atomically(file, content.getvalue())
     except OSError as error:
         log.warning("%s: cannot be written (%s); the next report measures again", file, error.strerror)
+    except UserError as error:
+        log.warning("%s; the next report measures again", error)
 
 
 class _Measurement:
