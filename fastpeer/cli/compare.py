@@ -63,11 +63,13 @@ class Compared:
         label: its name.
         opened: the network.
         evaluated: what stands behind `fastpeer eval` to measure it.
+        accuracies: what that has found of it, by `ATTACKS`; empty where nothing.
     """
 
     label: str
     opened: "OpenedNetwork"
     evaluated: str
+    accuracies: Mapping[str, str]
 
 
 def compare_command(words: Sequence[str]) -> None:
@@ -98,12 +100,13 @@ def _networks(path: Path, arguments: CompareArguments, notes: list[str]) -> list
     checkpoint, run = arguments.checkpoint, RunFolder(path) if RunFolder(path).exists else None
     file = Wanted(model=arguments.model, classes=arguments.classes, size=arguments.size)
     opened = open_network(path, Wanted(checkpoint=checkpoint) if run else file)
-    found = [Compared(label_of(opened), opened, _evaluated(path, opened, checkpoint if run else ""))]
+    evaluated = _evaluated(path, opened, checkpoint if run else "")
+    found = [Compared(label_of(opened), opened, evaluated, _accuracies(opened))]
     for role, weights, wanted in _tutors(run, opened, checkpoint) if run else ():
         try:
             tutor = open_network(weights, wanted)
             label = f"{label_of(opened)}: its {role}"
-            found.append(Compared(label, tutor, _evaluated(weights, tutor)))
+            found.append(Compared(label, tutor, _evaluated(weights, tutor), _accuracies(tutor)))
         except UserError as error:
             notes.append(f"{path}: its {role} is left out: {error}")
     return found
@@ -180,7 +183,7 @@ def _row(entry: Compared, times: Sequence[str]) -> Row:
         f"{multiply_adds(opened.network, _size(opened)) / 1e6:.2f}",
         f"{opened.target.weights.stat().st_size / 1e6:.2f}",
     )
-    return Row(entry.label, [*costs, *times, *_accuracies(opened).values()])
+    return Row(entry.label, [*costs, *times, *entry.accuracies.values()])
 
 
 def _size(opened: "OpenedNetwork") -> tuple[int, int]:
@@ -233,7 +236,7 @@ def _data_notes(compared: Sequence[Compared]) -> Iterator[str]:
 
 def _missing(compared: Sequence[Compared]) -> Iterator[str]:
     for entry in compared:
-        attacks = [attack for attack, text in _accuracies(entry.opened).items() if not text]
+        attacks = [attack for attack, text in entry.accuracies.items() if not text]
         if attacks:
             command = f"fastpeer eval {printable(entry.evaluated)} --attacks {','.join(attacks)}"
             yield f"{entry.label}: {', '.join(ATTACKS[attack] for attack in attacks)} not measured: {command}"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fastpeer import __version__
 from fastpeer.config import format_fraction
 from fastpeer.errors import printable
+from fastpeer.evaluation.costs import parameter_count
 from fastpeer.evaluation.opening import OpenedNetwork, label_of, results_of
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.table import cell
@@ -66,7 +67,7 @@ def _yaml(text: str) -> str:
 
 def _what(opened: OpenedNetwork) -> str:
     config = opened.target.config
-    count = sum(parameter.numel() for parameter in opened.network.parameters())
+    count = parameter_count(opened.network)
     size = f"{opened.size[1]}x{opened.size[0]}" if opened.size else "unrecorded size"
     method = f" trained by {config.method}" if config else ""
     data = f" on {opened.data_name}" if opened.data_name else ""
