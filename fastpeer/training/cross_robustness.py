@@ -11,8 +11,8 @@ from fastpeer.config import Config
 from fastpeer.data.stream import EvaluationStream
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import LabelAttack, label_pgd, no_attack
+from fastpeer.printing import format_seconds
 from fastpeer.step.step import TrainingStep
-from fastpeer.training.forecast import format_seconds
 from fastpeer.training.selection import Accuracies, percent
 from fastpeer.training.setup import TrainingSetup
 from fastpeer.training.signals import StopRequest

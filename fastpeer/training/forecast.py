@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastpeer.printing import format_seconds as format_seconds
+from fastpeer.printing import format_seconds
 from fastpeer.step.compile import Compiler
 from fastpeer.training.memory import peak_memory
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastpeer.training.forecast import Pace, Part, describe_parts, format_seconds, timed
+from fastpeer.printing import format_seconds
+from fastpeer.training.forecast import Pace, Part, describe_parts, timed
 
 CPU = torch.device("cpu")
 
