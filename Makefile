@@ -3,6 +3,8 @@
 # make soak: the long tests, and ten times the cases of property tests.
 
 export PYTHON ?= python3
+# The tests start hundreds of processes, each of which would compile every module of fastpeer anew.
+unexport PYTHONDONTWRITEBYTECODE
 # For the processes that tests start, too: next to one another, threads wait for each other.
 TESTS := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 FASTPEER := .venv/bin/fastpeer

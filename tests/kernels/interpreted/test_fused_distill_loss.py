@@ -39,7 +39,15 @@ def errors_of(batch, terms, scale=1.0):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("setting", "size"),
-    [("cifar10", 17), pytest.param("cifar10", 128, marks=pytest.mark.soak), ("cifar100", 9), ("tiny", 5)],
+    [
+        ("cifar10", 17),
+        ("cifar100", 3),
+        ("tiny", 2),
+        *(
+            pytest.param(*one, marks=pytest.mark.soak)
+            for one in (("cifar10", 128), ("cifar100", 9), ("tiny", 5))
+        ),
+    ],
 )
 def test_published_settings(device, setting, size, dtype):
     classes, terms = PEERAID[setting]
@@ -57,7 +65,7 @@ def test_published_settings(device, setting, size, dtype):
         100,
         pytest.param(257, marks=pytest.mark.soak),
         pytest.param(200, marks=pytest.mark.soak),
-        1000,
+        pytest.param(1000, marks=pytest.mark.soak),
     ],
 )
 def test_every_kind_of_term_for_any_number_of_classes(device, classes, size, dtype):
@@ -81,8 +89,8 @@ def test_most_forwards(device):
 @pytest.mark.parametrize(
     ("classes", "size"),
     [
-        (10, 33), pytest.param(10, 128, marks=pytest.mark.soak),
-        pytest.param(100, 5, marks=pytest.mark.soak), pytest.param(200, 5, marks=pytest.mark.soak),
+        (10, 33),  # With fewer, twice PyTorch's error is exceeded by chance.
+        *(pytest.param(*one, marks=pytest.mark.soak) for one in ((10, 128), (100, 5), (200, 5))),
     ],
 )  # fmt: skip
 def test_every_kind_of_term_on_six_forwards(device, classes, size, dtype):
@@ -212,10 +220,11 @@ def test_what_is_not_contiguous_is_copied(device):
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
-def test_results_repeat_to_the_last_bit_whatever_ran_before(device):
-    batch, terms = random_batch(0, 48, 10).to(device).to(torch.float32), EVERYTHING[:4]
+@pytest.mark.parametrize("largest", [12, pytest.param(48, marks=pytest.mark.soak)])
+def test_results_repeat_to_the_last_bit_whatever_ran_before(device, largest):
+    batch, terms = random_batch(0, largest, 10).to(device).to(torch.float32), EVERYTHING[:4]
     first = evaluate(distill_loss, batch, terms)
-    for size in (1, 29, 48):
+    for size in (1, largest // 2 + 1, largest):
         evaluate(distill_loss, random_batch(1, size, 10).to(device).to(torch.float32), terms)
         torch.testing.assert_close(evaluate(distill_loss, batch, terms), first, rtol=0, atol=0)
 

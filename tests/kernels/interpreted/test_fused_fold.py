@@ -69,7 +69,16 @@ def test_any_layers_are_folded_as_the_oracle_does(device, some):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(64, 3, 3, 3), (16, 130, 3, 3), (100, 512), (96, 1, 3, 3), (128,)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 3, 3, 3), (4, 130, 3, 3), (5, 512), (9, 1, 3, 3), (12,),
+        *(
+            pytest.param(one, marks=pytest.mark.soak)
+            for one in ((64, 3, 3, 3), (16, 130, 3, 3), (100, 512), (96, 1, 3, 3), (128,))
+        ),
+    ],
+)  # fmt: skip
 def test_error_is_at_most_twice_plain_pytorchs(device, shape, dtype):
     ours = random_layer(shape, weights=dtype, biases=dtype, channels_last=True, device=device)
     plain = random_layer(shape, channels_last=True, device=device)

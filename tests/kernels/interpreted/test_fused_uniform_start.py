@@ -39,8 +39,9 @@ def test_start_is_the_oracles_to_the_last_bit(device, shape, dtype, memory_forma
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_noise_fills_its_interval_and_stays_in_it(device, dtype):
-    key, zeros = torch.tensor(7, device=device), torch.zeros(64, 3, 32, 32, dtype=dtype, device=device)
+@pytest.mark.parametrize("images", [16, pytest.param(64, marks=pytest.mark.soak)])
+def test_noise_fills_its_interval_and_stays_in_it(device, images, dtype):
+    key, zeros = torch.tensor(7, device=device), torch.zeros(images, 3, 32, 32, dtype=dtype, device=device)
     noise = uniform_start(zeros, 0.25, key)
     assert noise.abs().max() <= 0.25
     assert noise.abs().max() > 0.2499
