@@ -10,6 +10,7 @@ from fastpeer.config import format_fraction
 from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.table import NORMS, PAPER_FIGURES, cell
+from fastpeer.provenance import provenance_rows
 from fastpeer.report.charts import Chart, Heatmap
 from fastpeer.report.figures import (
     broken_chart,
@@ -206,8 +207,8 @@ def facts_of(report: RunReport) -> Iterator[tuple[str, str]]:
     versions = facts.get("versions")
     known = versions.items() if isinstance(versions, Mapping) else ()
     yield "versions", ", ".join(f"{name} {value}" for name, value in known if value) or "not recorded"
-    yield "commit", str(facts.get("commit") or "not recorded")
-    yield "command", str(facts.get("command") or f"fastpeer train {shlex.quote(str(report.run.config_file))}")
+    yield from provenance_rows(facts)
+    yield "run it again", f"fastpeer train {shlex.quote(str(report.run.config_file))}"
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from fastpeer.config import Config, LogConfig, OptimConfig
-from fastpeer.evaluation.details import print_curves, rising
+from fastpeer.evaluation.details import rising, show_curves
 from fastpeer.evaluation.seeds import seed_groups, spreads
 from fastpeer.evaluation.targets import Target
 from fastpeer.run_folder import RunFolder
+from fastpeer.table_formats import report_in
 from tests.evaluation.test_results import RESULT
 
 
@@ -46,7 +47,7 @@ def test_a_curve_that_was_stopped_shows_what_it_found():
     file = StringIO()
     first, second = (Target(name, Path(name), None, None) for name in ("one", "two"))
     row = [CLEAN, *(point("pgd20", epsilon, 10 - epsilon) for epsilon in (2, 4, 8))]
-    print_curves({first: row, second: row[:2]}, Console(file=file, width=200))
+    show_curves({first: row, second: row[:2]}, report_in("text", Console(file=file, width=200)))
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in file.getvalue().splitlines()]
     assert ["one", "90.00", "80.00", "60.00", "20.00"] in cells
     assert ["two", "90.00", "80.00", "", ""] in cells

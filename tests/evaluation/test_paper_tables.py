@@ -14,6 +14,7 @@ from fastpeer.evaluation.paper_tables import paper_table, surrogate_recipes
 from fastpeer.evaluation.targets import Target
 from fastpeer.evaluation.tutors import COSINES
 from fastpeer.run_folder import RunFolder
+from fastpeer.table_formats import report_in
 from tests.evaluation.results import result
 
 
@@ -24,7 +25,7 @@ def target(recipe):
 
 def shown(number, rows):
     file = StringIO()
-    paper_table(number).show(rows, Console(file=file, width=300))
+    paper_table(number).show(rows, report_in("text", Console(file=file, width=300)))
     return file.getvalue()
 
 
