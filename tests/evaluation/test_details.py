@@ -1,5 +1,6 @@
 """Tables over the radius, and rows over seeds."""
 
+import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -51,6 +52,18 @@ def test_a_curve_that_was_stopped_shows_what_it_found():
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in file.getvalue().splitlines()]
     assert ["one", "90.00", "80.00", "60.00", "20.00"] in cells
     assert ["two", "90.00", "80.00", "", ""] in cells
+
+
+def test_curves_have_other_formats_too():
+    file = StringIO()
+    report = report_in("json", Console(file=file))
+    show_curves(
+        {Target("one", Path("one"), None, None): [CLEAN, point("pgd20", 2, 3), point("pgd20", 4, 5)]}, report
+    )
+    report.end()
+    document = json.loads(file.getvalue())
+    assert document["tables"][0]["rows"] == [{"student": "one", "0": 90.0, "2/255": 30.0, "4/255": 50.0}]
+    assert "PGD-20 is weaker at epsilon 4/255" in document["notes"][0]
 
 
 @pytest.fixture

@@ -56,7 +56,8 @@ def test_bars_of_a_label_stand_side_by_side_and_a_heatmap_has_every_cell() -> No
     bars = elements(svg(Chart("k", "t", "", "%", series, "bars", ["x", "y"], y_range=(0, 100))), "rect")
     heights = [float(bar.attrib["height"]) for bar in bars]
     assert heights == pytest.approx([heights[1] / 2, heights[1], heights[1] / 4, 0], abs=0.2)
-    heat = Heatmap("k", "t", "x", "y", [[0.0, 1.0], [2.0, float("nan")]], 0.75)
-    assert [cell.attrib["style"] for cell in elements(svg(heat), "rect")] == [
-        f"--share:{share}" for share in ("0.000", "0.500", "1.000", "1.000")
+    heat = Heatmap("k", "t", "x", "y", [[0.0, 1.0], [2.0, float("nan")]], 0.75, 0.0, 4.0)
+    cells = [cell for cell in elements(svg(heat), "rect") if cell.attrib["class"] == "cell"]
+    assert [cell.attrib["style"] for cell in cells] == [
+        f"--share:{share}" for share in ("0.000", "0.250", "0.500", "1.000")
     ]
