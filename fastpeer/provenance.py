@@ -118,7 +118,7 @@ def provenance_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     before: Mapping[str, Any] = {}
     for start in starts:
         yield ("resumed" if start.get("step") else "command"), str(start.get("command") or UNKNOWN)
-        yield "from, to (UTC)", f"{_times(start)}, from step {start.get('step', 0)}"
+        yield "time (UTC)", f"{_times(start)}, from step {start.get('step', 0)} on"
         for name, tell in (("source", _source), ("machine", _machine)):
             if tell(start) != tell(before):
                 yield name, tell(start)
@@ -130,7 +130,8 @@ def _list(value: object) -> list[Any]:
 
 
 def _times(start: Mapping[str, Any]) -> str:
-    return f"{start.get('began', UNKNOWN)} to {start.get('ended') or 'no end recorded'}"
+    end = start.get("ended")
+    return f"{start.get('began', UNKNOWN)}{f' to {end}' if end else ', no end recorded'}"
 
 
 def _source(start: Mapping[str, Any]) -> str:

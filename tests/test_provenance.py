@@ -68,13 +68,13 @@ def test_each_start_is_told_and_what_stayed_the_same_once() -> None:
     facts = ended(with_start({"recipe": "demo"}, begun(["train", "demo", "--out", "a b"], 0, "cpu")))
     rows = list(provenance_rows(with_start(facts, begun(["train", "--resume"], 7, "cpu"))))
     assert [name for name, _ in rows] == [
-        "command", "from, to (UTC)", "source", "machine", "resumed", "from, to (UTC)",
+        "command", "time (UTC)", "source", "machine", "resumed", "time (UTC)",
     ]  # fmt: skip
     assert rows[0] == ("command", "fastpeer train demo --out 'a b'")
     assert rows[4] == ("resumed", "fastpeer train --resume")
-    assert rows[1][1].endswith(", from step 0")
+    assert rows[1][1].endswith(", from step 0 on")
     assert "no end recorded" not in rows[1][1]
-    assert rows[5][1].endswith(" to no end recorded, from step 7")
+    assert rows[5][1].endswith(", no end recorded, from step 7 on")
 
 
 def test_a_resumed_run_of_an_older_version_says_what_is_not_known() -> None:

@@ -137,6 +137,9 @@ def frame_of(chart: Chart) -> Frame:
 
 
 def _widened(low: float, high: float, share: float = 0.05) -> tuple[float, float]:
+    if low == high and share and low:
+        # A constant, such as a learning rate, lies in the middle above (or below) 0.
+        return min(0.0, 2 * low), max(0.0, 2 * low)
     if low == high:
         return low - 0.5, high + 0.5
     return (low - share * (high - low) if low else 0.0), high + share * (high - low)
@@ -175,7 +178,12 @@ def _axes(chart: Chart, frame: Frame) -> Iterator[str]:
 
 def _x_labels(chart: Chart, frame: Frame) -> Iterator[tuple[float, str]]:
     if chart.kind != "bars":
-        yield from ((value, _short(value)) for value in ticks(*frame.x, 6))
+        places = ticks(*frame.x, 6)
+        whole = [value for value in places if value == round(value)]
+        # Of two epochs, no fifths.
+        if chart.x == "epoch" and len(whole) > 1:
+            places = whole
+        yield from ((value, _short(value)) for value in places)
         return
     room = SLANTED if _is_slanted(chart) else _room(chart)
     for number, label in enumerate(chart.labels):

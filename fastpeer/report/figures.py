@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, isfinite
 
 import numpy as np
 
@@ -62,7 +63,13 @@ def selection_chart(reports: Sequence[RunReport]) -> Chart:
     splits = {report.config.selection.split for report in reports}
     images = {"test": "test images", "val": "held-out training images"}
     on = " or ".join(sorted(images.get(split, split) for split in splits))
-    return Chart("selection", f"Accuracy on {on}", "epoch", "%", series, y_range=(0.0, 100.0))
+    return Chart("selection", f"Accuracy on {on}", "epoch", "%", series, y_range=_percents(series))
+
+
+def _percents(series: Sequence[Series]) -> tuple[float, float]:
+    """Return ends of an axis in %, from 0 to a multiple of 20: robust accuracies are often far below 100."""
+    top = max((y for one in series for _, y in one.points if isfinite(y)), default=100.0)
+    return 0.0, min(100.0, max(20.0, 20.0 * ceil(top / 20)))
 
 
 def _selected(report: RunReport, network: str, name: str) -> Iterator[Series]:
@@ -83,8 +90,9 @@ def cross_charts(report: RunReport) -> Iterator[Chart]:
         kind = {"train": "training images", "val": "held-out training images", "test": "test images"}
         title = f"Who withstands whose examples, {kind.get(split, split)}"
         record = report.config.record
-        note = f"PGD-{record.steps}, {record.images or 'all'} images, the same in all epochs."
-        chart = Chart(f"cross-{split}", title, "epoch", "%", series, note=note, y_range=(0.0, 100.0))
+        images = f"{record.images or 'all'} images, the same in all epochs"
+        note = f"PGD-{record.steps}, {images} (Figures 1 and 3 of the paper)."
+        chart = Chart(f"cross-{split}", title, "epoch", "%", series, note=note, y_range=_percents(series))
         yield from _shown(chart)
 
 
@@ -151,7 +159,7 @@ def epsilon_chart(measured: Mapping[str, Arrays], norm: str) -> Chart:
     unit = "epsilon, in 1/255" if norm == "linf" else "epsilon (L2)"
     note = f"{', '.join(map(str, counts))} test images; the step grows with epsilon."
     title = f"Accuracy under PGD-{STEPS} over epsilon"
-    return Chart("epsilon", title, unit, "%", series, note=note, y_range=(0.0, 100.0)).finite
+    return Chart("epsilon", title, unit, "%", series, note=note, y_range=_percents(series)).finite
 
 
 @dataclass(frozen=True)
