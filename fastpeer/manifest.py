@@ -64,9 +64,21 @@ def checked_sha256(weights: Path) -> str:
     Raises:
         UserError: it is not as the checkpoint was written.
     """
-    if is_in_checkpoint(weights):
-        check_files(weights.parent, [weights.name])
+    if is_in_checkpoint(weights) and check_files(weights.parent, [weights.name]):
+        return recorded_sha256(weights) or file_sha256(weights)
     return file_sha256(weights)
+
+
+def recorded_sha256(weights: Path) -> str | None:
+    """Return the SHA-256 that a checkpoint's manifest has of a weight file; None where there is none.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    manifest = weights.with_name(MANIFEST)
+    if not is_in_checkpoint(weights) or not manifest.is_file():
+        return None
+    return str(_entries(manifest).get(weights.name, {}).get("sha256", "")) or None
 
 
 def is_in_checkpoint(weights: Path) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastpeer.config import Config
 from fastpeer.config.recipes import load_recipe
 from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
-from fastpeer.files import read_text, unfinished, write_atomically
+from fastpeer.files import read_text, unfinished, update_atomically, write_atomically
 from fastpeer.links import checkpoint_folder
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def facts_file(self) -> Path:
-        """Facts that are not settings: the data set's folder and checksums, teachers, device, versions."""
+        """What is no setting: data, teachers, versions; command, source and machine of each start."""
         return self.path / "run.json"
 
     @property
@@ -147,7 +147,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
-        write_atomically(self.facts_file, json.dumps(facts, indent=1) + "\n")
+        write_atomically(self.facts_file, _facts_text(facts))
         self.write_config(config)
 
     def _clear(self) -> None:
@@ -249,6 +249,14 @@ class RunFolder:
         for folder in (self.checkpoints, self.path / "verdicts"):
             yield from folder.rglob("*")
 
+    def update_facts(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Replace the facts in run.json by others that `change` makes of them.
+
+        Raises:
+            UserError: the file is damaged, or cannot be written; the previous one is kept.
+        """
+        update_atomically(self.facts_file, lambda: _facts_text(change(self.read_facts())))
+
     def read_facts(self) -> dict[str, Any]:
         """Return the facts in run.json.
 
@@ -262,6 +270,10 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         raise UserError(f"{self.facts_file}: damaged or not written by fastpeer train")
+
+
+def _facts_text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1) + "\n"
 
 
 def runs_in(folder: Path) -> list[RunFolder]:

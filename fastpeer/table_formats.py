@@ -19,7 +19,7 @@ class Report(Protocol):
     """Takes tables and notes, and writes them in one format."""
 
     def tables(self, title: str, tables: Sequence[FigureTable], boxed: bool = True) -> None:
-        """Take tables with the same number of columns; the title says what their figures are."""
+        """Take tables with the same number of columns; the title, or theirs, says what the figures are."""
 
     def note(self, text: str) -> None:
         """Take a line on what was taken before."""
@@ -44,7 +44,8 @@ class _Text:
         self._console = console
 
     def tables(self, title: str, tables: Sequence[FigureTable], boxed: bool = True) -> None:
-        print_line(self._console, title)
+        if title:
+            print_line(self._console, title)
         print_tables(self._console, tables, boxed)
 
     def note(self, text: str) -> None:

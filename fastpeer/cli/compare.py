@@ -195,14 +195,10 @@ def _size(opened: "OpenedNetwork") -> tuple[int, int]:
 def _accuracies(opened: "OpenedNetwork") -> dict[str, str]:
     """Return the accuracies that eval found last, by attack: on all test images, in the usual ball."""
     from fastpeer.evaluation.opening import results_of
+    from fastpeer.evaluation.results import is_usual
     from fastpeer.evaluation.table import cell
 
-    found = {
-        result.attack: cell(result)
-        for result in results_of(opened)
-        if result.images == result.total
-        and (result.attack == "clean" or (result.norm, result.epsilon) == ("linf", 8 / 255))
-    }
+    found = {result.attack: cell(result) for result in results_of(opened) if is_usual(result)}
     return {attack: found.get(attack, "") for attack in ATTACKS}
 
 

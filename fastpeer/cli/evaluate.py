@@ -11,13 +11,13 @@ from fastpeer.cli.arguments import EvalArguments, parse
 from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.watching import watch_on
 from fastpeer.errors import UserError
-from fastpeer.printing import print_line
 from fastpeer.run_folder import newest_run, newest_run_of
 
 if TYPE_CHECKING:
     from fastpeer.evaluation.protocol import Protocol
     from fastpeer.evaluation.results import Result
     from fastpeer.evaluation.targets import Target
+    from fastpeer.table_formats import Report
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +81,10 @@ def _check_together(arguments: EvalArguments) -> None:
     """Refuse flags that do not go together."""
     given = {
         "--table": arguments.table, "--surrogates": arguments.surrogates, "--curve": arguments.curve,
-        "--per-class": arguments.per_class, "--stored": arguments.stored,
-        f"--format {arguments.format}": arguments.format != "text",
+        "--stored": arguments.stored,
     }  # fmt: skip
-    table, surrogates, curve, classes, stored, form = given
-    apart = [
-        *((other, flag) for other in (table, surrogates) for flag in (stored, curve)),
-        *((form, flag) for flag in (table, surrogates, curve, classes)),
-    ]
-    for one, other in apart:
+    table, surrogates, curve, stored = given
+    for one, other in ((first, flag) for first in (table, surrogates) for flag in (stored, curve)):
         if given[one] and given[other]:
             raise UserError(f"{other} and {one} do not go together: leave one out")
 
@@ -134,32 +129,30 @@ def _surrogates(arguments: EvalArguments, targets: "Sequence[Target]") -> "tuple
 
 def _print(results: "dict[Target, list[Result]]", arguments: EvalArguments) -> None:
     from fastpeer.evaluation.comparison import comparisons
-    from fastpeer.evaluation.details import print_by_class
-    from fastpeer.evaluation.table import print_results
+    from fastpeer.evaluation.details import show_by_class
+    from fastpeer.table_formats import report_in
 
-    console = Console()
-    if arguments.format != "text":
-        print_results(results, console, arguments.format, comparisons(results))
-        return
-    _main_table(arguments)(results, console)
+    report = report_in(arguments.format, Console())
+    _main_table(arguments)(results, report)
     if arguments.per_class:
-        print_by_class(results, console)
+        show_by_class(results, report)
     for line in comparisons(results):
-        print_line(console, line)
+        report.note(line)
+    report.end()
 
 
 def _main_table(
     arguments: EvalArguments,
-) -> "Callable[[Mapping[Target, Sequence[Result]], Console], None]":
-    from fastpeer.evaluation.details import print_curves
-    from fastpeer.evaluation.paper_tables import paper_table, print_transfers
-    from fastpeer.evaluation.table import print_results
+) -> "Callable[[Mapping[Target, Sequence[Result]], Report], None]":
+    from fastpeer.evaluation.details import show_curves
+    from fastpeer.evaluation.paper_tables import paper_table, show_transfers
+    from fastpeer.evaluation.table import show_results
 
     if arguments.table:
         return paper_table(arguments.table).show
     if arguments.surrogates:
-        return print_transfers
-    return print_curves if arguments.curve else print_results
+        return show_transfers
+    return show_curves if arguments.curve else show_results
 
 
 def _protocol(arguments: EvalArguments) -> "Protocol":

@@ -16,6 +16,7 @@ from fastpeer.errors import UserError, brief, printable
 from fastpeer.links import student_weights
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.printing import print_line
+from fastpeer.provenance import UNKNOWN, provenance_rows
 from fastpeer.run_folder import RunFolder, enclosing_run, network_name, newest_run
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from fastpeer.models.weights import WeightFacts
 
-UNKNOWN = "not recorded"
 Row = tuple[str, str]
 """What is told, and what is known of it."""
 
@@ -172,6 +172,7 @@ def _rows_of_run(run: RunFolder) -> Iterator[Row]:
     versions = _mapping(facts.get("versions"))
     known = [f"{name} {version}" for name, version in versions.items() if version]
     yield "versions", ", ".join(known) or UNKNOWN
+    yield from provenance_rows(facts)
 
 
 def _rows_of_data(folder: Path) -> Iterator[Row]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastpeer.report.charts import Chart, Heatmap
     from fastpeer.report.measurements import Arrays
     from fastpeer.report.records import RunReport
+    from fastpeer.report.sections import Network
 
 PAGE, FIGURES = "report.html", "figures"
 
@@ -114,13 +115,30 @@ def _chapters(
     from fastpeer.report.sections import sections
 
     measured, complaints = _measured(reports, arguments, console)
+    networks = _networks(reports, measured)
     chapters = [
-        Chapter(one.name, list(sections(one, measured.get(one.name), complaints.get(one.name, ""))), one)
+        Chapter(one.name, list(sections(one, networks.get(one.name), complaints.get(one.name, ""))), one)
         for one in reports
     ]
     if len(reports) > 1:
-        chapters.insert(0, Chapter("Comparison of runs", list(comparison(reports, measured))))
+        chapters.insert(0, Chapter("Comparison of runs", list(comparison(reports, networks))))
     return chapters
+
+
+def _networks(reports: "Sequence[RunReport]", measured: "Mapping[str, Arrays]") -> "Mapping[str, Network]":
+    """Return what is known of the networks that were measured, by the runs' names."""
+    if not measured:
+        return {}
+    from fastpeer.report.figures import loss_scale
+    from fastpeer.report.sections import Network
+    from fastpeer.report.stored import stored_verdicts
+
+    scale = loss_scale(measured.values())
+    found = {one.name: (one, measured[one.name]) for one in reports if one.name in measured}
+    return {
+        name: Network(arrays, stored_verdicts(one, str(arrays["weights"][1])), scale)
+        for name, (one, arrays) in found.items()
+    }
 
 
 def _measured(
@@ -159,7 +177,7 @@ def _charts(chapters: "Sequence[Chapter]") -> "Iterator[tuple[str, Chart | Heatm
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", chapter.name)[:60]
         prefix = f"{number}-{name}-" if len(chapters) > 1 else ""
         for chart in (chart for section in chapter.sections for chart in section.charts):
-            file = f"{prefix}{chart.key}"
+            file = prefix + re.sub(r"[^A-Za-z0-9._-]+", "-", chart.key)[:80]
             # Runs of several data sets have each of their charts more than once.
             while file in used:
                 file += "-other"

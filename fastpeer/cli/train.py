@@ -2,8 +2,10 @@
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from fastpeer.links import through_links
 from fastpeer.methods import loss_settings, method_names
 from fastpeer.models.pixel_range import check_pixel_range
 from fastpeer.printing import print_line
+from fastpeer.provenance import begun, ended, with_start
 from fastpeer.run_folder import RunFolder, newest_run_of
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def train_command(words: Sequence[str]) -> None:
         UserError: whatever the user can fix.
     """
     switch_flags = switches(flags_of(TrainArguments())) | _loss_switches(method_names())
-    words = at_equals(words, switch_flags)
+    typed, words = ["train", *words], at_equals(words, switch_flags)
     method, left = _take_method(words)
     given = _without_settings(left, method)
     recipe = given.recipe or DEFAULT_RECIPE
@@ -52,7 +55,7 @@ def train_command(words: Sequence[str]) -> None:
             _dry_run(arguments, run, console)
             words = ["train", *_without_dry_run(words)]
         else:
-            words = _next_words(_train(arguments, run, name, console))
+            words = _next_words(_train(arguments, run, name, typed, console))
     print_line(console, f"next: fastpeer {shlex.join(words)}")
 
 
@@ -141,7 +144,9 @@ def _found(settings: TeacherConfig, given: Path | None) -> TeacherConfig:
     return replace(settings, weights=str(Path(path).expanduser().absolute()) if path else "")
 
 
-def _train(arguments: TrainArguments, run: RunFolder, name: str, console: Console) -> "Trainer":
+def _train(
+    arguments: TrainArguments, run: RunFolder, name: str, typed: Sequence[str], console: Console
+) -> "Trainer":
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
     from fastpeer.cli.plan import plan
     from fastpeer.training.progress import choose_reporter
@@ -159,9 +164,26 @@ def _train(arguments: TrainArguments, run: RunFolder, name: str, console: Consol
             run.write_config(config)
         for line in plan(trainer):
             log.info(line)
-        trainer = _carry_out(trainer)
+        with _recorded(trainer, typed):
+            trainer = _carry_out(trainer)
     print_summary(trainer.summary, trainer.selection, console, _unmeasured_steps(trainer))
     return trainer
+
+
+@contextmanager
+def _recorded(trainer: "Trainer", typed: Sequence[str]) -> Iterator[None]:
+    """Record this start of the run in run.json, and when it ended, however it does."""
+    from fastpeer.training.setup import device_name
+
+    run, start = trainer.run, begun(typed, trainer.position.step, device_name(trainer.setup.device))
+    run.update_facts(partial(with_start, start=start))
+    try:
+        yield
+    finally:
+        try:
+            run.update_facts(ended)
+        except UserError as error:
+            log.warning("%s; the run's end is not recorded", error)
 
 
 def _unmeasured_steps(trainer: "Trainer") -> int:

@@ -12,9 +12,10 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
-from fastpeer.errors import printable
-from fastpeer.printing import print_line
+from fastpeer.errors import UserError, printable
+from fastpeer.printing import format_seconds, print_line
 from fastpeer.report.records import RunReport, read_run
+from fastpeer.report.state import state_of
 from fastpeer.run_folder import RunFolder, newest_run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -79,9 +80,11 @@ def _lines(report: RunReport, width: int) -> Iterator[str]:
 
 
 def _state(report: RunReport) -> str:
-    if report.run.is_locked():
-        return "running"
-    return "finished" if report.records.last_step >= report.total_steps else "stopped"
+    try:
+        return state_of(report)
+    except UserError as error:
+        # The curves are there all the same.
+        return f"damaged ({error})"
 
 
 def _bar(report: RunReport, width: int) -> str:
@@ -89,18 +92,11 @@ def _bar(report: RunReport, width: int) -> str:
     speeds = [line["images_per_second"] for line in report.records.lines if "images_per_second" in line]
     speed = f", {speeds[-1]:.1f} images/s" if speeds and isinstance(speeds[-1], int | float) else ""
     left = (total - step) * report.config.train.batch_size / speeds[-1] if speed and speeds[-1] > 0 else 0
-    rest = f", {_duration(left)} left" if left and report.run.is_locked() else ""
+    rest = f", {format_seconds(left)} left" if left and report.run.is_locked() else ""
     text = f" step {step:,} of {total:,}{speed}{rest}"
     length = max(0, min(30, width - len(text)))
     filled = round(length * min(step / max(total, 1), 1))
     return f"{'━' * filled}{'─' * (length - filled)}{text}" if length >= 5 else text.strip()
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _figures(table: object, form: str) -> list[str]:

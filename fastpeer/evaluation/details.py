@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich.console import Console
-
 from fastpeer.config import format_fraction
 from fastpeer.errors import printable
 from fastpeer.evaluation.attack_names import heading
@@ -11,11 +9,12 @@ from fastpeer.evaluation.by_image import ByImage, ClassAccuracy
 from fastpeer.evaluation.results import Result, images_of, wilson_interval
 from fastpeer.evaluation.table import NORMS, cell, images_text, warning_notes
 from fastpeer.evaluation.targets import Target
-from fastpeer.printing import FigureTable, Row, print_line, print_tables
+from fastpeer.printing import FigureTable, Row
+from fastpeer.table_formats import Report
 
 
-def print_by_class(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
-    """Print each student's accuracy in % on the images of each class, and on its worst class.
+def show_by_class(results: Mapping[Target, Sequence[Result]], report: Report) -> None:
+    """Show each student's accuracy in % on the images of each class, and on its worst class.
 
     Raises:
         UserError: stored results do not tell how each image was classified.
@@ -23,7 +22,7 @@ def print_by_class(results: Mapping[Target, Sequence[Result]], console: Console)
     for target, row in results.items():
         found = [(result, images_of(target.results_file, result)) for result in row]
         if found:
-            print_tables(console, [_class_table(target.label, found)])
+            report.tables("", [_class_table(target.label, found)])
 
 
 def _class_table(label: str, found: Sequence[tuple[Result, ByImage]]) -> FigureTable:
@@ -60,8 +59,8 @@ def _point(result: Result, others: Sequence[Result]) -> str:
     return f"{name} {format_fraction(result.epsilon)}"
 
 
-def print_curves(results: Mapping[Target, Sequence[Result]], console: Console) -> None:
-    """Print a table for each attack: the students' accuracies in % over the radius, 0 being clean images.
+def show_curves(results: Mapping[Target, Sequence[Result]], report: Report) -> None:
+    """Show a table for each attack: the students' accuracies in % over the radius, 0 being clean images.
 
     An attack that finds less in a larger ball, which holds the smaller one, is named below.
     """
@@ -74,12 +73,12 @@ def print_curves(results: Mapping[Target, Sequence[Result]], console: Console) -
         table = [
             Row(target.label, _curve_cells(row, attack, radii, bool(clean))) for target, row in rows.items()
         ]
-        print_tables(console, [FigureTable(headings, [table], _curve_title(attack, longest[-1]))])
+        report.tables("", [FigureTable(headings, [table], _curve_title(attack, longest[-1]))])
     for target, row in rows.items():
         for line in rising(row):
-            print_line(console, f"{target.label}: {line}")
+            report.note(f"{target.label}: {line}")
     for note in warning_notes(rows):
-        print_line(console, note)
+        report.note(note)
 
 
 def _curve_title(attack: str, result: Result) -> str:

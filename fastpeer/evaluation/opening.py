@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.errors import UserError, printable
 from fastpeer.evaluation.results import Result, read_results
 from fastpeer.evaluation.targets import Target, find_targets
+from fastpeer.manifest import recorded_sha256
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization
 from fastpeer.models.weights import load_weights, recorded_facts, recorded_network, recorded_normalization
@@ -64,6 +66,11 @@ class OpenedNetwork:
     normalization: Normalization
     target: Target
     data_name: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the weight file, which was compared with its manifest, if it has one, when opened."""
+        return recorded_sha256(self.target.weights) or self.target.sha256
 
     def dataset(self) -> PreparedDataset | None:
         """Return the prepared data that the run was trained on, if it is still where it was."""
@@ -151,7 +158,7 @@ def results_of(opened: OpenedNetwork) -> list[Result]:
 
     Of the same attack on the same images there is one, whatever name the weights had.
     """
-    asked, sha256 = ((), ()), opened.target.sha256
+    asked, sha256 = ((), ()), opened.sha256
     found = {
         replace(result, target="").key: result
         for result in read_results(opened.target.results_file)

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from fastpeer.config import Config
 from fastpeer.config.shipped import ShippedRecipes
 from fastpeer.errors import UserError
@@ -14,7 +12,8 @@ from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.table import cell, comparable_paper, notes, title
 from fastpeer.evaluation.targets import Target
 from fastpeer.evaluation.tutors import COSINES
-from fastpeer.printing import FigureTable, Row, print_line, print_tables
+from fastpeer.printing import FigureTable, Row
+from fastpeer.table_formats import Report
 
 Results = Mapping[Target, Sequence[Result]]
 SURROGATES = ("resnet34", "mobilenetv2")
@@ -27,11 +26,11 @@ class PaperTable:
 
     Attributes:
         attacks: names that it needs.
-        show: prints what was found.
+        show: hands what was found to a report.
     """
 
     attacks: tuple[str, ...]
-    show: Callable[[Results, Console], None]
+    show: Callable[[Results, Report], None]
 
 
 def paper_table(number: int) -> PaperTable:
@@ -41,9 +40,9 @@ def paper_table(number: int) -> PaperTable:
         UserError: it is none of these.
     """
     tables = {
-        2: PaperTable(("pgd20",), _print_tutors),
-        6: PaperTable(("fgsm", "pgd20"), print_transfers),
-        7: PaperTable(obfuscation.ATTACKS, _print_obfuscation),
+        2: PaperTable(("pgd20",), _show_tutors),
+        6: PaperTable(("fgsm", "pgd20"), show_transfers),
+        7: PaperTable(obfuscation.ATTACKS, _show_obfuscation),
     }
     if number not in tables:
         others = "1, 3, 4 and 5 are --attacks clean,fgsm,pgd20,aa"
@@ -56,8 +55,8 @@ def surrogate_recipes(config: Config) -> list[str]:
     return [f"{config.data.dataset}-{network}-pgd-at-surrogate" for network in SURROGATES]
 
 
-def print_transfers(results: Results, console: Console) -> None:
-    """Print how students withstand the examples of other networks, Table 6 beside, and notes below."""
+def show_transfers(results: Results, report: Report) -> None:
+    """Show how students withstand the examples of other networks, Table 6 beside, and notes below."""
     longest = max(results.values(), key=len)
     columns = [(result.attack, result.source) for result in longest]
     headings = [
@@ -68,7 +67,7 @@ def print_transfers(results: Results, console: Console) -> None:
         cells = {(result.attack, result.source): cell(result) for result in row}
         section = [Row(target.label, [cells.get(column, "") for column in columns])]
         sections.append([*section, *_papers_transfers(target, row, columns)])
-    _print(results, FigureTable(("student", *headings), sections), console)
+    _show(results, FigureTable(("student", *headings), sections), report)
 
 
 def _papers_transfers(
@@ -83,8 +82,8 @@ def _papers_transfers(
         yield Row("paper, Table 6", ["" if figure is None else f"{figure:.2f}" for figure in cells], "italic")
 
 
-def _print_obfuscation(results: Results, console: Console) -> None:
-    """Print accuracies, Table 7 beside, and for each student what four checks of them say."""
+def _show_obfuscation(results: Results, report: Report) -> None:
+    """Show accuracies, Table 7 beside, and for each student what four checks of them say."""
     names = list(obfuscation.ATTACKS)
     norm = next(iter(results.values()))[0].norm
     sections = []
@@ -99,23 +98,22 @@ def _print_obfuscation(results: Results, console: Console) -> None:
             section.append(Row("paper, Table 7", texts, "italic"))
         sections.append(section)
     headings = [heading(name, norm) for name in names]
-    _print(results, FigureTable(("student", *headings), sections), console)
+    _show(results, FigureTable(("student", *headings), sections), report)
     for target, row in results.items():
         for line in obfuscation.verdict(row):
-            print_line(console, f"{target.label}: {line}")
+            report.note(f"{target.label}: {line}")
 
 
-def _print_tutors(results: Results, console: Console) -> None:
-    """Print each student's tutors under both attacks, Table 2 beside, and what the columns mean."""
+def _show_tutors(results: Results, report: Report) -> None:
+    """Show each student's tutors under both attacks, Table 2 beside, and what the columns mean."""
     attack = heading(next(iter(results.values()))[-1].attack)
     headings = (
         "tutor f of a student S", "f, clean", f"f, own {attack}", f"f, {attack} of S", f"S, own {attack}",
         *(f"cos: {pair}" for pair in COSINES),
     )  # fmt: skip
     sections = [list(_tutor_rows(target, row)) for target, row in results.items()]
-    _print(results, FigureTable(headings, sections), console)
-    print_line(
-        console,
+    _show(results, FigureTable(headings, sections), report)
+    report.note(
         "cos: mean cosine similarity of what f's last linear layer reads, of clean images, of examples"
         " against S (student's) or against f (own)",
     )
@@ -140,8 +138,7 @@ def _paper_figures(table: str, target: Target, row: Sequence[Result], name: str 
     return ShippedRecipes().tables[table].get(name or paper.row, ())
 
 
-def _print(results: Results, table: FigureTable, console: Console) -> None:
-    print_line(console, title(next(iter(results.values()))[0]))
-    print_tables(console, [table])
+def _show(results: Results, table: FigureTable, report: Report) -> None:
+    report.tables(title(next(iter(results.values()))[0]), [table])
     for note in notes(results):
-        print_line(console, note)
+        report.note(note)

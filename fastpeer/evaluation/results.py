@@ -217,6 +217,25 @@ def images_of(file: Path, result: Result) -> ByImage:
     return read_by_image(verdicts_folder(file) / Path(result.by_image_file).name, result.by_image_sha256)
 
 
+def is_usual(result: Result) -> bool:
+    """Whether a result may stand beside those of other networks: on all test images, in L-infinity 8/255.
+
+    Images are made against the network itself, by PGD in steps of 2/255.
+    """
+    if result.images < result.total or result.source:
+        return False
+    ball = (result.norm, result.epsilon) == ("linf", 8 / 255)
+    steps = not result.attack.startswith("pgd") or result.step_size == 2 / 255
+    return result.attack == "clean" or (ball and steps)
+
+
+def usual_of_student(results: Iterable[Result]) -> dict[str, Result]:
+    """Return, by attack, the newest usual results of the best student, else of any."""
+    usual = [result for result in results if is_usual(result) and not result.role]
+    best = [result for result in usual if result.target.endswith(" best")]
+    return {result.attack: result for result in best or usual}
+
+
 def _with_file(result: Result, folder: Path) -> Result:
     """Return a result that names the file, written here, of how each image was classified."""
     if result.by_image is None:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rich.console import Console
-
 from fastpeer.config import Config, PaperConfig, format_fraction
 from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.attack_names import autoattacks_of, heading, uses_autoattack
@@ -12,7 +10,7 @@ from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.seeds import Spread, seed_groups, spreads
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row
-from fastpeer.table_formats import TableFormat, report_in
+from fastpeer.table_formats import Report
 
 WARNED = "(!)"
 """Marks an accuracy that is probably too high; a note below the table says why."""
@@ -20,30 +18,21 @@ NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
 
-def print_results(
-    results: Mapping[Target, Sequence[Result]],
-    console: Console,
-    form: TableFormat = "text",
-    further: Iterable[str] = (),
-) -> None:
-    """Print a row for each student, the paper's figures below each run's rows, and notes below the table.
+def show_results(results: Mapping[Target, Sequence[Result]], report: Report) -> None:
+    """Show a row for each student, the paper's figures below each run's rows, and notes below the table.
 
     Students that were attacked with other images (another data set) have a table of their own.
 
     Args:
         results: results of each target, in the same order of attacks; a stopped evaluation's may end early.
-        console: where to print.
-        form: in which format.
-        further: lines below the notes.
+        report: what takes the tables and notes.
     """
-    report = report_in(form, console)
     found = {target: row for target, row in results.items() if row}
     for words in dict.fromkeys(title(row[0]) for row in found.values()):
         alike = {target: row for target, row in found.items() if title(row[0]) == words}
         report.tables(words, [_table(alike)])
-    for note in [*notes(found), *further]:
+    for note in notes(found):
         report.note(note)
-    report.end()
 
 
 def _table(results: Mapping[Target, Sequence[Result]]) -> FigureTable:

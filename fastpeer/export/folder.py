@@ -140,7 +140,7 @@ def _describe(
         "format": 1,
         "fastpeer": __version__,
         "source": label_of(opened),
-        "weights_sha256": opened.target.sha256,
+        "weights_sha256": opened.sha256,
         "network": opened.name,
         "classes": opened.classes,
         "size": opened.size,

@@ -168,19 +168,22 @@ def _read_checkpoint(path: Path) -> object:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    if _is_torchscript(path):
+    names = _names_in_archive(path)
+    if {"config.toml", "run.json"} <= {Path(name).name for name in names}:
+        return "a zipped run folder: unpack it, and name the folder"
+    if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript program: save its state_dict() with torch.save"
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
         return "holds Python objects that could run code: save the state_dict() alone"
     return "damaged or not a checkpoint"
 
 
-def _is_torchscript(path: Path) -> bool:
+def _names_in_archive(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+            return archive.namelist()
     except Exception:  # Of a damaged archive, zipfile raises nearly anything.
-        return False
+        return []
 
 
 def _safe_types() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:

@@ -10,6 +10,8 @@ from fastpeer.report.records import Points
 
 WIDTH, HEIGHT = 460, 290
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 28, 40
+SLANTED, MOST_SLANTED = 10, 20
+"""Letters of a bar's name that have place when it is turned, and bars of which that is so."""
 MOST_POINTS = 600
 """Of a curve; longer ones are thinned, as a screen has no more columns."""
 
@@ -75,7 +77,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Values over a square of two directions: `values[row][column]`, rows along y."""
+    """Values over a square of two directions: `values[row][column]`, rows along y.
+
+    Colours go from `low` to `high`, which other heatmaps may share; `extent` is where both axes end.
+    """
 
     key: str
     title: str
@@ -83,7 +88,15 @@ class Heatmap:
     y: str
     values: Sequence[Sequence[float]]
     extent: float
+    low: float
+    high: float
     note: str = ""
+
+    def share(self, value: float) -> float:
+        """Return where a value lies between faint (0) and strong (1); NaN and infinity are strong."""
+        if not math.isfinite(value):
+            return 1.0
+        return min(max((value - self.low) / (self.high - self.low or 1), 0.0), 1.0)
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -124,6 +137,9 @@ def frame_of(chart: Chart) -> Frame:
 
 
 def _widened(low: float, high: float, share: float = 0.05) -> tuple[float, float]:
+    if low == high and share and low:
+        # A constant, such as a learning rate, lies in the middle above (or below) 0.
+        return min(0.0, 2 * low), max(0.0, 2 * low)
     if low == high:
         return low - 0.5, high + 0.5
     return (low - share * (high - low) if low else 0.0), high + share * (high - low)
@@ -156,17 +172,40 @@ def _axes(chart: Chart, frame: Frame) -> Iterator[str]:
         yield f'<text class="tick" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{_short(value)}</text>'
     for value, label in _x_labels(chart, frame):
         x, _ = frame.place(value, frame.y[0])
-        yield f'<text class="tick" x="{x}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{label}</text>'
+        yield f'<text class="tick" {_label_place(chart, x)}>{label}</text>'
     yield from _axis_names(chart.x, chart.y)
 
 
 def _x_labels(chart: Chart, frame: Frame) -> Iterator[tuple[float, str]]:
     if chart.kind != "bars":
-        yield from ((value, _short(value)) for value in ticks(*frame.x, 6))
+        places = ticks(*frame.x, 6)
+        whole = [value for value in places if value == round(value)]
+        # Of two epochs, no fifths.
+        if chart.x == "epoch" and len(whole) > 1:
+            places = whole
+        yield from ((value, _short(value)) for value in places)
         return
-    room = max(2, 64 // max(len(chart.labels), 1))
+    room = SLANTED if _is_slanted(chart) else _room(chart)
     for number, label in enumerate(chart.labels):
         yield number, escape(label if len(label) <= room else f"{label[: room - 1]}…")
+
+
+def _room(chart: Chart) -> int:
+    """Return how many letters have place below a bar."""
+    return 60 // max(len(chart.labels), 1)
+
+
+def _is_slanted(chart: Chart) -> bool:
+    """Whether the names of bars are too long to stand below them, but have place when turned."""
+    longest = max(map(len, chart.labels), default=0)
+    return chart.kind == "bars" and longest > _room(chart) and len(chart.labels) <= MOST_SLANTED
+
+
+def _label_place(chart: Chart, x: float) -> str:
+    if not _is_slanted(chart):
+        return f'x="{x}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle"'
+    y = HEIGHT - BOTTOM + 13
+    return f'x="{x + 4}" y="{y}" text-anchor="end" transform="rotate(-28 {x + 4} {y})"'
 
 
 def _axis_names(x: str, y: str) -> Iterator[str]:
@@ -221,17 +260,23 @@ def _bars(chart: Chart, frame: Frame, number: int) -> Iterator[str]:
 def _heatmap(chart: Heatmap) -> Iterator[str]:
     count = len(chart.values)
     side = (HEIGHT - TOP - BOTTOM) / count
-    finite = [value for row in chart.values for value in row if math.isfinite(value)]
-    low, high = min(finite, default=0.0), max(finite, default=1.0)
     left = (WIDTH - side * count) / 2
     for row, values in enumerate(chart.values):
         for column, value in enumerate(values):
-            share = (value - low) / (high - low or 1) if math.isfinite(value) else 1.0
             x, y = left + column * side, TOP + (count - 1 - row) * side
             where = f'x="{x:.1f}" y="{y:.1f}" width="{side + 0.4:.1f}" height="{side + 0.4:.1f}"'
-            text = f"loss {value:.4g}"
-            yield f'<rect class="cell" {where} style="--share:{share:.3f}"><title>{text}</title></rect>'
+            style, text = f"--share:{chart.share(value):.3f}", f"loss {value:.4g}"
+            yield f'<rect class="cell" {where} style="{style}"><title>{text}</title></rect>'
     yield from _axis_names(f"{chart.x}, ±{chart.extent:g}", f"{chart.y}, ±{chart.extent:g}")
-    middle = f'x="{WIDTH - RIGHT}" text-anchor="end"'
-    yield f'<text class="tick" {middle} y="{TOP + 10}">strong {high:.3g}</text>'
-    yield f'<text class="tick" {middle} y="{TOP + 26}">faint {low:.3g}</text>'
+    yield from _colour_key(chart)
+
+
+def _colour_key(chart: Heatmap) -> Iterator[str]:
+    """Draw the colours from strong to faint at the right, with the losses that they stand for."""
+    shades, left, side = 12, WIDTH - RIGHT - 76, (HEIGHT - TOP - BOTTOM) / 2 / 12
+    for number in range(shades):
+        share, y = 1 - number / (shades - 1), TOP + number * side
+        where = f'x="{left}" y="{y:.1f}" width="12" height="{side + 0.4:.1f}"'
+        yield f'<rect class="cell key" {where} style="--share:{share:.3f}"/>'
+    for value, y in ((chart.high, TOP + 10), (chart.low, TOP + shades * side)):
+        yield f'<text class="tick" x="{left + 18}" y="{y:.1f}">{value:.3g}</text>'

@@ -5,21 +5,22 @@ from itertools import combinations
 
 import numpy as np
 
-from fastpeer.evaluation.results import Result
+from fastpeer.evaluation.attack_names import heading
+from fastpeer.evaluation.results import usual_of_student
 from fastpeer.evaluation.table import cell
-from fastpeer.report.charts import Chart
-from fastpeer.report.figures import epsilon_chart, landscape_charts, selection_chart
-from fastpeer.report.measurements import STEPS, Arrays
+from fastpeer.report.charts import Chart, Heatmap
+from fastpeer.report.figures import epsilon_chart, landscape_charts, landscape_plane, selection_chart
+from fastpeer.report.measurements import STEPS
 from fastpeer.report.records import RunReport
-from fastpeer.report.sections import Section, Table, heading
+from fastpeer.report.sections import Network, Section, Table
 
 
-def comparison(reports: Sequence[RunReport], measured: Mapping[str, Arrays]) -> Iterator[Section]:
+def comparison(reports: Sequence[RunReport], networks: Mapping[str, Network]) -> Iterator[Section]:
     """Yield the sections about several runs; those of other data are kept apart, and that is said.
 
     Args:
         reports: what the runs' files tell.
-        measured: what was measured of the networks, by the run's name.
+        networks: what is known of the networks, by the run's name.
     """
     groups = _by_data(reports)
     notes = []
@@ -29,7 +30,7 @@ def comparison(reports: Sequence[RunReport], measured: Mapping[str, Arrays]) -> 
     for (data, sha256), group in groups.items():
         if len(group) < 2:
             continue  # Its own chapter has its curves.
-        named = {report.name: measured[report.name] for report in group if report.name in measured}
+        named = {report.name: networks[report.name] for report in group if report.name in networks}
         title = f"Side by side, {data}" + (f" ({sha256[:8]})" if len(groups) > 1 else "")
         yield Section(title, list(_charts(group, named)), tables=list(_disagreement(named)))
 
@@ -41,20 +42,28 @@ def _by_data(reports: Sequence[RunReport]) -> dict[tuple[str, str], list[RunRepo
     return groups
 
 
-def _charts(group: Sequence[RunReport], measured: Mapping[str, Arrays]) -> Iterator[Chart]:
+def _charts(group: Sequence[RunReport], networks: Mapping[str, Network]) -> Iterator[Chart | Heatmap]:
     selection = selection_chart(group).finite
     if selection.series:
         yield selection
-    if measured:
-        norms = {report.config.attack.norm for report in group}
-        # Radii of another norm have no place on the same axis.
-        if len(norms) == 1:
-            yield epsilon_chart(measured, *norms)
-        yield from landscape_charts(measured)
+    measured = {name: network.arrays for name, network in networks.items()}
+    if not measured:
+        return
+    norms = {report.config.attack.norm for report in group}
+    # Radii of another norm have no place on the same axis.
+    if len(norms) == 1:
+        yield epsilon_chart(measured, *norms)
+    scale = next(iter(networks.values())).scale
+    yield from landscape_charts(measured, scale)
+    for name, arrays in measured.items():
+        yield landscape_plane(arrays, scale, name)
 
 
 def _table(reports: Sequence[RunReport]) -> Table:
-    found = {report.name: _usual(report) for report in reports}
+    found = {
+        report.name: {attack: cell(result) for attack, result in usual_of_student(report.results).items()}
+        for report in reports
+    }
     attacks = list(dict.fromkeys(attack for row in found.values() for attack in row))
     rows = [
         [report.name, report.config.method, report.config.model.student, report.data[0],
@@ -65,34 +74,42 @@ def _table(reports: Sequence[RunReport]) -> Table:
     return Table(["run", "method", "student", "data", "steps", *map(heading, attacks)], rows, title)
 
 
-def _usual(report: RunReport) -> dict[str, str]:
-    """Return the best student's accuracies, else any's, under the usual attacks on all test images."""
-    usual = [result for result in report.results if _is_usual(result)]
-    best = [result for result in usual if result.target.endswith(" best")]
-    return {result.attack: cell(result) for result in best or usual}
-
-
-def _is_usual(result: Result) -> bool:
-    ball = (result.norm, result.epsilon)
-    return result.images == result.total and (result.attack == "clean" or ball == ("linf", 8 / 255))
-
-
-def _disagreement(measured: Mapping[str, Arrays]) -> Iterator[Table]:
+def _disagreement(networks: Mapping[str, Network]) -> Iterator[Table]:
     """Yield, for clean and attacked images, how many each pair of runs classifies differently."""
-    pairs = [
-        pair
-        for pair in combinations(measured.items(), 2)
-        if np.array_equal(pair[0][1]["labels"], pair[1][1]["labels"])
+    tables: dict[str, list[list[str]]] = {}
+    for (a, first), (b, second) in combinations(networks.items(), 2):
+        for title, right, other_right in _alike(first, second):
+            tables.setdefault(title, []).append([f"{a} | {b}", *_counts(right, other_right)])
+    headings = ["runs", "both right", "only the first", "only the second", "neither"]
+    for title, rows in tables.items():
+        yield Table(headings, rows, title)
+
+
+def _alike(first: Network, second: Network) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield, clean and under attack, a table's title and on which images, the same, each is right."""
+    stored = [
+        attack
+        for attack in first.stored
+        if attack in second.stored and np.array_equal(first.stored[attack].index, second.stored[attack].index)
     ]
-    for key, title in (("clean", "clean"), ("attacked", f"under PGD-{STEPS}, each against itself")):
-        rows = [[f"{a} | {b}", *_counts(first, second, key)] for (a, first), (b, second) in pairs]
-        if rows:
-            headings = ["runs", "both right", "only the first", "only the second", "neither"]
-            images = len(pairs[0][0][1]["labels"])
-            yield Table(headings, rows, f"Image by image, {title}: of {images} test images")
+    if len(stored) > 1:
+        for attack in (stored[0], stored[-1]):
+            one, other = first.stored[attack].correct, second.stored[attack].correct
+            how = _against(heading(attack)) if attack != "clean" else "clean"
+            yield f"Image by image, {how}: of {len(one):,} test images, as fastpeer eval found it", one, other
+        return
+    images = min(len(network.arrays["labels"]) for network in (first, second))
+    labels, others = (network.arrays["labels"][:images] for network in (first, second))
+    for key, how in (("clean", "clean"), ("attacked", _against(f"PGD-{STEPS}"))):
+        if np.array_equal(labels, others):
+            one, other = (network.arrays[key][:images] == labels for network in (first, second))
+            yield f"Image by image, {how}: of {images} test images, attacked for this page", one, other
 
 
-def _counts(first: Arrays, second: Arrays, key: str) -> list[str]:
-    one, other = (arrays[key] == arrays["labels"] for arrays in (first, second))
+def _against(attack: str) -> str:
+    return f"under {attack}, each against itself"
+
+
+def _counts(one: np.ndarray, other: np.ndarray) -> list[str]:
     counts = (one & other, one & ~other, ~one & other, ~one & ~other)
-    return [str(int(both.sum())) for both in counts]
+    return [f"{int(both.sum()):,}" for both in counts]

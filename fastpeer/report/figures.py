@@ -1,15 +1,25 @@
 """The charts of a run: from its records, its results and what was measured of its networks."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
 
 import numpy as np
 
+from fastpeer.evaluation.attack_names import heading
 from fastpeer.report.charts import Chart, Heatmap, Series
 from fastpeer.report.measurements import STEPS, Arrays
 from fastpeer.report.records import Points, RunReport
+from fastpeer.report.stored import Stored
 
 READABLE = {"ce": "cross-entropy", "kl": "KL"}
+
+
+def readable(key: str) -> str:
+    """Return a key of the log in words: student_ce is student cross-entropy, pgd10 is PGD-10."""
+    words = (READABLE.get(word, re.sub(r"^pgd(\d+)$", r"PGD-\1", word)) for word in key.split("_"))
+    return " ".join(words)
 
 
 def training_charts(report: RunReport) -> Iterator[Chart]:
@@ -35,7 +45,7 @@ def _shown(chart: Chart) -> Iterator[Chart]:
 def _logged(report: RunReport, key: str, title: str, unit: str) -> Chart:
     per_epoch = report.steps_per_epoch
     series = [
-        Series(name.replace("_", " "), report.records.curve(key, name, steps_per_epoch=per_epoch))
+        Series(readable(name), report.records.curve(key, name, steps_per_epoch=per_epoch))
         for name in report.records.names(key)
     ]
     return Chart(key, title, "epoch", unit, series)
@@ -53,13 +63,19 @@ def selection_chart(reports: Sequence[RunReport]) -> Chart:
     splits = {report.config.selection.split for report in reports}
     images = {"test": "test images", "val": "held-out training images"}
     on = " or ".join(sorted(images.get(split, split) for split in splits))
-    return Chart("selection", f"Accuracy on {on}", "epoch", "%", series, y_range=(0.0, 100.0))
+    return Chart("selection", f"Accuracy on {on}", "epoch", "%", series, y_range=_percents(series))
+
+
+def _percents(series: Sequence[Series]) -> tuple[float, float]:
+    """Return ends of an axis in %, from 0 to a multiple of 20: robust accuracies are often far below 100."""
+    top = max((y for one in series for _, y in one.points if isfinite(y)), default=100.0)
+    return 0.0, min(100.0, max(20.0, 20.0 * ceil(top / 20)))
 
 
 def _selected(report: RunReport, network: str, name: str) -> Iterator[Series]:
     for attack in report.records.names("selection", network):
         curve = report.records.curve("selection", network, attack, steps_per_epoch=report.steps_per_epoch)
-        yield Series(f"{name} {attack.replace('_', ' ')}", curve)
+        yield Series(f"{name} {readable(attack)}", curve)
 
 
 def cross_charts(report: RunReport) -> Iterator[Chart]:
@@ -70,21 +86,59 @@ def cross_charts(report: RunReport) -> Iterator[Chart]:
             for images in report.records.names("cross_robustness", split, network):
                 names = ("cross_robustness", split, network, images)
                 curve = report.records.curve(*names, steps_per_epoch=report.steps_per_epoch)
-                series.append(Series(f"{network} {images.replace('_', ' ')}", curve))
-        title = f"Who withstands whose examples, {split} images"
-        yield from _shown(Chart(f"cross-{split}", title, "epoch", "%", series, y_range=(0.0, 100.0)))
+                series.append(Series(f"{network.replace('_', ' ')}, {_examples(images, network)}", curve))
+        kind = {"train": "training images", "val": "held-out training images", "test": "test images"}
+        title = f"Who withstands whose examples, {kind.get(split, split)}"
+        record = report.config.record
+        images = f"{record.images or 'all'} images, the same in all epochs"
+        note = f"PGD-{record.steps}, {images} (Figures 1 and 3 of the paper)."
+        chart = Chart(f"cross-{split}", title, "epoch", "%", series, note=note, y_range=_percents(series))
+        yield from _shown(chart)
+
+
+def _examples(key: str, network: str) -> str:
+    """Return in words on which images a network is tried: clean, its own examples, or another's."""
+    whose = key.removeprefix("on_")
+    if key == whose:
+        return key
+    return "own examples" if whose == network else f"{whose.replace('_', ' ')}'s examples"
+
+
+def stored_class_chart(stored: Stored) -> Chart:
+    """Return the accuracy of each class, clean and under the strongest attack, as eval has stored it."""
+    clean, *_, attacked = stored
+    series = [
+        Series(
+            heading(attack),
+            [
+                (float(place), 100 * found.correct / found.images)
+                for place, found in enumerate(stored[attack].by_class())
+                if found.images
+            ],
+        )
+        for attack in (clean, attacked)
+    ]
+    note = f"As fastpeer eval found it, {_counts(stored[clean].label, stored[clean].classes)}."
+    return _class_chart(series, stored[clean].classes, note)
 
 
 def class_chart(arrays: Arrays) -> Chart:
-    """Return the accuracy of each class, clean and under attack."""
+    """Return the accuracy of each class, clean and under attack, as it was measured for the page."""
     names, labels = [str(name) for name in arrays["classes"]], arrays["labels"]
     series = [
         Series(title, _class_accuracies(labels, arrays[key], len(names)))
         for title, key in (("clean", "clean"), (f"PGD-{STEPS}", "attacked"))
     ]
-    counts = np.bincount(labels, minlength=len(names))
-    note = f"{len(labels)} test images, {counts.min()} to {counts.max()} of a class."
+    return _class_chart(series, names, f"Attacked for this page: {_counts(labels, names)}.")
+
+
+def _class_chart(series: Sequence[Series], names: Sequence[str], note: str) -> Chart:
     return Chart("classes", "Accuracy by class", "", "%", series, "bars", names, note, (0.0, 100.0)).finite
+
+
+def _counts(labels: np.ndarray, names: Sequence[str]) -> str:
+    counts = np.bincount(labels, minlength=len(names))
+    return f"{len(labels):,} test images, {counts.min()} to {counts.max()} of a class"
 
 
 def _class_accuracies(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Points:
@@ -105,10 +159,51 @@ def epsilon_chart(measured: Mapping[str, Arrays], norm: str) -> Chart:
     unit = "epsilon, in 1/255" if norm == "linf" else "epsilon (L2)"
     note = f"{', '.join(map(str, counts))} test images; the step grows with epsilon."
     title = f"Accuracy under PGD-{STEPS} over epsilon"
-    return Chart("epsilon", title, unit, "%", series, note=note, y_range=(0.0, 100.0)).finite
+    return Chart("epsilon", title, unit, "%", series, note=note, y_range=_percents(series)).finite
 
 
-def landscape_charts(measured: Mapping[str, Arrays]) -> Iterator[Chart]:
+@dataclass(frozen=True)
+class LossScale:
+    """The range of loss that landscapes on a page share (Figure 4 of the paper: methods on the same scale).
+
+    Attributes:
+        top: of the curves in one dimension; they begin at 0.
+        low, high: of the colours over two dimensions.
+        runs: how many share it.
+    """
+
+    top: float
+    low: float
+    high: float
+    runs: int
+
+    @property
+    def note(self) -> str:
+        """What a caption says of the colours."""
+        shared = f", {self.shared}" if self.runs > 1 else ""
+        return f"Cross-entropy from {self.low:.3g} (faint) to {self.high:.3g} (strong){shared}."
+
+    @property
+    def shared(self) -> str:
+        """Who shares the scale, in words."""
+        return f"the same for {'both' if self.runs == 2 else f'all {self.runs}'} runs on this page"
+
+
+def loss_scale(measured: Iterable[Arrays]) -> LossScale:
+    """Return the scale on which the landscapes of all these runs have place; what is not finite has none."""
+    runs = list(measured)
+    lines = [arrays[key] for arrays in runs for key in ("line_clean", "line_attacked")]
+    curves, planes = _finite(lines), _finite([arrays["plane"] for arrays in runs])
+    return LossScale(curves.max(initial=0.0) or 1.0, planes.min(), planes.max(), len(runs))
+
+
+def _finite(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    found = np.concatenate([array.ravel() for array in arrays])
+    found = found[np.isfinite(found)]
+    return found if len(found) else np.array([0.0, 1.0])
+
+
+def landscape_charts(measured: Mapping[str, Arrays], scale: LossScale) -> Iterator[Chart]:
     """Yield the paper's Figure 4 in one dimension, of all runs on the same scale."""
     images = {"clean": "line_clean", "adversarial": "line_attacked"}
     curves = {
@@ -116,27 +211,30 @@ def landscape_charts(measured: Mapping[str, Arrays]) -> Iterator[Chart]:
         for name, arrays in measured.items()
         for kind, key in images.items()
     }
-    top = max((y for points in curves.values() for _, y in points if isfinite(y)), default=1.0)
     if len(measured) == 1:
         series = [Series(f"{kind} images", points) for (_, kind), points in curves.items()]
-        yield from _shown(_landscape("landscape", "Loss around the weights", series, top))
+        yield from _shown(_landscape("landscape", "Loss around the weights", series, scale))
         return
     for kind in images:
         series = [Series(name, curves[name, kind]) for name in measured]
         title = f"Loss around the weights, {kind} images"
-        yield from _shown(_landscape(f"landscape-{kind}", title, series, top))
+        yield from _shown(_landscape(f"landscape-{kind}", title, series, scale))
 
 
-def _landscape(key: str, title: str, series: list[Series], top: float) -> Chart:
-    along = "distance along the direction"
-    return Chart(key, title, along, "cross-entropy", series, y_range=(0.0, 1.05 * top))
+def _landscape(key: str, title: str, series: list[Series], scale: LossScale) -> Chart:
+    along, note = "distance along the direction", ""
+    if scale.runs > 1:
+        note = f"Height from 0 to {1.05 * scale.top:.3g}, {scale.shared}."
+    return Chart(key, title, along, "cross-entropy", series, note=note, y_range=(0.0, 1.05 * scale.top))
 
 
-def landscape_plane(arrays: Arrays) -> Heatmap:
-    """Return the same over two directions."""
+def landscape_plane(arrays: Arrays, scale: LossScale, name: str = "") -> Heatmap:
+    """Return the same over two directions, under adversarial images; `name` tells it from other runs'."""
     extent = float(arrays["alphas"].max())
-    title = "Loss over two directions, adversarial images"
-    return Heatmap("plane", title, "first direction", "second direction", arrays["plane"].tolist(), extent)
+    title = f"Loss over two directions, {name or 'adversarial images'}"
+    axes, values = ("first direction", "second direction"), arrays["plane"].tolist()
+    key = f"plane-{name}" if name else "plane"
+    return Heatmap(key, title, *axes, values, extent, scale.low, scale.high, scale.note)
 
 
 def feature_charts(arrays: Arrays) -> Iterator[Chart]:

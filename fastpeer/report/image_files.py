@@ -56,7 +56,8 @@ def _draw(axes: "Axes", chart: "Chart | Heatmap") -> None:
     axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
     if isinstance(chart, Heatmap):
         extent = (-chart.extent, chart.extent, -chart.extent, chart.extent)
-        image = axes.imshow(chart.values, origin="lower", extent=extent, cmap="Blues")
+        colours: dict[str, Any] = {"cmap": "Blues", "vmin": chart.low, "vmax": chart.high}
+        image = axes.imshow(chart.values, origin="lower", extent=extent, **colours)
         assert axes.figure is not None
         axes.figure.colorbar(image, ax=axes, label="loss")
         return

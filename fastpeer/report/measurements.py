@@ -29,6 +29,7 @@ from fastpeer.models.weights import load_weights
 from fastpeer.report.landscape import loss_along, loss_over, random_direction
 from fastpeer.report.networks import penultimate, predicted, semantic_gradient
 from fastpeer.report.records import RunReport
+from fastpeer.report.stored import stored_verdicts
 from fastpeer.run_folder import network_name
 from fastpeer.step.precision import number_format
 from fastpeer.victims.pgd import evaluating
@@ -65,7 +66,7 @@ def measure(report: RunReport, scope: Scope, device: torch.device, step: Step) -
 
     Returns:
         labels, clean, attacked: int64 (N,), in an order drawn by chance: the classes of the images, and
-        those predicted before and after PGD;
+        those predicted before and after PGD; of the first batch alone, where eval has stored all;
         shown_clean, shown_attacked: float32 (8, 3, H, W); gradient_NETWORK: float32 (8, H, W) in [0, 1];
         epsilons, right: float64 and int64 (E,), of epsilon_images; alphas, line_clean, line_attacked: float64
         (A,); plane: float64 (P, P); embedded_NETWORK: float64 (2M, 2), clean images first, and
@@ -75,15 +76,17 @@ def measure(report: RunReport, scope: Scope, device: torch.device, step: Step) -
         UserError: weights or data are missing, damaged or do not fit.
     """
     target = chosen_target(report, scope)
+    # Where eval has stored how the test images fall, what the pictures and curves need is attacked alone.
+    part = bool(stored_verdicts(report, target.sha256))
     folder = Path(str(report.facts["data"]["folder"]))
     dataset = open_dataset(folder).seen_at(report.config.data.size)
-    key = _key(target, dataset, report.config.attack, scope)
+    key = _key(target, dataset, report.config.attack, scope, part)
     kept = report.run.path / "report" / f"measured-{key}.npz"
     arrays = _read(kept)
     if arrays is None:
         number_format("fp32").allow_tf32()
         with memory_errors("--images"):
-            arrays = _Measurement(report, target, dataset, scope, device).all(step)
+            arrays = _Measurement(report, target, dataset, scope, device).all(step, part)
         _write(kept, arrays)
     return arrays
 
@@ -101,7 +104,7 @@ def chosen_target(report: RunReport, scope: Scope) -> Target:
     return found.get("best") or next(iter(found.values()))
 
 
-def _key(target: Target, dataset: PreparedDataset, attack: AttackConfig, scope: Scope) -> str:
+def _key(target: Target, dataset: PreparedDataset, attack: AttackConfig, scope: Scope, part: bool) -> str:
     facts = {
         "format": FORMAT,
         "weights": target.sha256,
@@ -110,6 +113,7 @@ def _key(target: Target, dataset: PreparedDataset, attack: AttackConfig, scope: 
         "attack": asdict(attack),
         "scope": asdict(scope),
         "normalization": target.config and asdict(target.config.model),
+        **({"part": True} if part else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -172,11 +176,11 @@ class _Measurement:
         load_weights(network, weights)
         return placed(network, device, torch.float32).requires_grad_(False).eval()
 
-    def all(self, step: Step) -> Arrays:
-        """Measure everything."""
+    def all(self, step: Step, part: bool) -> Arrays:
+        """Measure everything; with `part`, the predictions on the first batch alone."""
         with evaluating(*self.networks.values()):
             step("images under attack")
-            sampled = list(self.stream.only(self.places))
+            sampled = list(self.stream.only(self.places))[: 1 if part else None]
             pairs = [(batch, self._attacked(batch, number)) for number, batch in enumerate(sampled)]
             found = {**self._facts(), **self._predictions(pairs), **self._pictures(pairs)}
             step("accuracy over epsilon")

@@ -20,11 +20,13 @@ class Records:
 
     Attributes:
         lines: those that can be read, in the order of the file.
-        damaged: numbers of the others, from 1 on; the last line of a run that trains may be one.
+        damaged: numbers of the others, from 1 on.
+        cut: whether the only damage is a last line that is not whole, as of a run that trains.
     """
 
     lines: Sequence[Mapping[str, Any]]
     damaged: Sequence[int]
+    cut: bool = False
 
     @property
     def last_step(self) -> int:
@@ -46,13 +48,14 @@ def read_records(run: RunFolder) -> Records:
     """Return what a run has logged; a run without metrics.jsonl has logged nothing."""
     lines, damaged = [], []
     content = run.metrics_file.read_bytes() if run.metrics_file.is_file() else b""
-    for number, text in enumerate(content.splitlines(), 1):
+    texts = content.splitlines()
+    for number, text in enumerate(texts, 1):
         line = _record(text)
         if line is None:
             damaged.append(number)
         else:
             lines.append(line)
-    return Records(lines, damaged)
+    return Records(lines, damaged, damaged == [len(texts)] and not _is_json(texts[-1]))
 
 
 def _record(text: bytes) -> Mapping[str, Any] | None:
@@ -61,6 +64,14 @@ def _record(text: bytes) -> Mapping[str, Any] | None:
         return line if isinstance(line, dict) and type(line["step"]) is int and line["step"] >= 0 else None
     except (ValueError, KeyError, RecursionError):
         return None
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _inside(line: Mapping[str, Any], names: Sequence[str]) -> object:
@@ -98,10 +109,21 @@ class RunReport:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch; of older runs, which did not record it, as an evaluated epoch tells; else 1."""
+        """Steps of an epoch; 1 where they are not known."""
+        return self._known_steps or 1
+
+    @property
+    def whole_length(self) -> int:
+        """Steps of all epochs, whatever train.max_steps is; 0: not known."""
+        return self.config.train.epochs * self._known_steps
+
+    @property
+    def _known_steps(self) -> int:
+        """Steps of an epoch; of older runs, which did not record it, as an evaluated epoch tells; else 0."""
+        # That may be wrong of a run that was cut short by train.max_steps.
         ends = [line for line in self.records.lines if "selection" in line and "epoch" in line]
-        told = int(ends[0]["step"]) // (int(ends[0]["epoch"]) + 1) if ends else 1
-        return int(self.facts.get("steps_per_epoch") or 0) or max(told, 1)
+        told = int(ends[0]["step"]) // (int(ends[0]["epoch"]) + 1) if ends else 0
+        return int(self.facts.get("steps_per_epoch") or 0) or told
 
     @property
     def total_steps(self) -> int:
@@ -141,6 +163,19 @@ def read_run(run: RunFolder, name: str) -> RunReport:
     except UserError as error:
         complaints.append(str(error))
     return RunReport(run, name, config, facts, records, results, complaints)
+
+
+def read_undamaged_run(run: RunFolder, name: str) -> RunReport:
+    """Return what a run's files tell; a last line of its log that is not whole may be left out.
+
+    Raises:
+        UserError: there is no run, or any of its files cannot be read.
+    """
+    report = read_run(run, name)
+    complaints = report.complaints[1:] if report.records.cut else report.complaints
+    if complaints:
+        raise UserError(complaints[0])
+    return report
 
 
 def _damage(run: RunFolder, records: Records) -> str:

@@ -8,10 +8,14 @@ from typing import Any
 
 from fastpeer.config import format_fraction
 from fastpeer.config.differences import other_data, other_settings
+from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.results import Result
 from fastpeer.evaluation.table import NORMS, PAPER_FIGURES, cell
+from fastpeer.printing import format_seconds
+from fastpeer.provenance import UNKNOWN, provenance_rows
 from fastpeer.report.charts import Chart, Heatmap
 from fastpeer.report.figures import (
+    LossScale,
     broken_chart,
     class_chart,
     cross_charts,
@@ -19,13 +23,13 @@ from fastpeer.report.figures import (
     feature_charts,
     landscape_charts,
     landscape_plane,
+    stored_class_chart,
     training_charts,
 )
 from fastpeer.report.measurements import STEPS, Arrays
 from fastpeer.report.pictures import Picture, pictures
 from fastpeer.report.records import RunReport
-
-HEADINGS = {"clean": "clean", "fgsm": "FGSM", "aa": "AutoAttack"}
+from fastpeer.report.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -57,24 +61,39 @@ class Section:
     notes: Sequence[str] = field(default_factory=list)
 
 
-def sections(report: RunReport, arrays: Arrays | None, complaint: str) -> Iterator[Section]:
+@dataclass(frozen=True)
+class Network:
+    """What is known of a run's networks beside its records.
+
+    Attributes:
+        arrays: what was measured (`fastpeer.report.measurements.measure`).
+        stored: how eval classified the test images under attacks; may be empty.
+        scale: of the loss landscapes on the page.
+    """
+
+    arrays: Arrays
+    stored: Stored
+    scale: LossScale
+
+
+def sections(report: RunReport, network: Network | None, complaint: str) -> Iterator[Section]:
     """Yield the sections of a run.
 
     Args:
         report: what its files tell.
-        arrays: what was measured of its networks; None: nothing.
+        network: what is known of its networks; None: nothing.
         complaint: why nothing was measured.
     """
     yield results_section(report)
     yield _training(report)
-    if arrays is None:
+    if network is None:
         yield Section("The network", missing=[Missing(complaint, _command(report, "report"))])
         return
-    yield from _network(report, arrays)
+    yield from _network(report, network)
 
 
-def _network(report: RunReport, arrays: Arrays) -> Iterator[Section]:
-    one = {report.name: arrays}
+def _network(report: RunReport, network: Network) -> Iterator[Section]:
+    arrays, one = network.arrays, {report.name: network.arrays}
     weights, sha256 = arrays["weights"]
     yield Section(
         "Images under attack",
@@ -85,13 +104,16 @@ def _network(report: RunReport, arrays: Arrays) -> Iterator[Section]:
             " summed over the channels (Figure 6 of the paper)."
         ],
     )
-    charts = [class_chart(arrays), epsilon_chart(one, report.config.attack.norm)]
+    by_class = stored_class_chart(network.stored) if network.stored else class_chart(arrays)
+    charts = [by_class, epsilon_chart(one, report.config.attack.norm)]
     yield Section("By class and by epsilon", [chart for chart in charts if chart.series])
     note = (
         "Filter-normalised random directions (Li et al. 2018, Figure 4 of the paper), BatchNorm and biases"
         " left where they are; adversarial images as found at the weights in the middle."
     )
-    yield Section("Loss landscape", [*landscape_charts(one), landscape_plane(arrays)], notes=[note])
+    landscapes: list[Chart | Heatmap] = [*landscape_charts(one, network.scale)]
+    landscapes.append(landscape_plane(arrays, network.scale))
+    yield Section("Loss landscape", landscapes, notes=[note])
     yield _features(arrays)
 
 
@@ -168,11 +190,6 @@ def title_of(result: Result) -> str:
     return f"in % on {images} test images of {result.dataset}, {norm} epsilon {epsilon}"
 
 
-def heading(attack: str) -> str:
-    """Return how an attack is called above a column."""
-    return HEADINGS.get(attack) or attack.upper().replace("PGD", "PGD-")
-
-
 def _departures(report: RunReport) -> Iterator[str]:
     paper, config = report.config.paper, report.config
     if paper is not None:
@@ -195,32 +212,27 @@ def facts_of(report: RunReport) -> Iterator[tuple[str, str]]:
     trained = [f"student {config.model.student}"]
     trained += [f"peer {config.model.peer}"] if "peer" in config.table.trained else []
     yield "method", f"{config.method}, {', '.join(trained)}"
-    yield "recipe", str(facts.get("recipe", "not recorded"))
+    yield "recipe", str(facts.get("recipe", UNKNOWN))
     yield "data", _data(facts["data"])
     norm, epsilon = NORMS[config.attack.norm], format_fraction(config.attack.epsilon)
     yield "attack in training", f"{norm}, epsilon {epsilon}, {config.attack.steps} steps"
     yield "trained", f"{report.records.last_step:,} of {report.total_steps:,} steps logged"
-    yield "time in steps", _seconds(report.training_seconds)
+    seconds = report.training_seconds
+    yield "time in steps", format_seconds(seconds) if seconds else "nothing logged yet"
     yield "precision, seed", f"{config.precision}, {config.seed}"
-    yield "hardware", f"{facts.get('device', 'not recorded')}, {facts.get('threads', '?')} threads"
+    threads = facts.get("threads")
+    yield "device", str(facts.get("device", UNKNOWN)) + (f", threads: {threads}" if threads else "")
     versions = facts.get("versions")
     known = versions.items() if isinstance(versions, Mapping) else ()
-    yield "versions", ", ".join(f"{name} {value}" for name, value in known if value) or "not recorded"
-    yield "commit", str(facts.get("commit") or "not recorded")
-    yield "command", str(facts.get("command") or f"fastpeer train {shlex.quote(str(report.run.config_file))}")
+    yield "versions", ", ".join(f"{name} {value}" for name, value in known if value) or UNKNOWN
+    yield from provenance_rows(facts)
+    yield "run it again", f"fastpeer train {shlex.quote(str(report.run.config_file))}"
 
 
 def _data(data: Mapping[str, Any]) -> str:
     size = data.get("size")
     sides = f", {size[1]}×{size[0]} pixels" if isinstance(size, list) and len(size) == 2 else ""
     return f"{data.get('name', '')}, {data.get('classes', '?')} classes{sides}, {data['folder']}"
-
-
-def _seconds(seconds: float) -> str:
-    if not seconds:
-        return "nothing logged yet"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{seconds / 60:.1f} min"
 
 
 def _command(report: RunReport, command: str) -> str:

@@ -205,9 +205,13 @@ def _with_batch_size(source: Source, batch_size: int) -> Source:
     return HostSource(source.loader.with_batch_size(batch_size), source.device)
 
 
+def device_name(device: torch.device) -> str:
+    """Return cpu, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def describe(setup: TrainingSetup) -> dict[str, Any]:
     """Return the facts for run.json that are not in the settings: data, weight files, device, versions."""
-    device = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else "cpu"
     return {
         "data": {
             "folder": str(setup.dataset.folder.absolute()),
@@ -233,7 +237,7 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
             for name, (file, sha) in setup.initial.items()
         },
         "warnings": dict(setup.warnings),
-        "device": device,
+        "device": device_name(setup.device),
         # Of what is computed on a CPU, rounding depends on it.
         "threads": torch.get_num_threads() if setup.device.type == "cpu" else None,
         "versions": _versions(),

@@ -152,3 +152,8 @@ def test_a_copied_file_is_evaluated_without_naming_its_network(
     found = json.loads(Path(f"{copied}.results.json").read_text("utf-8"))["results"][0]["correct"]
     fastpeer("eval --attacks clean --checkpoints best", finished).succeeded()
     assert found == json.loads((finished / "results.json").read_text("utf-8"))["results"][0]["correct"]
+
+
+def test_a_zipped_run_is_to_be_unpacked(fastpeer, original: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "run"), "zip", original.parent, original.name)
+    fastpeer("info", archive).refused("a zipped run folder: unpack it, and name the folder")

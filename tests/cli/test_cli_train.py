@@ -38,6 +38,10 @@ def test_run_json_knows_the_data(original: Path, workshop: Path) -> None:
     assert facts["data"]["train_sha256"] == prepared["splits"]["train"]["sha256"]
     assert facts["device"]
     assert facts["versions"]["torch"] == torch.__version__
+    (start,) = facts["starts"]
+    assert start["command"].startswith("fastpeer train ")
+    assert start["step"] == 0
+    assert start["began"] <= start["ended"]
 
 
 def test_metrics_have_a_line_for_each_interval_and_epoch(original: Path) -> None:

@@ -1,5 +1,6 @@
 """Tables over the radius, and rows over seeds."""
 
+import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from fastpeer.config import Config, LogConfig, OptimConfig
-from fastpeer.evaluation.details import print_curves, rising
+from fastpeer.evaluation.details import rising, show_curves
 from fastpeer.evaluation.seeds import seed_groups, spreads
 from fastpeer.evaluation.targets import Target
 from fastpeer.run_folder import RunFolder
+from fastpeer.table_formats import report_in
 from tests.evaluation.test_results import RESULT
 
 
@@ -46,10 +48,22 @@ def test_a_curve_that_was_stopped_shows_what_it_found():
     file = StringIO()
     first, second = (Target(name, Path(name), None, None) for name in ("one", "two"))
     row = [CLEAN, *(point("pgd20", epsilon, 10 - epsilon) for epsilon in (2, 4, 8))]
-    print_curves({first: row, second: row[:2]}, Console(file=file, width=200))
+    show_curves({first: row, second: row[:2]}, report_in("text", Console(file=file, width=200)))
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in file.getvalue().splitlines()]
     assert ["one", "90.00", "80.00", "60.00", "20.00"] in cells
     assert ["two", "90.00", "80.00", "", ""] in cells
+
+
+def test_curves_have_other_formats_too():
+    file = StringIO()
+    report = report_in("json", Console(file=file))
+    show_curves(
+        {Target("one", Path("one"), None, None): [CLEAN, point("pgd20", 2, 3), point("pgd20", 4, 5)]}, report
+    )
+    report.end()
+    document = json.loads(file.getvalue())
+    assert document["tables"][0]["rows"] == [{"student": "one", "0": 90.0, "2/255": 30.0, "4/255": 50.0}]
+    assert "PGD-20 is weaker at epsilon 4/255" in document["notes"][0]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Tables 2, 6 and 7 as they are printed, with the paper's figures where they are comparable."""
 
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fastpeer.evaluation.paper_tables import paper_table, surrogate_recipes
 from fastpeer.evaluation.targets import Target
 from fastpeer.evaluation.tutors import COSINES
 from fastpeer.run_folder import RunFolder
+from fastpeer.table_formats import report_in
 from tests.evaluation.results import result
 
 
@@ -24,7 +26,7 @@ def target(recipe):
 
 def shown(number, rows):
     file = StringIO()
-    paper_table(number).show(rows, Console(file=file, width=300))
+    paper_table(number).show(rows, report_in("text", Console(file=file, width=300)))
     return file.getvalue()
 
 
@@ -117,3 +119,21 @@ def test_surrogates_are_trained_as_the_paper_says():
         assert (config.method, config.model.student, config.attack.steps) == ("pgd-at", network, 10)
         assert (config.train.epochs, config.optim.milestones) == (200, (99, 149))
         assert (config.optim.weight_decay, config.swa.enabled) == (2e-4, False)
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "latex", "markdown"])
+def test_tables_2_6_and_7_have_all_formats(form):
+    runs = {target("cifar10-resnet18"): [result(name, source="s") for name in ATTACKS]}
+    tutored = [
+        result(name, target="t: peer", cosines=dict.fromkeys(COSINES, 0.5))
+        for name in ["clean"] + ["pgd20"] * 3
+    ]
+    for number, rows in ((2, {target("cifar10-resnet18"): tutored}), (6, runs), (7, runs)):
+        file = StringIO()
+        report = report_in(form, Console(file=file))
+        paper_table(number).show(rows, report)
+        report.end()
+        assert "12.5" in file.getvalue()
+        if form == "json":
+            (table,) = json.loads(file.getvalue())["tables"]
+            assert list(table["rows"][0].values())[1] == 12.5

@@ -10,9 +10,10 @@ from rich.console import Console
 from fastpeer.config import AttackConfig, Config, OptimConfig
 from fastpeer.config.recipes import load_recipe
 from fastpeer.evaluation.results import Result
-from fastpeer.evaluation.table import print_results
+from fastpeer.evaluation.table import show_results
 from fastpeer.evaluation.targets import Target
 from fastpeer.run_folder import RunFolder
+from fastpeer.table_formats import report_in
 
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd10", "aa")
 
@@ -39,7 +40,7 @@ def result(
 def shown(*targets: Target, width: int = 200, **facts) -> str:
     file = StringIO()
     rows = {student: [result(attack, **facts) for attack in ATTACKS] for student in targets}
-    print_results(rows, Console(file=file, width=width))
+    show_results(rows, report_in("text", Console(file=file, width=width)))
     return file.getvalue()
 
 
@@ -123,7 +124,7 @@ def test_the_norm_stands_in_the_title_and_names_the_single_step():
 def test_norms_are_never_in_one_table():
     file = StringIO()
     rows = {target(norm, "best", None): [result("pgd20", norm=norm)] for norm in ("linf", "l2")}
-    print_results(rows, Console(file=file, width=200))
+    show_results(rows, report_in("text", Console(file=file, width=200)))
     assert file.getvalue().count("accuracy in % on") == 2
 
 
@@ -145,7 +146,7 @@ def test_non_finite_logits_stand_with_their_figure():
         replace(result("aa"), non_finite=1, images=5),
     ]
     file = StringIO()
-    print_results({student: row}, Console(file=file, width=200))
+    show_results({student: row}, report_in("text", Console(file=file, width=200)))
     ((cells,),) = sections(file.getvalue())
     assert cells[1:] == ["12.50", "12.50, 3 non-finite", "20.00 [3.6, 62.4], 1 non-finite"]
     assert "non-finite: images whose logits are NaN or infinite" in file.getvalue()
@@ -157,7 +158,7 @@ def test_doubtful_accuracies_are_marked_and_say_why():
     rounding = replace(result("fgsm"), warnings=("it rounds",))
     file = StringIO()
     row = [result("clean"), rounding, replace(rounding, attack="aa", non_finite=1)]
-    print_results({student: row}, Console(file=file, width=200))
+    show_results({student: row}, report_in("text", Console(file=file, width=200)))
     ((cells,),) = sections(file.getvalue())
     assert cells[1:] == ["12.50", "12.50 (!)", "12.50, 1 non-finite (!)"]
     assert file.getvalue().count("(!) mine best: it rounds") == 1
@@ -194,7 +195,7 @@ def on_terminal(width: int, *attacks: str, images: int = 8) -> str:
     file = StringIO()
     row = [replace(result(attack), images=images) for attack in attacks]
     console = Console(file=file, width=width, force_terminal=True, color_system=None)
-    print_results(dict.fromkeys(STUDENTS, row), console)
+    show_results(dict.fromkeys(STUDENTS, row), report_in("text", console))
     return file.getvalue()
 
 
@@ -242,7 +243,7 @@ def test_other_test_images_have_a_table_of_their_own():
     file = StringIO()
     one, two = target("one", "last", None), target("two", "last", None)
     rows = {one: [result("clean")], two: [replace(result("clean", "digits"), total=20)]}
-    print_results(rows, Console(file=file))
+    show_results(rows, report_in("text", Console(file=file)))
     first, second = file.getvalue().split("accuracy in % on ")[1:]
     assert first.startswith("all 8 test images of cifar10")
     assert second.startswith("8 of 20 test images of digits")
@@ -254,7 +255,7 @@ def test_an_evaluation_that_was_stopped_shows_what_it_found():
     file = StringIO()
     one, two = target("one", "last", None), target("two", "last", None)
     rows = {one: [result("clean"), result("aa")], two: [result("clean")], target("three", "last", None): []}
-    print_results(rows, Console(file=file))
+    show_results(rows, report_in("text", Console(file=file)))
     assert sections(file.getvalue()) == [[["one last", "12.50", "12.50"]], [["two last", "12.50", ""]]]
 
 
@@ -265,5 +266,5 @@ def test_what_autoattack_s_verdict_depends_on_and_what_few_classes_have_is_said(
         (few, ["AA, few classes", "apgd-ce, apgd-dlr, fab-t, square; not AutoAttack standard"]),
     ):
         file = StringIO()
-        print_results({target("a", "last", None): [one]}, Console(file=file, width=200))
+        show_results({target("a", "last", None): [one]}, report_in("text", Console(file=file, width=200)))
         assert all(words in file.getvalue() for words in said), file.getvalue()

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastpeer.report.charts import MOST_POINTS, Chart, Heatmap, Series, svg, ticks
+from fastpeer.report.charts import MOST_POINTS, Chart, Heatmap, Series, frame_of, svg, ticks
 
 SCRIPT = '<script>alert("&")</script>'
 
@@ -56,7 +56,24 @@ def test_bars_of_a_label_stand_side_by_side_and_a_heatmap_has_every_cell() -> No
     bars = elements(svg(Chart("k", "t", "", "%", series, "bars", ["x", "y"], y_range=(0, 100))), "rect")
     heights = [float(bar.attrib["height"]) for bar in bars]
     assert heights == pytest.approx([heights[1] / 2, heights[1], heights[1] / 4, 0], abs=0.2)
-    heat = Heatmap("k", "t", "x", "y", [[0.0, 1.0], [2.0, float("nan")]], 0.75)
-    assert [cell.attrib["style"] for cell in elements(svg(heat), "rect")] == [
-        f"--share:{share}" for share in ("0.000", "0.500", "1.000", "1.000")
+    heat = Heatmap("k", "t", "x", "y", [[0.0, 1.0], [2.0, float("nan")]], 0.75, 0.0, 4.0)
+    cells = [cell for cell in elements(svg(heat), "rect") if cell.attrib["class"] == "cell"]
+    assert [cell.attrib["style"] for cell in cells] == [
+        f"--share:{share}" for share in ("0.000", "0.250", "0.500", "1.000")
     ]
+
+
+def test_a_constant_lies_above_zero_and_epochs_are_whole() -> None:
+    chart = Chart("lr", "t", "epoch", "rate", [Series("lr", [(1.0, 0.1), (2.0, 0.1)])])
+    assert frame_of(chart).y == (0.0, 0.2)
+    marks = elements(svg(chart), "text")
+    assert [mark.text for mark in marks if mark.attrib.get("text-anchor") == "middle"] == ["1", "2"]
+
+
+def test_long_names_below_bars_are_turned() -> None:
+    names = ["airplane", "automobile", *"abcdefgh"]
+    bars = Chart(
+        "k", "t", "", "%", [Series("a", [(float(place), 1.0) for place in range(10)])], "bars", names
+    )
+    turned = [mark for mark in elements(svg(bars), "text") if "rotate" in mark.attrib.get("transform", "")]
+    assert [mark.text for mark in turned] == names

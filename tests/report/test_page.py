@@ -38,7 +38,7 @@ def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     curves = [Series("first", [(0.0, 1.0), (1.0, 2.0)]), Series(LONG, [(0.0, 2.0), (1.0, 1.0)])]
     charts = [
         Chart("k", "Losses", "epoch", "loss", curves),
-        Heatmap("h", "Heat", "x", "y", [[0, 1], [1, 0]], 1),
+        Heatmap("h", "Heat", "x", "y", [[0, 1], [1, 0]], 1, 0.0, 1.0),
     ]
     missing = [Missing("AutoAttack was not run", f"fastpeer eval {LONG}")]
     section = Section("Section", charts, [table], missing=missing, notes=["<b>bold</b>"])
@@ -89,3 +89,11 @@ def test_a_phone_does_not_scroll_sideways(opened: Any) -> None:
     size: dict[str, object] = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     assert run(opened, "return document.documentElement.scrollWidth") == 360
+
+
+def test_on_paper_all_is_light_and_controls_are_not_there(opened: Any) -> None:
+    run(opened, "document.documentElement.dataset.theme = 'dark'")
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert run(opened, "return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    shown = "return ['#theme', 'nav'].map(name => getComputedStyle(document.querySelector(name)).display)"
+    assert run(opened, shown) == ["none", "none"]

@@ -10,10 +10,6 @@
   show(dark.matches ? "dark" : "light");
   dark.addEventListener("change", () => show(dark.matches ? "dark" : "light"));
   theme.addEventListener("click", () => show(root.dataset.theme === "dark" ? "light" : "dark"));
-  // Paper is white.
-  let screen = "light";
-  addEventListener("beforeprint", () => { screen = root.dataset.theme; show("light"); });
-  addEventListener("afterprint", () => show(screen));
 
   const value = (row, column) => row.cells[column].textContent.trim();
   const order = (a, b) => {
