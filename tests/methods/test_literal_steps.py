@@ -26,6 +26,7 @@ from fastpeer.methods import loss_settings, method_names
 from fastpeer.models import build_model
 from fastpeer.step.split_batchnorm import batchnorms
 from fastpeer.step.step import TrainingStep
+from tests.step.one_layer import OneLayer
 
 pytestmark = pytest.mark.usefixtures("nothing_logged")
 
@@ -304,21 +305,6 @@ def test_steps_agree_in_the_l2_ball_too(name, engine):
 @pytest.mark.parametrize("name", ["trades", "mtard"])
 def test_steps_agree_for_preactivated_networks_too(name):
     assert_equal_to_literal(name, *PREACT, EngineConfig())
-
-
-class OneLayer(nn.Module):
-    """Compiling takes the longer, the more layers there are."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(4, classes)
-
-    def forward(self, images):
-        shown = torch.relu(self.norm(self.convolution(images)))
-        return self.linear(torch.flatten(self.pool(shown), 1))
 
 
 @pytest.mark.parametrize(
