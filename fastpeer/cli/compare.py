@@ -195,7 +195,7 @@ def _size(opened: "OpenedNetwork") -> tuple[int, int]:
 def _accuracies(opened: "OpenedNetwork") -> dict[str, str]:
     """Return the accuracies that eval found last, by attack: on all test images, in the usual ball."""
     from fastpeer.evaluation.opening import results_of
-    from fastpeer.evaluation.table import cell
+    from fastpeer.evaluation.results import cell
 
     found = {
         result.attack: cell(result)

@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
 from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
 from fastpeer.config import Config
 from fastpeer.errors import UserError, one_line
+from fastpeer.evaluation.results import Result, cell, read_results
+from fastpeer.models.weight_facts import recorded_facts
 from fastpeer.own_code import Untrusted
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 from fastpeer.run_folder import PARTS, RunFolder
-
-if TYPE_CHECKING:
-    from fastpeer.evaluation.results import Result
 
 TESTS = {"clean": "clean", "fgsm": "FGSM", "pgd20": "PGD-20", "aa": "AA"}
 """Attacks of `fastpeer eval` that have a column, with its heading."""
@@ -152,11 +152,6 @@ def _state(
 
 def _saved_step(run: RunFolder) -> int:
     """Return the step of the last checkpoint; 0: there is none, or only that of the beginning."""
-    # Imported here: torch takes a second that --help and errors in the words need not wait for.
-    from safetensors import SafetensorError, safe_open
-
-    from fastpeer.models.weights import recorded_facts
-
     weights = run.checkpoint("last") / "student.safetensors"
     if not weights.is_file():
         return 0
@@ -199,9 +194,6 @@ def _tests(run: RunFolder) -> Iterator[str]:
     """Yield the accuracies that eval found last for the best student, else for any, on all test images."""
     results = []
     if run.results_file.exists():
-        from fastpeer.evaluation.results import read_results
-        from fastpeer.evaluation.table import cell
-
         results = [result for result in read_results(run.results_file) if _is_usual(result)]
     best = [result for result in results if result.target.endswith(" best")]
     found = {result.attack: cell(result) for result in best or results}
@@ -209,7 +201,7 @@ def _tests(run: RunFolder) -> Iterator[str]:
         yield found.get(attack, "")
 
 
-def _is_usual(result: "Result") -> bool:
+def _is_usual(result: Result) -> bool:
     """Whether a result may stand beside those of other runs."""
     if result.images < result.total or result.role or result.source:
         return False

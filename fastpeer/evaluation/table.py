@@ -8,14 +8,12 @@ from fastpeer.config import Config, PaperConfig, format_fraction
 from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.attack_names import autoattacks_of, heading, uses_autoattack
 from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES, TARGETS
-from fastpeer.evaluation.results import Result
+from fastpeer.evaluation.results import WARNED, Result, cell
 from fastpeer.evaluation.seeds import Spread, seed_groups, spreads
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row
 from fastpeer.table_formats import TableFormat, report_in
 
-WARNED = "(!)"
-"""Marks an accuracy that is probably too high; a note below the table says why."""
 NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
@@ -177,17 +175,6 @@ def _notes_on_figures(results: Sequence[Result]) -> Iterator[str]:
 def _cells(row: Sequence[Result], attacks: Sequence[str]) -> list[str]:
     found = {result.attack: cell(result) for result in row}
     return [found.get(attack, "") for attack in attacks]
-
-
-def cell(result: Result) -> str:
-    """Format an accuracy, with its interval and marks."""
-    text = f"{result.accuracy:.2f}"
-    if result.confidence_interval is not None:
-        low, high = result.confidence_interval
-        text += f" [{low:.1f}, {high:.1f}]"
-    if result.non_finite:
-        text += f", {result.non_finite} non-finite"
-    return f"{text} {WARNED}" if result.warnings else text
 
 
 def _paper_cell(paper: PaperConfig, attack: str) -> str:

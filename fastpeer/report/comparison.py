@@ -5,8 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
-from fastpeer.evaluation.results import Result
-from fastpeer.evaluation.table import cell
+from fastpeer.evaluation.results import Result, cell
 from fastpeer.report.charts import Chart
 from fastpeer.report.figures import epsilon_chart, landscape_charts, selection_chart
 from fastpeer.report.measurements import STEPS, Arrays

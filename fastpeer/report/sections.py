@@ -8,8 +8,8 @@ from typing import Any
 
 from fastpeer.config import format_fraction
 from fastpeer.config.differences import other_data, other_settings
-from fastpeer.evaluation.results import Result
-from fastpeer.evaluation.table import NORMS, PAPER_FIGURES, cell
+from fastpeer.evaluation.results import Result, cell
+from fastpeer.evaluation.table import NORMS, PAPER_FIGURES
 from fastpeer.report.charts import Chart, Heatmap
 from fastpeer.report.figures import (
     broken_chart,
