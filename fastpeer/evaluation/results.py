@@ -36,8 +36,8 @@ class Result:
         seconds: duration of the attack.
         torch: version of PyTorch.
         side: height and width of the images in pixels, where they were resized; 0: as prepared.
-        non_finite: number of images with logits that are NaN or infinite, none of which counts as correct;
-            left out of the file where it is 0.
+        non_finite: number of images with logits that are NaN or infinite, or with NaN in PGD's last gradient,
+            none of which counts as correct; left out of the file where it is 0.
         pixels: whether the data set has the official pixels; empty: unknown, or nobody's official ones.
         warnings: why the network's robustness may be less than it seems; left out of the file where there are
             none.

@@ -169,7 +169,10 @@ def _notes_on_figures(results: Sequence[Result]) -> Iterator[str]:
     if any(result.confidence_interval for result in results):
         yield "in brackets: 95 % interval for the accuracy on all test images"
     if any(result.non_finite for result in results):
-        yield "non-finite: images whose logits are NaN or infinite; they count as classified wrongly"
+        yield (
+            "non-finite: images whose logits are NaN or infinite, or whose gradient under attack is NaN; they"
+            " count as classified wrongly"
+        )
 
 
 def _cells(row: Sequence[Result], attacks: Sequence[str]) -> list[str]:
