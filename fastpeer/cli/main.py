@@ -60,7 +60,9 @@ def run() -> None:
             stream.reconfigure(errors="spell out")
     code = main(sys.argv[1:])
     # The interpreter's end would look through all objects of PyTorch for garbage, which takes half a second.
-    gc.freeze()
+    # Triton's bindings list everything that is left at the end as leaked.
+    if "triton" not in sys.modules:
+        gc.freeze()
     sys.exit(code)
 
 
@@ -93,7 +95,7 @@ def main(words: Sequence[str]) -> int:
         print("fastpeer: there is not enough memory for that", file=sys.stderr)
         return 1
     except OSError as error:
-        text = f"{error.filename or 'a file'}: {error.strerror or error}"
+        text = f"{error.filename or 'a file or the output'}: {error.strerror or error}"
         print(f"fastpeer: {printable(text)}", file=sys.stderr)
         return 1
     except SystemExit as stop:

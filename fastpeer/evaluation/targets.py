@@ -125,6 +125,8 @@ def _targets_at(path: Path, name: str, checkpoints: str) -> list[Target]:
     if run.exists:
         return list(_targets_of_run(run, name, checkpoints))
     weights = student_weights(path)
+    if weights is None and (path / "dataset.json").is_file():
+        raise UserError(f"{path} is a prepared data set: name a run or a file with weights, and it by --data")
     if weights is None:
         raise UserError(f"{path}: neither a run folder nor a file with weights")
     owner = enclosing_run(weights)
@@ -142,8 +144,8 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
         check_checkpoint_name(name)
         checkpoint, file = CHECKPOINTS[name]
         weights = run.checkpoint(checkpoint) / file
-        finished = name != "swa" or (state or load_state(weights.parent)).get("swa_measured")
-        if weights.is_file() and finished:
+        # Without a state, whether the average is finished is an error to ask.
+        if weights.is_file() and (name != "swa" or (state or load_state(weights.parent)).get("swa_measured")):
             count += 1
             yield Target(f"{label} {name}", weights, run, config, name)
         elif name in expected:
