@@ -22,6 +22,8 @@ from fastpeer.files import file_sha256
 
 MAX_DEPTH = 6
 MAX_IN_MEMORY = 4 << 30  # bytes
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8")
+"""Of JPEG, PNG and GIF."""
 IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 DAMAGE_ERRORS = (
     tarfile.TarError,
@@ -280,12 +282,17 @@ def open_tree(path: Path) -> FileTree:
         return FolderTree(path)
     try:
         with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"
+            start = file.read(4)
     except OSError as error:
         raise UserError(
             f"cannot read {path.name} ({error.strerror}): check the path given as --source"
         ) from error
-    return ZipTree(path) if is_zip else TarTree(path)
+    if start.startswith(IMAGE_STARTS):
+        raise UserError(
+            f"{path.name} is an image: --source must be an archive, or a folder train/CLASS/...,"
+            " test/CLASS/..."
+        )
+    return ZipTree(path) if start.startswith(b"PK") else TarTree(path)
 
 
 def damaged(name: str, error: Exception) -> UserError:

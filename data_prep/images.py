@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fastpeer.data_prep.options import MAX_PIXELS
 from fastpeer.errors import UserError, one_line
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """One image, height × width × 3, uint8."""
 
-MAX_PIXELS = 80_000_000
-"""Of one image, known from its header before it is decoded; a small file may declare billions. Below the
-bound from which Pillow warns."""
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pillow knows more, such as EPS, for which it runs a program."""
 MORE_THAN_8_BITS = ("I", "F")

@@ -16,6 +16,9 @@ DATASETS: tuple[str, ...] = get_args(DatasetName)
 JPEG_DATASETS = ("folder", "tiny")
 JPEG_QUALITY = 90
 MAX_SIDE = 4096
+MAX_PIXELS = 80_000_000
+"""Of one image, known from its header before it is decoded; a small file may declare billions. Below the
+bound from which Pillow warns."""
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`; stages are "download", then "write" and "check" of

@@ -17,7 +17,8 @@ from fastpeer.errors import UserError, one_line
 from fastpeer.files import flush, read_text
 from fastpeer.links import checkpoint_folder, link_checkpoint
 from fastpeer.manifest import check_files, write_manifest
-from fastpeer.models.weights import WeightFacts, load_weights, save_weights
+from fastpeer.models.weight_facts import WeightFacts
+from fastpeer.models.weights import load_weights, save_weights
 
 FORMAT = 2
 """Of a state; 1 had no manifest beside it."""

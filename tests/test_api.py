@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import fastpeer
 from fastpeer.models import build_model
-from fastpeer.models.weights import WeightFacts, save_weights
+from fastpeer.models.weight_facts import WeightFacts
+from fastpeer.models.weights import save_weights
 
 EPSILON = 0.05
 

@@ -195,8 +195,7 @@ def _size(opened: "OpenedNetwork") -> tuple[int, int]:
 def _accuracies(opened: "OpenedNetwork") -> dict[str, str]:
     """Return the accuracies that eval found last, by attack: on all test images, in the usual ball."""
     from fastpeer.evaluation.opening import results_of
-    from fastpeer.evaluation.results import is_usual
-    from fastpeer.evaluation.table import cell
+    from fastpeer.evaluation.results import cell, is_usual
 
     found = {result.attack: cell(result) for result in results_of(opened) if is_usual(result)}
     return {attack: found.get(attack, "") for attack in ATTACKS}

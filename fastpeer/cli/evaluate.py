@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fastpeer.cli.arguments import EvalArguments, parse
 from fastpeer.cli.log_lines import log_to
+from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.cli.watching import watch_on
 from fastpeer.errors import UserError
 from fastpeer.run_folder import newest_run, newest_run_of
@@ -33,6 +34,7 @@ def eval_command(words: Sequence[str]) -> None:
     """
     arguments = parse(EvalArguments, words, "fastpeer eval")
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
+    import_pytorch()
     from fastpeer.evaluation.results import check_storable
     from fastpeer.evaluation.targets import find_targets
     from fastpeer.training.signals import interruptible

@@ -22,7 +22,7 @@ from fastpeer.run_folder import RunFolder, enclosing_run, network_name, newest_r
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastpeer.models.weights import WeightFacts
+    from fastpeer.models.weight_facts import WeightFacts
 
 Row = tuple[str, str]
 """What is told, and what is known of it."""
@@ -90,8 +90,8 @@ def _print(rows: Sequence[Row], console: Console) -> None:
 
 def _rows_of_file(file: Path, key: str) -> Iterator[Row]:
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
+    from fastpeer.models.weight_facts import recorded_facts
     from fastpeer.models.weight_files import read_weights
-    from fastpeer.models.weights import recorded_facts
 
     found = read_weights(file, key)
     facts, run = recorded_facts(file), enclosing_run(file)

@@ -1,6 +1,7 @@
 """The `fastpeer` command: finds the subcommand, and turns errors into one line and an exit code."""
 
 import codecs
+import gc
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -57,7 +58,12 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # ASCII and Latin-1 locales have no τ, which the help needs.
             stream.reconfigure(errors="spell out")
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    # The interpreter's end would look through all objects of PyTorch for garbage, which takes half a second.
+    # Triton's bindings list everything that is left at the end as leaked.
+    if "triton" not in sys.modules:
+        gc.freeze()
+    sys.exit(code)
 
 
 def _spell_out(error: UnicodeError) -> tuple[str, int]:
@@ -89,7 +95,7 @@ def main(words: Sequence[str]) -> int:
         print("fastpeer: there is not enough memory for that", file=sys.stderr)
         return 1
     except OSError as error:
-        text = f"{error.filename or 'a file'}: {error.strerror or error}"
+        text = f"{error.filename or 'a file or the output'}: {error.strerror or error}"
         print(f"fastpeer: {printable(text)}", file=sys.stderr)
         return 1
     except SystemExit as stop:

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
 from fastpeer.errors import UserError, one_line
-from fastpeer.evaluation.results import usual_of_student
+from fastpeer.evaluation.results import cell, usual_of_student
 from fastpeer.own_code import Untrusted
 from fastpeer.printing import FigureTable, Row, print_line, print_tables
 from fastpeer.report.records import RunReport, read_undamaged_run
@@ -127,9 +127,6 @@ def _best(report: RunReport) -> dict[str, float]:
 def _tests(report: RunReport) -> Iterator[str]:
     """Yield the accuracies that eval found last for the best student, else for any, on all test images."""
     found = usual_of_student(report.results)
-    if found:
-        # Imported here: it takes a while that runs without results need not wait for.
-        from fastpeer.evaluation.table import cell
     for attack in TESTS:
         yield cell(found[attack]) if attack in found else ""
 

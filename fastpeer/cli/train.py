@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fastpeer.cli.arguments import BOOLEANS, TrainArguments, at_equals, flags_of, parse, switches
 from fastpeer.cli.log_lines import log_to
+from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.cli.resuming import refuse_other_files, refuse_other_settings, resume, resumed_base
 from fastpeer.cli.summary import print_summary
 from fastpeer.config import Config, TeacherConfig
@@ -148,6 +149,7 @@ def _train(
     arguments: TrainArguments, run: RunFolder, name: str, typed: Sequence[str], console: Console
 ) -> "Trainer":
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
+    import_pytorch()
     from fastpeer.cli.plan import plan
     from fastpeer.training.progress import choose_reporter
     from fastpeer.training.signals import stopping_on_signals
@@ -196,6 +198,7 @@ def _unmeasured_steps(trainer: "Trainer") -> int:
 
 def _dry_run(arguments: TrainArguments, run: RunFolder, console: Console) -> None:
     """Print what the training would do and take; nothing is written, and no folder is locked."""
+    import_pytorch()
     from fastpeer.cli.plan import dry_run, plan
     from fastpeer.training.progress import Reporter, announcing
     from fastpeer.training.signals import StopRequest, interruptible

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpeer.config import Config, PaperConfig
-from fastpeer.config.shipped import RecipeName, ShippedRecipes
+from fastpeer.config.shipped import RecipeName, ShippedRecipes, shipped_recipes
 from fastpeer.config.toml import read_table, structure
 from fastpeer.errors import UserError, one_line
 from fastpeer.methods import default_loss
@@ -32,12 +32,12 @@ class ListedRecipe(NamedTuple):
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
-    return ShippedRecipes().names
+    return shipped_recipes().names
 
 
 def list_recipes() -> list[ListedRecipe]:
     """Return the shipped recipes by name, without making a `Config` of each."""
-    shipped = ShippedRecipes()
+    shipped = shipped_recipes()
     return [_listed(name, shipped.table(name)) for name in shipped.names]
 
 
@@ -47,7 +47,7 @@ def load_recipe(recipe: str) -> Config:
     Raises:
         UserError: no such recipe, not TOML, an unknown key or a value that does not fit.
     """
-    return _load(recipe, ShippedRecipes())
+    return _load(recipe, shipped_recipes())
 
 
 def _load(recipe: str, shipped: ShippedRecipes) -> Config:
@@ -67,7 +67,7 @@ def recipe_of_method(recipe: str, method: str | None) -> Config:
     Where a recipe of that method is shipped for the same data and network, it is that one; else the method's
     own loss takes the place of the recipe's, and all else stays.
     """
-    shipped = ShippedRecipes()
+    shipped = shipped_recipes()
     config = _load(recipe, shipped)
     if method in (None, config.method):
         return config
@@ -92,7 +92,7 @@ def parse_recipe(text: str, name: str) -> Config:
     Raises:
         UserError: not TOML, an unknown key or a value that does not fit.
     """
-    return structure(ShippedRecipes().complete(read_table(text, name), name), name)
+    return structure(shipped_recipes().complete(read_table(text, name), name), name)
 
 
 def _file_text(path: Path) -> str:

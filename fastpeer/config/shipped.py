@@ -10,7 +10,7 @@ In `fastpeer/recipes/`:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,6 +127,12 @@ class ShippedRecipes:
         if name not in self._methods:
             self._methods[name] = _read(self._method_files[name])
         return self._methods[name]
+
+
+@cache
+def shipped_recipes() -> ShippedRecipes:
+    """Return the shipped recipes; a command asks for them several times."""
+    return ShippedRecipes()
 
 
 def _toml_files(folder: "Traversable") -> dict[str, "Traversable"]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -116,10 +117,24 @@ def setting_names() -> list[str]:
 
 
 def _converter(method: str) -> cattrs.Converter:
-    """Strict: no unknown keys, and no value that would have to be bent to fit.
+    """Return the converter of a method's settings.
 
     Raises:
         UserError: there is no such method, whose settings [loss] holds.
+    """
+    # Asked each time: whether a method of the user's may be imported depends on the command line.
+    loss: Any = loss_settings(method)
+    return _converter_with(loss)
+
+
+@cache
+def _converter_with(loss: type) -> cattrs.Converter:
+    """Return a strict one: no unknown keys, and no value that would have to be bent to fit.
+
+    cattrs writes and compiles a function for each dataclass; a command reads a run's settings several times.
+
+    Args:
+        loss: what [loss] holds, as `loss_settings` returns it.
     """
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kind in (bool, int, float, str):
@@ -137,7 +152,6 @@ def _converter(method: str) -> cattrs.Converter:
     )
     converter.register_unstructure_hook_func(lambda t: t == PixelDistance, format_fraction)
     converter.register_structure_hook(Path, _path)
-    loss = loss_settings(method)
     converter.register_structure_hook_func(
         lambda t: t is LossSettings, lambda value, _: converter.structure(value, loss)
     )

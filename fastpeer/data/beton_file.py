@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastpeer.data.jpeg_headers import jpeg_sizes
-from fastpeer.data_prep.images import MAX_PIXELS
+from fastpeer.data_prep.options import MAX_PIXELS
 from fastpeer.errors import UserError, one_line
 
 VERSION = 2

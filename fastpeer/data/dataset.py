@@ -90,6 +90,12 @@ def open_dataset(folder: Path) -> PreparedDataset:
     """
     path = folder / "dataset.json"
     if not path.is_file():
+        if (folder / "train").is_dir():
+            # The images themselves, as fastpeer prep takes them.
+            raise UserError(
+                f"{folder} is not prepared: fastpeer prep --dataset folder --source {folder} --out data/NAME,"
+                " then --data data/NAME"
+            )
         default = folder.parent == Path("data") and folder.name in ("digits", "cifar10", "cifar100", "tiny")
         words = folder.name if default else f"NAME --out {folder}"
         place = folder if folder.is_absolute() else f"{folder} (in {Path.cwd()})"

@@ -27,8 +27,9 @@ class Classified:
     """How a network classified N images.
 
     Attributes:
-        correct: bool (N,) on the CPU; an image whose logits are not all finite is not.
-        finite: bool (N,) on the CPU: all logits of the image are finite.
+        correct: bool (N,) on the CPU; an image that is not `finite` is not.
+        finite: bool (N,) on the CPU: all logits of the image are finite, and no gradient of NaN kept PGD from
+            attacking it.
         broken: how many images each of AutoAttack's attacks broke, and were wrong without one ("clean").
         reasons: why the images classified correctly may be too many.
         seconds: of AutoAttack, those before a stop included; 0: of the others.

@@ -42,7 +42,7 @@ class LabelAttack:
     Attributes:
         start: returns the first iterate (B, 3, H, W).
         ascend: returns the last iterate (B, 3, H, W) for images (B, 3, H, W), labels int64 (B,) and the first
-            iterate.
+            iterate; NaN for an image that a gradient of NaN kept from being attacked.
         reads_back: whether `ascend` reads a value back to the host, which no graph can.
     """
 
@@ -94,7 +94,7 @@ def label_pgd(
         radius = epsilon if bounded else _whole_space(images, norm)
         return pgd(
             victim, images, labels, first, norm=norm, epsilon=radius, step_size=step_size, steps=steps,
-            kernels=kernels,
+            kernels=kernels, mark_nan=True,
         )  # fmt: skip
 
     if record is None or steps < LONG:
@@ -146,7 +146,7 @@ def fgsm(victim: Victim, kernels: Kernels, epsilon: float, norm: Norm = "linf") 
     def ascend(images: Tensor, labels: Tensor, first: Tensor) -> Tensor:
         return pgd(
             victim, images, labels, first, norm=norm, epsilon=epsilon, step_size=epsilon, steps=1,
-            kernels=kernels,
+            kernels=kernels, mark_nan=True,
         )  # fmt: skip
 
     return LabelAttack(_clean_start, ascend)

@@ -6,8 +6,8 @@ from fastpeer.config import format_fraction
 from fastpeer.errors import printable
 from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.by_image import ByImage, ClassAccuracy
-from fastpeer.evaluation.results import Result, images_of, wilson_interval
-from fastpeer.evaluation.table import NORMS, cell, images_text, warning_notes
+from fastpeer.evaluation.results import Result, cell, images_of, wilson_interval
+from fastpeer.evaluation.table import NORMS, images_text, warning_notes
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row
 from fastpeer.table_formats import Report

@@ -34,6 +34,7 @@ SQUARE = (
     "Square, which uses no gradient, found adversarial images that AutoAttack's other attacks missed: its"
     " gradient misleads them"
 )
+UNDEFINED = "attacks by gradient cannot move such images, and none of them counts as withstanding PGD"
 DYNAMIC = "it runs autograd in its forward, which AutoAttack does not see through: accuracies may be too high"
 
 
@@ -63,6 +64,7 @@ def _reasons(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
     if not (first.isfinite().all() and second.isfinite().all()):
         return []  # Counted and reported by whoever classifies.
     zeros = int((gradient.flatten(1) == 0).all(1).sum())
+    unknown = int(gradient.isnan().flatten(1).any(1).sum())
     # A network that ignores its images, such as one with a classifier of zeros, hides nothing yet.
     learnt = not torch.equal(first, first[:1].expand_as(first))
     tolerance = SAME * first.abs().max()
@@ -73,6 +75,7 @@ def _reasons(network: nn.Module, images: Tensor, labels: Tensor) -> list[str]:
         TOGETHER: not random
         and ((first - torch.cat(halves).detach()).abs().amax(1) > tolerance).float().mean() > 0.5,
         PROBABILITIES: first.min() >= 0 and ((first.sum(1) - 1).abs() < 1e-3).all(),
+        f"the gradient is NaN at {unknown} of {len(images)} images: {UNDEFINED}": unknown,
         f"the gradient is zero at {zeros} of {len(images)} images {ZERO}": learnt
         and zeros > MANY * len(images),
     }

@@ -15,7 +15,8 @@ from fastpeer.evaluation.targets import Target, find_targets
 from fastpeer.manifest import recorded_sha256
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization
-from fastpeer.models.weights import load_weights, recorded_facts, recorded_network, recorded_normalization
+from fastpeer.models.weight_facts import recorded_facts
+from fastpeer.models.weights import load_weights, recorded_network, recorded_normalization
 from fastpeer.run_folder import RunFolder, network_name
 
 MOST_CLASSES = 1_000_000

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastpeer.config import Config
-from fastpeer.config.shipped import ShippedRecipes
+from fastpeer.config.shipped import shipped_recipes
 from fastpeer.errors import UserError
 from fastpeer.evaluation import obfuscation
 from fastpeer.evaluation.attack_names import heading
-from fastpeer.evaluation.results import Result
-from fastpeer.evaluation.table import cell, comparable_paper, notes, title
+from fastpeer.evaluation.results import Result, cell
+from fastpeer.evaluation.table import comparable_paper, notes, title
 from fastpeer.evaluation.targets import Target
 from fastpeer.evaluation.tutors import COSINES
 from fastpeer.printing import FigureTable, Row
@@ -135,7 +135,7 @@ def _paper_figures(table: str, target: Target, row: Sequence[Result], name: str 
     paper = comparable_paper(target, row)
     if paper is None or (name and "CIFAR-100, ResNet-18" not in paper.row):
         return ()
-    return ShippedRecipes().tables[table].get(name or paper.row, ())
+    return shipped_recipes().tables[table].get(name or paper.row, ())
 
 
 def _show(results: Results, table: FigureTable, report: Report) -> None:

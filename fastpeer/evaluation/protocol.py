@@ -29,9 +29,9 @@ from fastpeer.evaluation.targets import Target
 from fastpeer.evaluation.tutors import find_tutors, tutored
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization
+from fastpeer.models.weight_facts import recorded_facts
 from fastpeer.models.weights import (
     load_weights,
-    recorded_facts,
     recorded_network,
     recorded_normalization,
     report_normalization,

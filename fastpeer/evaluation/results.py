@@ -16,6 +16,8 @@ from fastpeer.evaluation.by_image import ByImage, read_by_image, write_by_image
 from fastpeer.files import read_text, update_atomically
 
 log = logging.getLogger(__name__)
+WARNED = "(!)"
+"""Marks an accuracy that is probably too high; a note below the table says why."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Result:
         seconds: duration of the attack.
         torch: version of PyTorch.
         side: height and width of the images in pixels, where they were resized; 0: as prepared.
-        non_finite: number of images with logits that are NaN or infinite, none of which counts as correct;
-            left out of the file where it is 0.
+        non_finite: number of images with logits that are NaN or infinite, or with NaN in PGD's last gradient,
+            none of which counts as correct; left out of the file where it is 0.
         pixels: whether the data set has the official pixels; empty: unknown, or nobody's official ones.
         warnings: why the network's robustness may be less than it seems; left out of the file where there are
             none.
@@ -199,6 +201,17 @@ def verdicts_folder(file: Path) -> Path:
     """Return the folder for what each image fell to, beside a file of results."""
     own = file.name.removesuffix("results.json")
     return file.with_name(f"{own}verdicts")
+
+
+def cell(result: Result) -> str:
+    """Format an accuracy, with its interval and marks."""
+    text = f"{result.accuracy:.2f}"
+    if result.confidence_interval is not None:
+        low, high = result.confidence_interval
+        text += f" [{low:.1f}, {high:.1f}]"
+    if result.non_finite:
+        text += f", {result.non_finite} non-finite"
+    return f"{text} {WARNED}" if result.warnings else text
 
 
 def images_of(file: Path, result: Result) -> ByImage:

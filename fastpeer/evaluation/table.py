@@ -6,14 +6,12 @@ from fastpeer.config import Config, PaperConfig, format_fraction
 from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.attack_names import autoattacks_of, heading, uses_autoattack
 from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES, TARGETS
-from fastpeer.evaluation.results import Result
+from fastpeer.evaluation.results import WARNED, Result, cell
 from fastpeer.evaluation.seeds import Spread, seed_groups, spreads
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row
 from fastpeer.table_formats import Report
 
-WARNED = "(!)"
-"""Marks an accuracy that is probably too high; a note below the table says why."""
 NORMS = {"linf": "L-infinity", "l2": "L2"}
 PAPER_FIGURES = ("clean", "fgsm", "pgd20", "aa")
 
@@ -160,23 +158,15 @@ def _notes_on_figures(results: Sequence[Result]) -> Iterator[str]:
     if any(result.confidence_interval for result in results):
         yield "in brackets: 95 % interval for the accuracy on all test images"
     if any(result.non_finite for result in results):
-        yield "non-finite: images whose logits are NaN or infinite; they count as classified wrongly"
+        yield (
+            "non-finite: images whose logits are NaN or infinite, or whose gradient under attack is NaN; they"
+            " count as classified wrongly"
+        )
 
 
 def _cells(row: Sequence[Result], attacks: Sequence[str]) -> list[str]:
     found = {result.attack: cell(result) for result in row}
     return [found.get(attack, "") for attack in attacks]
-
-
-def cell(result: Result) -> str:
-    """Format an accuracy, with its interval and marks."""
-    text = f"{result.accuracy:.2f}"
-    if result.confidence_interval is not None:
-        low, high = result.confidence_interval
-        text += f" [{low:.1f}, {high:.1f}]"
-    if result.non_finite:
-        text += f", {result.non_finite} non-finite"
-    return f"{text} {WARNED}" if result.warnings else text
 
 
 def _paper_cell(paper: PaperConfig, attack: str) -> str:

@@ -1,9 +1,10 @@
 """Finds the weights to evaluate, and the runs they belong to."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastpeer.checkpoint import load_state, saved_settings
 from fastpeer.config import Config
@@ -13,7 +14,7 @@ from fastpeer.evaluation.results import verdicts_folder
 from fastpeer.files import file_sha256
 from fastpeer.links import student_weights
 from fastpeer.manifest import check_files, is_in_checkpoint
-from fastpeer.models.weight_files import check_safetensors
+from fastpeer.models.weight_facts import check_safetensors
 from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
 from fastpeer.suggestions import did_you_mean
 
@@ -124,6 +125,8 @@ def _targets_at(path: Path, name: str, checkpoints: str) -> list[Target]:
     if run.exists:
         return list(_targets_of_run(run, name, checkpoints))
     weights = student_weights(path)
+    if weights is None and (path / "dataset.json").is_file():
+        raise UserError(f"{path} is a prepared data set: name a run or a file with weights, and it by --data")
     if weights is None:
         raise UserError(f"{path}: neither a run folder nor a file with weights")
     owner = enclosing_run(weights)
@@ -135,12 +138,14 @@ def _targets_of_run(run: RunFolder, label: str, checkpoints: str) -> Iterator[Ta
     requested = [name.strip() for name in checkpoints.split(",") if name.strip()]
     use_all = not requested or "all" in requested
     names = list(CHECKPOINTS) if use_all else requested
-    count, expected = 0, _expected(run)
+    count, state = 0, _state_of_last(run)
+    expected = _expected(run, state)
     for name in names:
         check_checkpoint_name(name)
         checkpoint, file = CHECKPOINTS[name]
         weights = run.checkpoint(checkpoint) / file
-        if weights.is_file() and not (name == "swa" and _average_is_unfinished(run)):
+        # Without a state, whether the average is finished is an error to ask.
+        if weights.is_file() and (name != "swa" or (state or load_state(weights.parent)).get("swa_measured")):
             count += 1
             yield Target(f"{label} {name}", weights, run, config, name)
         elif name in expected:
@@ -159,17 +164,21 @@ def check_checkpoint_name(name: str) -> None:
         raise UserError(f"unknown checkpoint {name}; {did_you_mean(name, CHECKPOINTS)}")
 
 
-def _expected(run: RunFolder) -> set[str]:
-    """Return which of `CHECKPOINTS` a run has saved, as its last one tells."""
+def _state_of_last(run: RunFolder) -> Mapping[str, Any]:
+    """Return the state of a run's last checkpoint; empty without one.
+
+    Its `swa_measured` is false as long as no model was averaged, or the BatchNorm statistics of the average
+    are not estimated yet.
+    """
     last = run.checkpoint("last")
-    if not (last / "state.pt").is_file():
+    return load_state(last) if (last / "state.pt").is_file() else {}
+
+
+def _expected(run: RunFolder, state: Mapping[str, Any]) -> set[str]:
+    """Return which of `CHECKPOINTS` a run has saved, as the state of its last one tells."""
+    if not state:
         return {"last"} if run.has_checkpoint else set()
-    return set(load_state(last).get("summary", ()))
-
-
-def _average_is_unfinished(run: RunFolder) -> bool:
-    """Whether no model was averaged yet, or the BatchNorm statistics of the average are not estimated yet."""
-    return not load_state(run.checkpoint("last")).get("swa_measured")
+    return set(state.get("summary", ()))
 
 
 def _check(target: Target, force_settings: bool, compared: bool) -> None:

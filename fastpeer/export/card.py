@@ -7,8 +7,7 @@ from fastpeer.config import format_fraction
 from fastpeer.errors import printable
 from fastpeer.evaluation.costs import parameter_count
 from fastpeer.evaluation.opening import OpenedNetwork, label_of, results_of
-from fastpeer.evaluation.results import Result
-from fastpeer.evaluation.table import cell
+from fastpeer.evaluation.results import Result, cell
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.table_formats import markdown
 

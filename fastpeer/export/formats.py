@@ -19,7 +19,8 @@ from fastpeer.evaluation.opening import OpenedNetwork
 from fastpeer.export.claim import CLAIM, why_no_claim, write_claim
 from fastpeer.export.source import load_plain, network_source, plain_state
 from fastpeer.models import build_model
-from fastpeer.models.weights import load_weights, recorded_facts, recorded_normalization, save_weights
+from fastpeer.models.weight_facts import recorded_facts
+from fastpeer.models.weights import load_weights, recorded_normalization, save_weights
 
 Forward = Callable[[Tensor], Tensor]
 """Maps images (B, 3, H, W) in [0, 1] to logits (B, classes)."""

@@ -4,7 +4,6 @@ A file is read by its content, whatever its suffix.
 """
 
 import argparse
-import json
 import pickle
 import warnings
 import zipfile
@@ -14,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import safe_globals
 
 from fastpeer.errors import UserError, one_line
 from fastpeer.models.weight_checks import refuse_bomb, refuse_other_tensors
+from fastpeer.models.weight_facts import is_safetensors, start_of
 
 SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".ckpt", ".bin")
 """What such files are usually called; for messages."""
@@ -63,7 +63,7 @@ def read_weights(path: Path, key: str = "", flag: str = "--weights-key") -> Weig
     Raises:
         UserError: the file cannot be read, has no such set, or holds tensors in it that are no weights.
     """
-    start = _start(path)
+    start = start_of(path)
     if is_safetensors(start):
         content: object = _read_safetensors(path)
     else:
@@ -73,63 +73,6 @@ def read_weights(path: Path, key: str = "", flag: str = "--weights-key") -> Weig
     found = _chosen_set(path, content, key, flag)
     refuse_other_tensors(path, found.tensors)
     return found
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return a safetensors file's metadata, which other programs may have written; empty for other files.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    if not is_safetensors(_start(path)):
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError):
-        return {}
-
-
-def check_safetensors(path: Path) -> None:
-    """Check that a file is whole, without reading its tensors.
-
-    Raises:
-        UserError: it cannot be read, is damaged or not safetensors.
-    """
-    try:
-        with safe_open(path, "pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged or not safetensors ({one_line(error)})") from None
-
-
-def sort_metadata(path: Path) -> None:
-    """Sort the metadata in a safetensors file: the library writes them in an order of chance.
-
-    Files of equal weights and equal metadata then have equal checksums.
-    """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        # The same characters in another order: only the padding could be longer than it was.
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
-
-
-def is_safetensors(start: bytes) -> bool:
-    """Whether a file that starts so is safetensors: the length of a JSON object, and that object."""
-    return start[8:9] == b"{"
-
-
-def _start(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(512)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _refuse_what_is_none(path: Path, start: bytes) -> None:

@@ -1,12 +1,10 @@
-"""Writes and reads a network's weights, and the facts about it that lie beside them."""
+"""Writes and reads a network's weights."""
 
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,41 +22,13 @@ from fastpeer.models.pixel_range import (
     format_normalization,
 )
 from fastpeer.models.weight_checks import refuse_other_numbers
-from fastpeer.models.weight_files import WeightSet, part_of, read_metadata, read_weights, sort_metadata
+from fastpeer.models.weight_facts import WeightFacts, read_metadata, recorded_facts, sort_metadata
+from fastpeer.models.weight_files import WeightSet, part_of, read_weights
 from fastpeer.models.weight_names import CLASSIFIERS, normalization_in, normalization_names, renamed
 
 log = logging.getLogger(__name__)
 METADATA_KEYS = ("fastpeer.mean", "fastpeer.std")
 """Keys of the normalisation in a safetensors file's metadata, as JSON lists."""
-FACT_PREFIX = "fastpeer."
-"""Begins the keys of `WeightFacts` there; their values are JSON too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightFacts:
-    """What a file with weights tells about them; what it does not tell is empty or 0.
-
-    Attributes:
-        network: name of the network, as `build_model` takes it.
-        classes: number of classes.
-        method: name of the method that trained it.
-        dataset: name of the data set that it was trained on.
-        size: height and width of that data set's images.
-        step: number of training steps.
-        version: fastpeer's.
-    """
-
-    network: str = ""
-    classes: int = 0
-    method: str = ""
-    dataset: str = ""
-    size: tuple[int, ...] = ()
-    step: int = 0
-    version: str = ""
-
-    def metadata(self) -> dict[str, str]:
-        """Return the facts that are known as a safetensors file's metadata."""
-        return {FACT_PREFIX + name: json.dumps(value) for name, value in asdict(self).items() if value}
 
 
 def save_weights(network: nn.Module, path: str | Path, facts: WeightFacts | None = None) -> None:
@@ -188,28 +158,6 @@ def recorded_normalization(path: str | Path, network: str, key: str = "") -> Nor
     except ValueError as error:
         raise UserError(f"{path}: its network normalises images itself: {error}; set them") from None
     return recorded
-
-
-def recorded_facts(path: str | Path) -> WeightFacts:
-    """Return what a file with weights tells about them; facts that are not of their type are left out.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    metadata = read_metadata(Path(path))
-    known: dict[str, Any] = {}
-    for field in fields(WeightFacts):
-        try:
-            value = json.loads(metadata[FACT_PREFIX + field.name])
-        except (KeyError, ValueError, RecursionError):
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        numbers = value if isinstance(value, tuple) else ()
-        # Printable: other programs' metadata may hold a terminal's control sequences.
-        fits = type(value) is type(field.default) and str(value).isprintable()
-        if fits and all(type(number) is int for number in numbers):
-            known[field.name] = value
-    return WeightFacts(**known)
 
 
 def recorded_network(path: str | Path, flag: str, confirmed: str = "") -> str:

@@ -6,8 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from fastpeer.evaluation.attack_names import heading
-from fastpeer.evaluation.results import usual_of_student
-from fastpeer.evaluation.table import cell
+from fastpeer.evaluation.results import cell, usual_of_student
 from fastpeer.report.charts import Chart, Heatmap
 from fastpeer.report.figures import epsilon_chart, landscape_charts, landscape_plane, selection_chart
 from fastpeer.report.measurements import STEPS

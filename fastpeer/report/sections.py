@@ -9,8 +9,8 @@ from typing import Any
 from fastpeer.config import format_fraction
 from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.attack_names import heading
-from fastpeer.evaluation.results import Result
-from fastpeer.evaluation.table import NORMS, PAPER_FIGURES, cell
+from fastpeer.evaluation.results import Result, cell
+from fastpeer.evaluation.table import NORMS, PAPER_FIGURES
 from fastpeer.printing import format_seconds
 from fastpeer.provenance import UNKNOWN, provenance_rows
 from fastpeer.report.charts import Chart, Heatmap

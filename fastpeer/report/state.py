@@ -2,7 +2,10 @@
 
 import re
 
+from safetensors import SafetensorError, safe_open
+
 from fastpeer.errors import UserError, one_line
+from fastpeer.models.weight_facts import recorded_facts
 from fastpeer.report.records import RunReport
 from fastpeer.run_folder import RunFolder
 
@@ -36,11 +39,6 @@ def saved_step(run: RunFolder) -> int:
     Raises:
         UserError: its weights are damaged.
     """
-    # Imported here: torch takes a second that --help and errors in the words need not wait for.
-    from safetensors import SafetensorError, safe_open
-
-    from fastpeer.models.weights import recorded_facts
-
     weights = run.checkpoint("last") / "student.safetensors"
     if not weights.is_file():
         return 0

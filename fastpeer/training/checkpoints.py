@@ -13,7 +13,7 @@ from fastpeer.config import Config
 from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
 from fastpeer.manifest import MANIFEST
-from fastpeer.models.weights import WeightFacts
+from fastpeer.models.weight_facts import WeightFacts
 from fastpeer.run_folder import RunFolder, network_name
 from fastpeer.training.setup import TrainingSetup
 from fastpeer.versions import version_of

@@ -16,9 +16,9 @@ from fastpeer.links import student_weights
 from fastpeer.manifest import checked_sha256
 from fastpeer.methods import build_table, default_loss, method_names
 from fastpeer.models import build_model
+from fastpeer.models.weight_facts import recorded_facts
 from fastpeer.models.weights import (
     load_weights,
-    recorded_facts,
     recorded_network,
     recorded_normalization,
     report_normalization,

@@ -24,6 +24,7 @@ def pgd(
     steps: int,
     kernels: Kernels,
     nan_count: Tensor | None = None,
+    mark_nan: bool = False,
 ) -> Tensor:
     """Run `steps` gradient steps from `start` and return the last iterate.
 
@@ -41,6 +42,8 @@ def pgd(
         steps: number of steps; 0 returns `start`.
         kernels: for the update of the iterate.
         nan_count: int64, one element, to which the number of NaN gradient values is added; they move nothing.
+        mark_nan: return NaN for each image with NaN in its last gradient, which attacked it in part or not at
+            all: whoever classifies it then sees no image that withstood an attack.
 
     Returns:
         (B, 3, H, W), detached; after a step, in the ball and in [0, 1].
@@ -51,12 +54,19 @@ def pgd(
     adversarial = start.detach()
     victim_images = adversarial if copy is None else adversarial.to(copy)
     update = kernels.pgd_l2_update if norm == "l2" else kernels.pgd_update
+    gradient = None
     for _ in range(steps):
         gradient = victim.input_gradient(victim_images, target)
         adversarial, victim_images = update(
             adversarial, gradient, images, step_size, epsilon, copy=copy, nan_count=nan_count
         )
-    return adversarial
+    return _marked(adversarial, gradient) if mark_nan and gradient is not None else adversarial
+
+
+def _marked(images: Tensor, gradient: Tensor) -> Tensor:
+    """Return NaN for the images (B, 3, H, W) in whose gradient there is any."""
+    unknown = gradient.isnan().flatten(1).any(1)[:, None, None, None]
+    return images.masked_fill(unknown, torch.nan)
 
 
 def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator, norm: Norm = "linf") -> Tensor:

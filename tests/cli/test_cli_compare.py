@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fastpeer.models import build_model
-from fastpeer.models.weights import WeightFacts, save_weights
+from fastpeer.models.weight_facts import WeightFacts
+from fastpeer.models.weights import save_weights
 
 
 def compared(fastpeer, *words: object) -> tuple[dict[str, dict[str, object]], list[str]]:

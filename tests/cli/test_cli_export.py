@@ -19,7 +19,8 @@ import fastpeer as package
 from fastpeer.export import folder as export_folder
 from fastpeer.export import formats
 from fastpeer.models import build_model, model_names
-from fastpeer.models.weights import WeightFacts, save_weights
+from fastpeer.models.weight_facts import WeightFacts
+from fastpeer.models.weights import save_weights
 from tests.models.timms import need_timm
 
 QUICK = "--formats safetensors,pytorch"

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 
 from fastpeer.checkpoint import load_state
 from fastpeer.models import build_model
-from fastpeer.models.weights import WeightFacts, save_weights
+from fastpeer.models.weight_facts import WeightFacts
+from fastpeer.models.weights import save_weights
 from fastpeer.run_folder import RunFolder
 
 
@@ -92,6 +95,16 @@ def test_accuracies_are_those_of_the_best_student(fastpeer, runs: Path) -> None:
     assert "test clean" in shown
     assert "test AA" not in shown
     assert rows(shown)[0][7:9] == [stored["best", "clean"], stored["best", "pgd20"]]
+
+
+def test_pytorch_is_not_loaded_for_a_list(runs: Path) -> None:
+    program = (
+        "import sys; from fastpeer.cli.main import main; code = main(sys.argv[1:]);"
+        " sys.exit(code or str({'torch', 'scipy'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "runs", runs], capture_output=True, text=True)
+    assert "finished" in done.stdout
+    assert done.stderr == "\n"
 
 
 def test_a_run_that_is_trained_is_running(fastpeer, runs: Path) -> None:

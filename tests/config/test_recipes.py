@@ -24,6 +24,7 @@ from fastpeer.config import (
 )
 from fastpeer.config.differences import other_settings
 from fastpeer.config.recipes import load_recipe, parse_recipe, recipe_of_method
+from fastpeer.config.shipped import ShippedRecipes
 from fastpeer.config.toml import dump_recipe, setting_names
 from fastpeer.errors import UserError
 from fastpeer.methods import loss_settings, method_names
@@ -254,6 +255,7 @@ def test_shipped_recipes_that_are_like_one_another_are_refused(tmp_path, monkeyp
     for name, like in (("alpha", "beta"), ("beta", "alpha"), ("self", "self")):
         (tmp_path / f"{name}.toml").write_text(f"like = '{like}'\n")
     monkeypatch.setattr("fastpeer.config.shipped.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("fastpeer.config.recipes.shipped_recipes", ShippedRecipes)
     for name in ("alpha", "beta", "self"):
         with pytest.raises(UserError, match="like must be a shipped recipe"):
             load_recipe(name)

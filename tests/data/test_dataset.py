@@ -31,6 +31,8 @@ def test_complete_data_set_is_opened(small_dataset):
 
 def test_missing_data_set_error_names_the_command_to_make_it(tmp_path):
     refused(lambda: open_dataset(tmp_path), str(tmp_path), "fastpeer prep")
+    (tmp_path / "train").mkdir()
+    refused(lambda: open_dataset(tmp_path), f"--dataset folder --source {tmp_path} --out data/NAME")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,9 @@ def test_odd_and_lacking_class_names(tmp_path: Path) -> None:
 def test_nothing_of_the_kind(tmp_path: Path, dataset: str) -> None:
     with refused("data", "pass"):
         read(dataset, write_files(tmp_path / "data", {"a/b/c.txt": b"x"}))
+    (tmp_path / "picture.zip").write_bytes(b"\x89PNG\r\n")
+    with refused("picture.zip is an image", "--source"):
+        read(dataset, tmp_path / "picture.zip")
     with refused("song.mp3", "no zip or tar"):
         read(dataset, write_files(tmp_path, {"song.mp3": b"ID3" * 999}) / "song.mp3")
 

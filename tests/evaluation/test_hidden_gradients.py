@@ -15,6 +15,7 @@ from fastpeer.evaluation.hidden_gradients import (
     PROBABILITIES,
     RANDOM,
     TOGETHER,
+    UNDEFINED,
     ZERO,
     ZERO_IN_AUTOATTACK,
     autoattack_messages,
@@ -65,6 +66,11 @@ def half_rounded(x):
     return torch.cat([x[:4].round(), x[4:]])
 
 
+def with_nan_gradients(x, count):
+    """Return the same images; the first ones have a gradient of NaN, that of a root at zero."""
+    return torch.cat([x[:count] + (0 * x[:count]).sqrt(), x[count:]])
+
+
 HIDING = {
     "rounds": ({"before": torch.round}, [zero(16)]),
     "rounds some": ({"before": half_rounded}, [zero(4)]),
@@ -75,6 +81,10 @@ HIDING = {
     "random": ({"behind": lambda logits: logits + torch.rand_like(logits)}, [RANDOM]),
     "random input": ({"before": lambda x: x + 0.1 * torch.randn_like(x)}, [RANDOM]),
     "softmax": ({"behind": lambda logits: logits.softmax(1)}, [PROBABILITIES]),
+    "NaN": (
+        {"before": lambda x: with_nan_gradients(x, 3)},
+        [f"the gradient is NaN at 3 of 16 images: {UNDEFINED}"],
+    ),
 }
 
 
@@ -147,6 +157,19 @@ def test_networks_without_a_gradient_can_be_attacked(kind, attack):
     settings = AttackSettings(1e-6, 1e-6, CLASSES, 0, 2, evaluation_options(torch.device("cpu")))
     found = classify_under_attack(attack, network, stream, settings, lambda done, stage="": None)
     assert found.correct.tolist() == [attack != "aa"] * 2
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd2", "cw2", "unbounded2", "pgd50"])
+def test_an_image_that_a_nan_gradient_kept_from_attack_did_not_withstand_it(attack):
+    labels = Net().eval()(images(5)).argmax(1)
+    settings = AttackSettings(1e-6, 1e-6, CLASSES, 0, 5, evaluation_options(torch.device("cpu")))
+    found = [
+        classify_under_attack(attack, network.eval(), stream_of(images(5), labels), settings, lambda *_: None)
+        for network in (Net(), Net(before=lambda x: with_nan_gradients(x, 2)))
+    ]
+    assert found[0].correct.all()
+    assert found[0].finite.all()
+    assert found[1].correct.tolist() == found[1].finite.tolist() == [False] * 2 + [True] * 3
 
 
 def test_what_autoattack_warns_of_is_said_in_other_words(caplog):

@@ -86,6 +86,10 @@ def test_a_manifest_beside_lone_weights_may_be_of_anything(lone_file):
 def test_nothing_to_evaluate_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="neither a run folder nor a file"):
         find_targets([tmp_path / "absent"], "all")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text("{}")
+    with pytest.raises(UserError, match="data is a prepared data set: name a run"):
+        find_targets([tmp_path / "data"], "all")
     with pytest.raises(UserError, match=r"unknown checkpoint bset; did you mean .*best"):
         find_targets([run.path], "bset")
     empty = RunFolder(tmp_path / "empty")

@@ -24,7 +24,8 @@ from fastpeer.errors import UserError
 from fastpeer.files import file_sha256
 from fastpeer.manifest import MANIFEST
 from fastpeer.models import build_model
-from fastpeer.models.weights import load_weights, recorded_facts, save_weights
+from fastpeer.models.weight_facts import recorded_facts
+from fastpeer.models.weights import load_weights, save_weights
 from fastpeer.own_code import trusting
 from tests.data.beton_files import jpeg_file, raw_file
 from tests.data_prep.prep_files import (

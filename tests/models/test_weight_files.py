@@ -11,14 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastpeer.errors import UserError
 from fastpeer.models import build_model
-from fastpeer.models.weights import (
-    WeightFacts,
-    load_weights,
-    recorded_facts,
-    recorded_network,
-    recorded_normalization,
-    save_weights,
-)
+from fastpeer.models.weight_facts import WeightFacts, recorded_facts
+from fastpeer.models.weights import load_weights, recorded_network, recorded_normalization, save_weights
 
 SUFFIXES = ("w.pt", "w.pth", "w.ckpt", "w.bin", "w", "w.safetensors", "w.model")
 

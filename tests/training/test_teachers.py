@@ -14,7 +14,8 @@ from fastpeer.errors import UserError
 from fastpeer.files import file_sha256
 from fastpeer.methods import default_loss
 from fastpeer.models import build_model
-from fastpeer.models.weights import WeightFacts, save_weights
+from fastpeer.models.weight_facts import WeightFacts
+from fastpeer.models.weights import save_weights
 from fastpeer.run_folder import RunFolder
 from fastpeer.training.teacher_accuracy import check_accuracy, permuted_classes
 from fastpeer.training.teachers import Teacher, build_teacher, find_teacher

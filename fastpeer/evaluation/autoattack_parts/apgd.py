@@ -112,7 +112,8 @@ def apgd(
     start = ball.start(images, generator)
     gradient, logits, values = network.gradient(loss, start, labels, targets)
     rows = _begun(images, labels, targets, start, gradient, values, 2 * ball.epsilon)
-    zero, found = (gradient.flatten(1) == 0).all(1), Fallen(images)
+    # A gradient of NaN moves as little as one of zero.
+    zero, found = (gradient.nan_to_num(nan=0.0).flatten(1) == 0).all(1), Fallen(images)
     ends, window = _ends_of_windows(iterations), 0
     for iteration in range(iterations + 1):
         fell = network.fallen(rows.at, rows.label, logits)
