@@ -114,6 +114,18 @@ class EvalArguments:
     curve: Annotated[str, arg(metavar="RADII")] = ""
     """Attack at several radii in place of epsilon, such as 0,2,4,8,16/255 (0: clean images), and print the
     accuracy over the radius. The step size keeps its ratio to the radius."""
+    corruptions: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Classify the images of a folder in CIFAR-10-C's layout in place of --attacks: labels.npy, and for each
+    corruption an .npy of five severities."""
+    certify: Annotated[float, arg(metavar="SIGMA")] = 0.0
+    """Certify L2 radii in place of --attacks, by smoothing with noise of this standard deviation (Cohen et
+    al. 2019); 0: no."""
+    certify_n0: int = 100
+    """Noisy images that choose an image's class."""
+    certify_n: int = 100_000
+    """Noisy images that the class's probability is estimated from: the more, the larger the radii."""
+    certify_alpha: float = 0.001
+    """Probability that a certificate is wrong."""
     per_class: bool = False
     """Print the accuracy on each class, too, and the worst class."""
     stored: bool = False
@@ -156,7 +168,10 @@ class EvalArguments:
         check_pixel_range(self.mean, self.std)
         check_at_least(1, self, "batch_size")
         check_batch_size(self.batch_size)
-        check_at_least(0, self, "seed", "examples", "size")
+        check_at_least(0, self, "seed", "examples", "size", "certify")
+        check_at_least(1, self, "certify_n0", "certify_n")
+        if not 0 < self.certify_alpha < 1:
+            raise ValueError(f"certify_alpha must be between 0 and 1, got {self.certify_alpha}")
 
     @property
     def radii(self) -> tuple[float, ...]:

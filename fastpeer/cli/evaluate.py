@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fastpeer.cli.arguments import EvalArguments, parse
 from fastpeer.cli.log_lines import log_to
+from fastpeer.cli.other_measures import check_alone, measure_targets, other_measure
 from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.cli.watching import watch_on
 from fastpeer.errors import UserError
@@ -52,7 +53,11 @@ def eval_command(words: Sequence[str]) -> None:
         for target in targets if not arguments.stored else ():
             # Before hours of attacks, not after them.
             check_storable(target.results_file)
-        _evaluate(targets, protocol, arguments, console)
+        measure = other_measure(arguments)
+        if measure is None:
+            _evaluate(targets, protocol, arguments, console)
+        else:
+            measure_targets(measure, targets, protocol, arguments, console)
 
 
 def _evaluate(
@@ -81,6 +86,7 @@ def _evaluate(
 
 def _check_together(arguments: EvalArguments) -> None:
     """Refuse flags that do not go together."""
+    check_alone(arguments)
     given = {
         "--table": arguments.table, "--surrogates": arguments.surrogates, "--curve": arguments.curve,
         "--stored": arguments.stored,
@@ -97,6 +103,8 @@ def _attacks(arguments: EvalArguments) -> list[str]:
     from fastpeer.evaluation.paper_tables import paper_table
 
     _check_together(arguments)
+    if other_measure(arguments) is not None:
+        return ["clean"]
     if arguments.table:
         if arguments.attacks != EvalArguments.attacks:
             raise UserError(f"--table {arguments.table} has its own attacks: leave --attacks out")

@@ -65,7 +65,7 @@ def classify_under_autoattack(
     verdicts = Verdicts(len(stream.indices), tuple(attacks), stream.source.batch_size)
     if file is not None:
         file = file.of(attacks=list(attacks), autoattack=settings.autoattack)
-        file.read(verdicts)
+        file.go_on(verdicts)
     with autoattack_messages() as messages, torch.no_grad():
         _check_network(network, first)
         _Run(network, stream, settings, verdicts, progress, messages, file).to_the_end()
@@ -107,7 +107,7 @@ class _Run:
             state = self._state()
             self.verdicts.move_on()
             if self.file is not None:
-                self.file.write(self.verdicts)
+                self.file.keep(self.verdicts)
             self.progress(*state)
 
     def _attacks(self) -> list[Attack]:

@@ -118,7 +118,7 @@ class Protocol:
         Raises:
             UserError: weights or data are missing or do not fit, or the device runs out of memory.
         """
-        subject = self._subject(target, data, model)
+        subject = self.subject(target, data, model)
         # What flags say of the weights is about the target's.
         recorded = replace(self, mean=(), std=(), weights_key="")
         surrogates = [recorded._other(surrogate, subject) for surrogate in self.surrogates]
@@ -139,11 +139,11 @@ class Protocol:
             UserError: also where there is no tutor.
         """
         tutors = find_tutors(target)
-        subject = self._subject(target, data, model)
+        subject = self.subject(target, data, model)
         for tutor in tutors:
             asked = replace(self, mean=tutor.mean, std=tutor.std, weights_key=tutor.weights_key)
             other = asked._other(tutor.target, subject, tutor.network)
-            facts = asked._facts(other) | {"role": tutor.role, "warnings": other.hidden}
+            facts = asked.facts(other) | {"role": tutor.role, "warnings": other.hidden}
             yield from self._tutored(subject, other, facts, f"{target.label} and its {tutor.role}", watch)
 
     def _tutored(
@@ -152,7 +152,7 @@ class Protocol:
         """Yield the results of `run_tutors` for a tutor, of which `facts` are known."""
         began, attack = time.perf_counter(), self.attacks[-1]
         with watch(title, len(student.stream.indices)) as progress, memory_errors("--batch-size"):
-            settings = self._settings(student.dataset)
+            settings = self.settings(student.dataset)
             found = tutored(tutor.network, student.network, student.stream, attack, settings, progress)
         seconds = round(time.perf_counter() - began, 2)
         hidden = {"warnings": student.hidden}
@@ -160,9 +160,10 @@ class Protocol:
         yield result_of("clean", found.clean, seconds, facts | {"warnings": ()}, student)
         yield result_of(attack, found.own, seconds, facts, student)
         yield result_of(attack, found.students, seconds, facts | source | hidden, student)
-        yield result_of(attack, found.student, seconds, self._facts(student) | hidden, student)
+        yield result_of(attack, found.student, seconds, self.facts(student) | hidden, student)
 
-    def _subject(self, target: Target, data: Path | None, model: str) -> Subject:
+    def subject(self, target: Target, data: Path | None, model: str) -> Subject:
+        """Load a student and open its test images; arguments and errors as of `run`."""
         # Sets the process's TF32 switches, off for fp32.
         number_format("fp32").allow_tf32()
         dataset = open_dataset(_data_folder(target, data))
@@ -187,11 +188,11 @@ class Protocol:
 
     def _attacked(self, name: str, subject: Subject, attacked: Subject, title: str, watch: Watch) -> Result:
         """Return how a subject classifies images that are made against itself, or against another network."""
-        facts, other = self._facts(subject), None
+        facts, other = self.facts(subject), None
         if attacked is not subject:
             title, other = f"{title} from {attacked.target.label}", attacked.network
             facts |= {"source": attacked.target.label, "source_sha256": attacked.sha256}
-        settings, images = self._settings(subject.dataset), len(subject.stream.indices)
+        settings, images = self.settings(subject.dataset), len(subject.stream.indices)
         if uses_autoattack(name):
             facts["autoattack"] = self.autoattack
         file = verdicts_file(subject, facts)
@@ -291,7 +292,8 @@ class Protocol:
         report_normalization(f"{target.label}:", found, source)
         return found
 
-    def _settings(self, dataset: PreparedDataset) -> AttackSettings:
+    def settings(self, dataset: PreparedDataset) -> AttackSettings:
+        """Return what all attacks on a data set share."""
         return AttackSettings(
             epsilon=self.epsilon,
             step_size=self.step_size,
@@ -303,7 +305,7 @@ class Protocol:
             autoattack=self.autoattack,
         )
 
-    def _facts(self, subject: Subject) -> dict[str, Any]:
+    def facts(self, subject: Subject) -> dict[str, Any]:
         """Return the fields of a `Result` that all attacks on a subject share."""
         dataset = subject.dataset
         return {

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -115,7 +115,8 @@ class Result:
     def key(self) -> tuple[Any, ...]:
         """What was evaluated, and how; a later result with the same key replaces an earlier one."""
         network = (self.weights_sha256, self.target, self.weights_key, self.mean, self.std)
-        subject = (*network, self.source_sha256, self.data_sha256, self.images, self.side)
+        source = (self.source, self.source_sha256)  # Two surrogates may have the same weights.
+        subject = (*network, *source, self.data_sha256, self.images, self.side)
         attack = (self.attack, self.autoattack)
         return (*subject, *attack, self.norm, self.epsilon, self.step_size, self.seed, self.batch_size)
 
@@ -185,16 +186,42 @@ def store_results(file: Path, results: Iterable[Result]) -> None:
     replaced: set[str] = set()
 
     def added() -> str:
-        former = read_results(file)
+        content = _content(file)
+        former = _results(file, content)
         stored = {result.key: result for result in [*former, *new]}
         replaced.update(_files(former) - _files(stored.values()))
-        entries = [_entry(result) for result in stored.values()]
-        return json.dumps({"format": 1, "split": "test", "results": entries}, indent=1) + "\n"
+        return _text(content | {"results": [_entry(result) for result in stored.values()]})
 
     update_atomically(file, added)
     for name in replaced:
         # Its name alone: the file may be a stranger's, and lead anywhere.
         (verdicts_folder(file) / Path(name).name).unlink(missing_ok=True)
+
+
+def store_entry(file: Path, section: str, entry: Mapping[str, Any], key: Sequence[str]) -> None:
+    """Add what is no `Result` to a section of a file of results, in place of an entry with the same `key`.
+
+    Args:
+        file: of results, which stay as they are.
+        section: its name in the file.
+        entry: as JSON can write it.
+        key: names of the entry's fields that say what was evaluated, and how.
+
+    Raises:
+        UserError: the file holds anything else, or cannot be written.
+    """
+    new = json.loads(json.dumps(entry))
+
+    def added() -> str:
+        content = _content(file)
+        _results(file, content)
+        former = content.get(section, [])
+        if not isinstance(former, list) or not all(isinstance(other, dict) for other in former):
+            raise UserError(f"{file}: not results of fastpeer eval ({section} must be a list): move it away")
+        others = [other for other in former if any(other.get(name) != new[name] for name in key)]
+        return _text(content | {section: [*others, new]})
+
+    update_atomically(file, added)
 
 
 def verdicts_folder(file: Path) -> Path:
@@ -308,9 +335,33 @@ def read_results(file: Path) -> list[Result]:
     Raises:
         UserError: the file holds anything else, or cannot be read.
     """
+    return _results(file, _content(file))
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """Return what a file of results holds, or would hold without any.
+
+    Raises:
+        UserError: the file holds no table in JSON, or cannot be read.
+    """
     if not file.exists():
-        return []
+        return {"results": []}
     try:
-        return [_result(entry) for entry in json.loads(read_text(file))["results"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not results of fastpeer eval ({one_line(error)}): move it away") from None
+        return dict(json.loads(read_text(file)))
+    except (OSError, ValueError, TypeError) as error:
+        raise _foreign(file, error) from None
+
+
+def _results(file: Path, content: Mapping[str, Any]) -> list[Result]:
+    try:
+        return [_result(entry) for entry in content["results"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _foreign(file, error) from None
+
+
+def _foreign(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file}: not results of fastpeer eval ({one_line(error)}): move it away")
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps({"format": 1, "split": "test", **content}, indent=1) + "\n"

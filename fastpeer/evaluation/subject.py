@@ -80,3 +80,9 @@ def _by_image(found: Classified, subject: Subject) -> ByImage:
         attacks=() if verdicts is None else verdicts.attacks,
         classes=tuple(subject.dataset.classes),
     )
+
+
+def network_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a result's facts that say which network was run, and how, without an attack."""
+    network = ("target", "weights_sha256", "weights_key", "mean", "std")
+    return {name: facts[name] for name in (*network, "side", "dataset", "batch_size", "torch")}

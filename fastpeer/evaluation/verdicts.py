@@ -1,16 +1,13 @@
 """Which of AutoAttack's attacks each image fell to, in a file from which a stopped evaluation goes on."""
 
-import json
 import logging
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastpeer.errors import UserError, one_line
-from fastpeer.files import read_text, write_atomically
+from fastpeer.evaluation.state_file import StateFile
 
 log = logging.getLogger(__name__)
 STANDS = -1
@@ -95,7 +92,7 @@ class Verdicts:
         return {name: int((self.fallen == number).sum()) for number, name in enumerate(names)}
 
 
-class VerdictsFile:
+class VerdictsFile(StateFile):
     """Keeps verdicts in `folder`, in a file named after what was attacked and how.
 
     Args:
@@ -104,66 +101,42 @@ class VerdictsFile:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self.facts = json.loads(json.dumps(facts))
-        self.path = folder / f"autoattack-{_sha256(self.facts)[:12]}.json"
-        self._warned = False
+        super().__init__(folder, "autoattack", "AutoAttack", facts, FORMAT)
 
     def of(self, **facts: Any) -> "VerdictsFile":
         """Return the file for verdicts of which more facts are known."""
-        return VerdictsFile(self.path.parent, self.facts | facts)
+        return VerdictsFile(self.folder, self.facts | facts)
 
-    def read(self, verdicts: Verdicts) -> None:
+    def go_on(self, verdicts: Verdicts) -> None:
         """Go on with the verdicts in the file, if it holds any of an evaluation that did not end."""
-        try:
-            found = json.loads(read_text(self.path))
-            if found.pop("sha256") != _sha256(found) or found["facts"] != self.facts:
-                raise ValueError("it is damaged")
-            if found["format"] != FORMAT:
-                raise ValueError(f"its format must be {FORMAT}, got {found['format']}")
-            arrays = _checked(found, verdicts)
-        except FileNotFoundError:
+        found = self.read(lambda found: {**found, "arrays": _checked(found, verdicts)})
+        # One that ended is done again when it is asked for again.
+        if found is None or found["attack"] == len(verdicts.attacks):
             return
-        except (
-            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
-        ) as error:  # fmt: skip
-            log.warning("%s: not used (%s); AutoAttack begins anew", self.path, one_line(error))
-            return
-        if found["attack"] == len(verdicts.attacks):
-            return  # It ended: asked for again, it is done again.
-        verdicts.fallen, verdicts.finite = arrays
+        verdicts.fallen, verdicts.finite = found["arrays"]
         verdicts.reasons, verdicts.seconds = found["reasons"], found["seconds"]
         verdicts.attack, verdicts.done = found["attack"], set(found["done"])
         verdicts.passes = found["passes"]
         verdicts.move_on()
-        left = verdicts.batches_left()
-        if not left:
-            return
-        attack = verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "the clean images"
-        batch = f"batch {left[0] + 1} of {len(left) + len(verdicts.done)}"
-        log.warning("AutoAttack goes on where it was stopped: %s, %s", attack, batch)
+        if left := verdicts.batches_left():
+            attack = verdicts.attacks[verdicts.attack] if verdicts.attack >= 0 else "the clean images"
+            batch = f"batch {left[0] + 1} of {len(left) + len(verdicts.done)}"
+            log.warning("AutoAttack goes on where it was stopped: %s, %s", attack, batch)
 
-    def write(self, verdicts: Verdicts) -> None:
+    def keep(self, verdicts: Verdicts) -> None:
         """Replace the file; where that fails, log it once and go on without."""
-        entry = {
-            "format": FORMAT,
-            "facts": self.facts,
-            "attacks": list(verdicts.attacks),
-            "attack": verdicts.attack,
-            "done": sorted(verdicts.done),
-            "passes": verdicts.passes,
-            "reasons": verdicts.reasons,
-            "seconds": round(verdicts.seconds, 2),
-            "fallen": verdicts.fallen.tolist(),
-            "finite": verdicts.finite.astype(int).tolist(),
-        }
-        entry["sha256"] = _sha256(entry)
-        try:
-            self.path.parent.mkdir(exist_ok=True)
-            write_atomically(self.path, json.dumps(entry) + "\n")
-        except (OSError, UserError) as error:
-            if not self._warned:
-                log.warning("%s: cannot be written (%s); a stop would lose the attacks", self.path, error)
-            self._warned = True
+        self.write(
+            {
+                "attacks": list(verdicts.attacks),
+                "attack": verdicts.attack,
+                "done": sorted(verdicts.done),
+                "passes": verdicts.passes,
+                "reasons": verdicts.reasons,
+                "seconds": round(verdicts.seconds, 2),
+                "fallen": verdicts.fallen.tolist(),
+                "finite": verdicts.finite.astype(int).tolist(),
+            }
+        )
 
 
 def _checked(found: Mapping[str, Any], verdicts: Verdicts) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +154,3 @@ def _checked(found: Mapping[str, Any], verdicts: Verdicts) -> tuple[np.ndarray, 
     if not texts or type(found["seconds"]) not in (int, float):
         raise ValueError("its reasons must be texts, its seconds a number")
     return fallen, finite
-
-
-def _sha256(entry: Mapping[str, Any]) -> str:
-    return sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()

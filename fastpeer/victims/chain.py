@@ -36,21 +36,24 @@ class Chain:
         module: that of a `FoldedNetwork`.
         convolutions: runs the convolutions.
 
+    Attributes:
+        images_number, logits_number: of these values.
+
     Raises:
         NotAChain: the network has an operation that no step computes.
     """
 
     def __init__(self, module: fx.GraphModule, convolutions: Convolutions) -> None:
         self.convolutions = convolutions
-        self.steps, self._images, self._logits = _Builder(module, convolutions).build()
+        self.steps, self.images_number, self.logits_number = _Builder(module, convolutions).build()
 
     def logits(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, C)."""
-        return self.forward(images)[self._logits]
+        return self.forward(images)[self.logits_number]
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         """Return every step's result, keyed by its number; `images` (B, 3, H, W) among them."""
-        values = {self._images: images}
+        values = {self.images_number: images}
         for step in self.steps:
             values[step.result] = step.forward(values)
         return values
@@ -61,12 +64,12 @@ class Chain:
         `logits_gradient` maps logits (B, C) to it.
         """
         values = self.forward(images)
-        gradients = {self._logits: logits_gradient(values[self._logits])}
+        gradients = {self.logits_number: logits_gradient(values[self.logits_number])}
         for step in reversed(self.steps):
             step.backward(values, gradients)
             # The steps that remain read earlier values only: free this one, as autograd would.
             del values[step.result]
-        return gradients[self._images]
+        return gradients[self.images_number]
 
 
 class _Builder:

@@ -48,6 +48,12 @@ class OnednnConvolutions(PlainConvolutions):
         shape = (padding, stride, conv.dilation, conv.groups)
         return _convolution(x, weight, conv.bias, residual, shape, relu)
 
+    def unpadded(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        """Return what `forward` does of images that hold the padding already."""
+        weight = self._packed_weight(conv, "forward", x, [0, 0], conv.stride, conv.groups)
+        shape = ([0, 0], conv.stride, conv.dilation, conv.groups)
+        return _convolution(x, weight, conv.bias, residual, shape, relu)
+
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:

@@ -343,10 +343,10 @@ def test_verdicts_that_are_damaged_of_others_or_complete_are_not_gone_on_with(tm
     facts = {"weights_sha256": "a", "epsilon": 8 / 255}
     file, found = VerdictsFile(tmp_path, facts), Verdicts(3, ATTACKS, 2)
     found.note(1, np.array([True]), np.array([False]))
-    file.write(found)
+    file.keep(found)
     assert VerdictsFile(tmp_path, facts | {"epsilon": 0.1}).path != file.path
     again = Verdicts(3, ATTACKS, 2)
-    file.read(again)
+    file.go_on(again)
     assert (again.attack, again.batches_left(), again.fallen.tolist()) == (-1, [0], [-1, -1, 0])
     assert again.finite.tolist() == [True, True, False]
     text = file.path.read_text("utf-8")
@@ -354,20 +354,27 @@ def test_verdicts_that_are_damaged_of_others_or_complete_are_not_gone_on_with(tm
         caplog.clear()
         file.path.write_text(damaged, "utf-8")
         fresh = Verdicts(3, ATTACKS, 2)
-        file.read(fresh)
+        file.go_on(fresh)
         assert (fresh.done, fresh.fallen.tolist()) == (set(), [-1, -1, -1])
         assert len(caplog.messages) == 1
         assert caplog.messages[0].endswith("; AutoAttack begins anew")
     monkeypatch.setattr(verdicts, "FORMAT", 3)
-    file.write(found)
+    VerdictsFile(tmp_path, facts).keep(found)
     monkeypatch.undo()
-    file.read(fresh)
+    file.go_on(fresh)
     assert fresh.done == set()
     assert caplog.messages[-1].endswith("must be 2, got 3); AutoAttack begins anew")
+    monkeypatch.setattr(verdicts, "FORMAT", 1)
+    VerdictsFile(tmp_path, {"weights_sha256": "a"}).keep(found)
+    monkeypatch.undo()
+    file.path.unlink()
+    file.go_on(fresh)
+    assert fresh.done == set()
+    assert caplog.messages[-1].endswith("(format 1, now 2), not used; AutoAttack begins anew")
     found.attack = len(ATTACKS)
-    file.write(found)
+    file.keep(found)
     fresh = Verdicts(3, ATTACKS, 2)
-    file.read(fresh)
+    file.go_on(fresh)
     assert fresh.done == set()
 
 
@@ -375,7 +382,7 @@ def test_what_cannot_be_kept_is_logged_once(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     file = VerdictsFile(tmp_path / "file", {})
     for _ in range(2):
-        file.write(Verdicts(2, ATTACKS, 2))
+        file.keep(Verdicts(2, ATTACKS, 2))
     assert len(caplog.messages) == 1
     assert "cannot be written" in caplog.messages[0]
 

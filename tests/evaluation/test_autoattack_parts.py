@@ -9,7 +9,11 @@ from fastpeer.evaluation.accuracy import classify_under_attack, evaluation_optio
 from fastpeer.evaluation.attack_names import autoattacks_of
 from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.autoattack_parts import standard
+from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork, Passes
+from fastpeer.evaluation.autoattack_parts.official import official_attack
+from fastpeer.evaluation.autoattack_parts.own import own_attack
 from fastpeer.evaluation.autoattack_parts.standard import ATTACKS
+from fastpeer.models import build_model
 from tests.evaluation.nets import digits, trained
 from tests.evaluation.streams import stream_of
 
@@ -63,3 +67,21 @@ def test_with_three_classes_all_but_the_targeted_dlr_attack_run():
     for name in ("apgd-t", "aa"):
         with pytest.raises(UserError, match="at least 4 classes, got 3"):
             autoattacks_of(name, 3)
+
+
+def test_square_computes_in_part_and_has_the_verdict_of_pyautoattack_s(monkeypatch):
+    monkeypatch.setattr(standard, "SQUARE_QUERIES", 150)
+    torch.manual_seed(0)
+    network, device = build_model("wideresnet10x1", 10).eval().requires_grad_(False), torch.device("cpu")
+    images = torch.rand(8, 3, 16, 16)
+    with torch.no_grad():
+        # Otherwise all images are of one class, far from the others.
+        network.fc.bias -= network(images).mean(0)
+        labels = network(images).argmax(1)
+        settings = AttackSettings(0.02, 0.01, 10, 3, 8, evaluation_options(device))
+        attacked = AttackedNetwork(network, settings.options, device, Passes())
+        assert attacked.windowed(images, 5) is not None
+        found = own_attack("square", attacked, settings)(images, labels).fallen
+        expected = official_attack("square", network, settings, device, Passes())(images, labels).fallen
+    assert found.tolist() == expected.tolist()
+    assert 0 < found.sum() < 8

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fastpeer import files
 from fastpeer.errors import UserError
-from fastpeer.evaluation.results import Result, read_results, store_results
+from fastpeer.evaluation.results import Result, read_results, store_entry, store_results
+from tests.evaluation.results import result
 
 RESULT = Result(
     target="run best", weights_sha256="ab", attack="pgd20", correct=3, images=10, total=10, epsilon=8 / 255,
@@ -143,3 +144,23 @@ def test_other_weights_or_normalisation_of_a_file_are_results_of_their_own(tmp_p
     store_results(file, [RESULT, *others])
     assert read_results(file) == [RESULT, *others]
     assert [entry.get("weights_key") for entry in stored(file)] == [None, "state_dict_ema", None]
+
+
+def test_entries_of_another_kind_stand_beside_results_and_replace_those_with_their_key(tmp_path):
+    file, key = tmp_path / "results.json", ("target", "sigma")
+    store_results(file, [result("clean")])
+    for sigma, found in ((0.25, 1), (0.5, 2), (0.25, 3)):
+        store_entry(file, "certificates", {"target": "a", "sigma": sigma, "found": found}, key)
+    store_results(file, [result("fgsm")])
+    assert [one.attack for one in read_results(file)] == ["clean", "fgsm"]
+    certificates = json.loads(file.read_text("utf-8"))["certificates"]
+    assert [entry["found"] for entry in certificates] == [2, 3]
+    file.write_text('{"results": [], "certificates": 3}', "utf-8")
+    with pytest.raises(UserError, match="certificates must be a list"):
+        store_entry(file, "certificates", {"target": "a", "sigma": 1}, key)
+
+
+def test_surrogates_of_the_same_weights_have_results_of_their_own(tmp_path):
+    file = tmp_path / "results.json"
+    store_results(file, [result("fgsm", source=name, source_sha256="0") for name in ("a best", "b best")])
+    assert [one.source for one in read_results(file)] == ["a best", "b best"]

@@ -59,7 +59,7 @@ def make_run(folder: Path) -> Path:
         ):  # fmt: skip
             assert main(line) == 0
         verdicts = VerdictsFile(run / "verdicts", {})
-        verdicts.write(Verdicts(*VERDICTS))
+        verdicts.keep(Verdicts(*VERDICTS))
     return run
 
 
@@ -215,7 +215,7 @@ def use_verdicts(data: bytes, place: Path) -> None:
     file = VerdictsFile(place, {})
     file.path.write_bytes(_with_own_checksum(data))
     verdicts = Verdicts(*VERDICTS)
-    file.read(verdicts)
+    file.go_on(verdicts)
     verdicts.counts()
     verdicts.batches_left()
-    file.write(verdicts)
+    file.keep(verdicts)

@@ -11,7 +11,9 @@ from fastpeer.kernels.choice import torch_kernels
 from fastpeer.step.options import Options
 from fastpeer.step.precision import number_format
 from fastpeer.victims.autograd import AutogradVictim
+from fastpeer.victims.chain import ChainVictim
 from fastpeer.victims.factory import CompiledVictim, EagerVictim
+from fastpeer.victims.windowed import WindowedLogits, windowed_logits
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps logits (B, C), labels (B,) and target classes (B,) to a loss for each image (B,)."""
@@ -83,6 +85,17 @@ class AttackedNetwork:
             gradient, logits, values = self._run(self._gradients[loss], images, labels, targets)
         self.passes.add(2 * len(images))
         return gradient.contiguous(), logits, values
+
+    def windowed(self, images: Tensor, side: int) -> WindowedLogits | None:
+        """Return the fast network's logits of images that change in windows, if they are cheaper than all.
+
+        Args:
+            images: (B, 3, H, W), as they are at first.
+            side: the largest height or width of a window.
+        """
+        if not isinstance(self._victim, ChainVictim) or self._pads:
+            return None
+        return windowed_logits(self._victim.chain, images, side)
 
     @torch.no_grad()
     def judged(self, images: Tensor) -> Tensor:
