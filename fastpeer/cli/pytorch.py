@@ -1,6 +1,7 @@
 """PyTorch, imported when a command line has been read and found to be right."""
 
 import gc
+import sys
 from importlib import import_module
 
 
@@ -10,6 +11,8 @@ def import_pytorch() -> None:
     The import makes hundreds of thousands of objects that stay: looking through them again and again takes a
     tenth of its time, and at a later collection they need not be looked at either.
     """
+    if "torch" in sys.modules:
+        return
     collecting = gc.isenabled()
     gc.disable()
     try:
