@@ -18,6 +18,7 @@ from fastpeer.evaluation.results import wilson_interval
 from fastpeer.evaluation.smoothing import ABSTAINS, Certificate, Smoothing, certify, radius
 from fastpeer.evaluation.state_file import StateFile
 from fastpeer.evaluation.subject import Subject, network_facts
+from fastpeer.evaluation.table import images_text
 from fastpeer.evaluation.targets import Target
 from fastpeer.printing import FigureTable, Row, format_seconds
 from fastpeer.table_formats import Report
@@ -203,11 +204,8 @@ def report_certificates(results: Sequence[CertificateResult], report: Report) ->
 
 def _title(result: CertificateResult) -> str:
     how, count = result.smoothing, len(result.found)
-    images = f"{count} of {result.total}" if count < result.total else f"all {count}"
-    return (
-        f"{result.facts['target']}: certified accuracy in % on {images} test images of"
-        f" {result.facts['dataset']}, smoothed by sigma {how.sigma:g}"
-    )
+    images = images_text(count, result.total, str(result.facts["dataset"]))
+    return f"{result.facts['target']}: certified accuracy in % on {images}, smoothed by sigma {how.sigma:g}"
 
 
 def _row(result: CertificateResult, least: float, accuracy: float) -> Row:

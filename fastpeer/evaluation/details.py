@@ -82,8 +82,8 @@ def show_curves(results: Mapping[Target, Sequence[Result]], report: Report) -> N
 
 
 def _curve_title(attack: str, result: Result) -> str:
-    name = heading(attack, result.norm)
-    return f"{name}: accuracy in % over {NORMS[result.norm]} epsilon, {images_text(result)}, fp32"
+    name, images = heading(attack, result.norm), images_text(result.images, result.total, result.dataset)
+    return f"{name}: accuracy in % over {NORMS[result.norm]} epsilon, {images}, fp32"
 
 
 def _curve_cells(row: Sequence[Result], attack: str, radii: Sequence[float], clean: bool) -> list[str]:

@@ -78,13 +78,14 @@ def title(result: Result) -> str:
     ball = f"{NORMS.get(result.norm, result.norm)} epsilon {radius}"
     usual = (result.norm, result.step_size) == ("linf", 2 / 255)
     steps = "" if usual else f", steps of {format_fraction(result.step_size)}"
-    return f"accuracy in % on {images_text(result)}, {ball}, fp32{steps}"
+    return f"accuracy in % on {images_text(result.images, result.total, result.dataset)}, {ball}, fp32{steps}"
 
 
-def images_text(result: Result) -> str:
-    """Tell which images were attacked, such as 500 of 10000 test images of cifar10."""
-    images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
-    return f"{images} test images of {result.dataset}"
+def images_text(images: int, total: int, dataset: str) -> str:
+    """Tell which images were classified, such as 500 of 10,000 test images of cifar10."""
+    count = f"all {total:,}" if images == total else f"{images:,} of {total:,}"
+    # What `fastpeer prep --dataset folder` calls the data set of one's own images.
+    return f"{count} test images of {'a folder' if dataset == 'folder' else dataset}"
 
 
 def comparable_paper(target: Target, row: Sequence[Result]) -> PaperConfig | None:

@@ -8,6 +8,7 @@ from fastpeer.errors import printable
 from fastpeer.evaluation.costs import parameter_count
 from fastpeer.evaluation.opening import OpenedNetwork, label_of, results_of
 from fastpeer.evaluation.results import Result, cell
+from fastpeer.evaluation.table import images_text
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.table_formats import markdown
 
@@ -99,10 +100,9 @@ def _measured(opened: OpenedNetwork, results: Sequence[Result]) -> Iterator[str]
 
 
 def _row(result: Result) -> str:
-    images = f"{result.images} of {result.total}" if result.images != result.total else f"all {result.total}"
     norm = "L-infinity" if result.norm == "linf" else "L2"
     radius = "" if result.attack == "clean" else f"{norm} {format_fraction(result.epsilon)}"
-    images = f"{images} test images of {result.dataset}"
+    images = images_text(result.images, result.total, result.dataset)
     pixels = f" ({result.pixels})" if result.pixels else ""
     return f"| {result.attack} | {markdown(cell(result))} | {markdown(images + pixels)} | {radius} |"
 

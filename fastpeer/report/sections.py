@@ -10,7 +10,7 @@ from fastpeer.config import format_fraction
 from fastpeer.config.differences import other_data, other_settings
 from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.results import Result, cell
-from fastpeer.evaluation.table import NORMS, PAPER_FIGURES
+from fastpeer.evaluation.table import NORMS, PAPER_FIGURES, images_text
 from fastpeer.printing import format_seconds
 from fastpeer.provenance import UNKNOWN, provenance_rows
 from fastpeer.report.charts import Chart, Heatmap
@@ -185,9 +185,9 @@ def _paper_row(report: RunReport, result: Result, attacks: Sequence[str]) -> lis
 
 def title_of(result: Result) -> str:
     """Describe images and ball of a result."""
-    images = f"all {result.total}" if result.images == result.total else f"{result.images} of {result.total}"
+    images = images_text(result.images, result.total, result.dataset)
     norm, epsilon = NORMS.get(result.norm, result.norm), format_fraction(result.epsilon)
-    return f"in % on {images} test images of {result.dataset}, {norm} epsilon {epsilon}"
+    return f"in % on {images}, {norm} epsilon {epsilon}"
 
 
 def _departures(report: RunReport) -> Iterator[str]:
