@@ -11,6 +11,7 @@ from cli_files import CIFAR10, RECIPE, Outcome, make_images
 
 from fastpeer.cli.main import main
 from fastpeer.data import beton
+from fastpeer.training import too_good
 
 Command = Callable[..., Outcome]
 
@@ -30,6 +31,14 @@ def compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(beton, "_ffcv_loader", loader)
+        yield
+
+
+@pytest.fixture(scope="package", autouse=True)
+def short_look_for_overfitting() -> Iterator[None]:
+    """On images this small it takes as long as the training; tests/training has it whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(too_good, "STEPS", 1)
         yield
 
 
