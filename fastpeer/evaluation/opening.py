@@ -16,8 +16,8 @@ from fastpeer.manifest import recorded_sha256
 from fastpeer.models import build_model
 from fastpeer.models.pixel_range import Normalization
 from fastpeer.models.weight_facts import recorded_facts
-from fastpeer.models.weights import load_weights, recorded_network, recorded_normalization
-from fastpeer.run_folder import RunFolder, network_name
+from fastpeer.models.weights import load_weights
+from fastpeer.run_folder import RunFolder
 
 MOST_CLASSES = 1_000_000
 
@@ -98,15 +98,15 @@ def open_network(path: Path, wanted: Wanted, flag: str = "--") -> OpenedNetwork:
     """
     target = _target(path, wanted)
     facts, data = recorded_facts(target.weights), _data_of(target.run)
-    name = wanted.model or _name(target, flag)
+    name = wanted.model or target.network(f"{flag}model")
     classes = wanted.classes or _number(data.get("classes")) or _number(facts.classes)
     if not classes:
         raise UserError(f"{target.weights} does not record its number of classes: pass {flag}classes")
     size = (wanted.size,) * 2 if wanted.size else _size(data.get("size")) or _size(facts.size)
-    normalization = (wanted.mean, wanted.std) if wanted.mean else _recorded(target, name, wanted.weights_key)
-    mean, std = normalization
+    key = wanted.weights_key
+    mean, std = normalization = (wanted.mean, wanted.std) if wanted.mean else target.normalization(name, key)
     network = build_model(name, classes, size, mean=mean, std=std)
-    load_weights(network, target.weights, wanted.weights_key, f"{flag}weights-key")
+    load_weights(network, target.weights, key, f"{flag}weights-key")
     data_name = printable(data.get("name") or facts.dataset)
     return OpenedNetwork(network.eval(), name, classes, size, normalization, target, data_name)
 
@@ -116,14 +116,6 @@ def _target(path: Path, wanted: Wanted) -> Target:
     if len(targets) > 1:
         raise UserError(f"{path} holds {len(targets)} networks: name one run, and one of its checkpoints")
     return targets[0]
-
-
-def _name(target: Target, flag: str) -> str:
-    name = network_name(target.config, target.weights) if target.config else ""
-    name = name or recorded_network(target.weights, f"{flag}model")
-    if not name:
-        raise UserError(f"{target.weights} belongs to no run: name its network with {flag}model")
-    return name
 
 
 def _data_of(run: RunFolder | None) -> Mapping[str, Any]:
@@ -141,12 +133,6 @@ def _size(value: object) -> tuple[int, int] | None:
     if len(sides) == 2 and all(type(side) is int and 0 < side < 1 << 16 for side in sides):
         return sides[0], sides[1]
     return None
-
-
-def _recorded(target: Target, network: str, key: str) -> Normalization:
-    if target.config is not None:
-        return target.config.model.mean, target.config.model.std
-    return recorded_normalization(target.weights, network, key) or ((), ())
 
 
 def label_of(opened: OpenedNetwork) -> str:

@@ -32,11 +32,8 @@ from fastpeer.models.pixel_range import Normalization
 from fastpeer.models.weight_facts import recorded_facts
 from fastpeer.models.weights import (
     load_weights,
-    recorded_network,
-    recorded_normalization,
     report_normalization,
 )
-from fastpeer.run_folder import network_name
 from fastpeer.step.precision import number_format
 
 log = logging.getLogger(__name__)
@@ -256,12 +253,7 @@ class Protocol:
         return tuple(reasons)
 
     def _network(self, target: Target, model: str, dataset: PreparedDataset) -> nn.Module:
-        name = model
-        if not name and target.config is not None:
-            name = network_name(target.config, target.weights)
-        name = name or recorded_network(target.weights, "--model")
-        if not name:
-            raise UserError(f"{target.weights} belongs to no run: name its network with --model NAME")
+        name = model or target.network("--model")
         self._check_size(target, dataset)
         mean, std = (self.mean, self.std) if self.mean else self._recorded(target, name)
         network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
@@ -284,12 +276,8 @@ class Protocol:
 
     def _recorded(self, target: Target, network: str) -> Normalization:
         """Return and log the normalisation that a run or file records; empty: none."""
-        if target.config is not None:
-            found, source = (target.config.model.mean, target.config.model.std), "run"
-        else:
-            recorded = recorded_normalization(target.weights, network, self.weights_key)
-            found, source = recorded or ((), ()), "file"
-        report_normalization(f"{target.label}:", found, source)
+        found = target.normalization(network, self.weights_key)
+        report_normalization(f"{target.label}:", found, "run" if target.config else "file")
         return found
 
     def settings(self, dataset: PreparedDataset) -> AttackSettings:

@@ -14,8 +14,10 @@ from fastpeer.evaluation.results import verdicts_folder
 from fastpeer.files import file_sha256
 from fastpeer.links import student_weights
 from fastpeer.manifest import check_files, is_in_checkpoint
+from fastpeer.models.pixel_range import Normalization
 from fastpeer.models.weight_facts import check_safetensors
-from fastpeer.run_folder import RunFolder, enclosing_run, runs_in
+from fastpeer.models.weights import recorded_network, recorded_normalization
+from fastpeer.run_folder import RunFolder, enclosing_run, network_name, runs_in
 from fastpeer.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,27 @@ class Target:
     def sha256(self) -> str:
         """SHA-256 of the weight file as it is now: a run that trains on meanwhile replaces it."""
         return file_sha256(self.weights)
+
+    def network(self, flag: str) -> str:
+        """Return the name of its network, by its run's settings, else by what its file records.
+
+        Args:
+            flag: what a message tells to pass.
+
+        Raises:
+            UserError: neither names one.
+        """
+        name = network_name(self.config, self.weights) if self.config else ""
+        name = name or recorded_network(self.weights, flag)
+        if not name:
+            raise UserError(f"{self.weights} belongs to no run: name its network with {flag}")
+        return name
+
+    def normalization(self, network: str, weights_key: str = "") -> Normalization:
+        """Return mean and std that its run or file records; empty: none."""
+        if self.config is not None:
+            return self.config.model.mean, self.config.model.std
+        return recorded_normalization(self.weights, network, weights_key) or ((), ())
 
 
 def find_targets(paths: Sequence[Path], checkpoints: str, force_settings: bool = False) -> list[Target]:

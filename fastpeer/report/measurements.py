@@ -6,7 +6,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,6 @@ from fastpeer.report.landscape import loss_along, loss_over, random_direction
 from fastpeer.report.networks import penultimate, predicted, semantic_gradient
 from fastpeer.report.records import RunReport
 from fastpeer.report.stored import stored_verdicts
-from fastpeer.run_folder import network_name
 from fastpeer.step.precision import number_format
 from fastpeer.victims.pgd import evaluating
 
@@ -149,10 +148,10 @@ class _Measurement:
     ) -> None:
         self.attack, self.target, self.dataset = report.config.attack, target, dataset
         self.seed = report.config.seed
-        self.networks = {"student": self._network(target.weights, device)}
+        self.networks = {"student": self._network(target, device)}
         peer = target.weights.with_name("peer.safetensors")
         if peer.is_file():
-            self.networks["peer"] = self._network(peer, device)
+            self.networks["peer"] = self._network(replace(target, weights=peer), device)
         source = HostSource(open_split(dataset, "test", min(scope.images, 64)), device)
         self.labels = source.labels
         self.stream = EvaluationStream(source, np.arange(len(source.labels)), torch.float32)
@@ -167,13 +166,11 @@ class _Measurement:
     def student(self) -> nn.Module:
         return self.networks["student"]
 
-    def _network(self, weights: Path, device: torch.device) -> nn.Module:
-        config = self.target.config
-        assert config is not None  # Of a run, which has one.
-        model, classes = config.model, len(self.dataset.classes)
-        name = network_name(config, weights)
-        network = build_model(name, classes, self.dataset.size, mean=model.mean, std=model.std)
-        load_weights(network, weights)
+    def _network(self, target: Target, device: torch.device) -> nn.Module:
+        name = target.network("--model")
+        mean, std = target.normalization(name)
+        network = build_model(name, len(self.dataset.classes), self.dataset.size, mean=mean, std=std)
+        load_weights(network, target.weights)
         return placed(network, device, torch.float32).requires_grad_(False).eval()
 
     def all(self, step: Step, part: bool) -> Arrays:

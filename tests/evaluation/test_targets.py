@@ -141,7 +141,7 @@ def test_the_checksum_is_of_the_weights_that_were_attacked(run, small_dataset, m
 def test_weights_outside_a_run_need_data_and_a_network(lone_file, small_dataset):
     with pytest.raises(UserError, match="belongs to no run: pass --data DIR and --model NAME"):
         evaluate(lone_file, ["clean"])
-    with pytest.raises(UserError, match="--model NAME"):
+    with pytest.raises(UserError, match="name its network with --model"):
         evaluate(lone_file, ["clean"], data=small_dataset)
     (result,) = evaluate(lone_file, ["clean"], data=small_dataset, model="resnet8")
     assert result.images == 5
