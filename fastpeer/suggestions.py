@@ -8,8 +8,36 @@ MAX_LISTED = 12
 
 
 def similar(word: str, valid: Iterable[str], most: int = 3, likeness: float = 0.5) -> list[str]:
-    """Return up to `most` valid words whose likeness (0 to 1) to `word` suffices, the most alike first."""
-    return difflib.get_close_matches(word, list(dict.fromkeys(valid)), n=most, cutoff=likeness)
+    """Return up to `most` valid words that may have been meant, the most alike first.
+
+    These are the words of the fewest edits, where a slip or two of the hand explain `word`; else those that
+    it begins, or whose last part behind a dot it is; else those whose likeness (0 to 1) suffices.
+    """
+    words = list(dict.fromkeys(valid))
+    stem = word.lstrip("-")
+    distances = {other: edit_distance(stem, other.lstrip("-")) for other in words}
+    fewest = min(distances.values(), default=0)
+    if distances and fewest <= max(1, len(stem) // 4):
+        return [other for other in words if distances[other] == fewest][:most]
+    begun = [other for other in words if other.startswith(word) or other.endswith(f".{stem}")] if stem else []
+    return begun[:most] or difflib.get_close_matches(word, words, n=most, cutoff=likeness)
+
+
+def edit_distance(word: str, other: str) -> int:
+    """Return how many letters must be inserted, dropped, replaced or swapped with the next, to get `other`.
+
+    Optimal string alignment: no letter is edited twice.
+    """
+    above: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(word, 1):
+        before, above, row = above, row, [i]
+        for j, wanted in enumerate(other, 1):
+            steps = [above[j] + 1, row[-1] + 1, above[j - 1] + (letter != wanted)]
+            if i > 1 and j > 1 and letter == other[j - 2] and word[i - 2] == wanted:
+                steps.append(before[j - 2] + 1)
+            row.append(min(steps))
+    return row[-1]
 
 
 def did_you_mean(word: str, valid: Iterable[str], otherwise: str = "") -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from tyro.conf import Positional, Suppress, arg
@@ -205,18 +205,22 @@ def parse(
         if not stop.code:
             raise
         # Nothing else that may be wrong with the words is left to tyro.
-        raise UserError(f"{_lacking(complaint.getvalue())}: see {prog} --help") from None
+        raise UserError(f"{_lacking(complaint.getvalue(), words, kind)}: see {prog} --help") from None
     table, unexpected = read
     if unexpected:
         raise UserError(f"unexpected {unexpected[0]!r}: {prog} --help tells what may be given")
     return fit(table, kind, getattr(base, "config", Config).method, _flag)
 
 
-def _lacking(complaint: str) -> str:
-    """Tell which flag tyro lacks a value of, in a frame that may break even the flag."""
+def _lacking(complaint: str, words: Sequence[str], kind: Any) -> str:
+    """Tell which flag tyro lacks, or a value of it, in a frame that may break even the flag."""
     unframed = re.sub(r"[\s│|]*\n[\s│|]*", "", complaint)
     found = re.search(r"(--[a-z][\w.-]*)(?:'\.\s*Expected\s*([2-9]))?", unframed)
     flag, count = found.groups() if found else ("a flag", None)
+    if found and flag not in words:
+        choices = get_args(get_type_hints(kind).get(flag[2:].replace("-", "_")))
+        named = choices and all(isinstance(choice, str) for choice in choices)
+        return f"{flag} is required" + (f", one of {', '.join(choices)}" if named else "")
     return f"{flag} is missing a value" + (f", it takes {count}" if count else "")
 
 

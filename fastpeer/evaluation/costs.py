@@ -4,10 +4,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 WARM_UP = 2
 """Calls before those that are timed."""
@@ -35,14 +37,37 @@ def parameter_count(network: nn.Module) -> int:
 def multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
     """Return the multiply-adds of convolutions and matrix products for one image (1, 3, H, W).
 
-    Element-wise layers (normalisation, ReLU, sums) are not counted, as is usual. PyTorch's counter counts a
+    Element-wise layers (normalisation, ReLU, sums) are not counted, as is usual. PyTorch's formulas count a
     multiplication and an addition as two.
     """
     device = next(network.parameters()).device
-    counter = FlopCounterMode(display=False)
+    counter = _FlopCounter()
     with counter:
         network(torch.zeros(1, 3, *size, device=device))
-    return int(counter.get_total_flops()) // 2
+    return counter.total // 2
+
+
+class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up PyTorch's own formulas.
+
+    PyTorch's counter imports torch._dynamo, and with it Triton, whose library prints "leaked" lines at exit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise the mode is wrapped for torch.compile, which imports it.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        result = func(*args, **given)
+        if formula := flop_registry.get(func.overloadpacket):
+            self.total += int(formula(*args, **given, out_val=result))
+        return result
 
 
 @torch.no_grad()

@@ -211,7 +211,7 @@ def test_a_missing_extra_is_named(fastpeer, original: Path, tmp_path: Path, monk
         ("export --formats robustbench --to out RUN", "this one was trained on"),
         ("export --checkpoint bst --to out RUN", "unknown checkpoint bst"),
         ("export --data data/cifar10 --to out RUN", "must have 4 classes, got 10"),
-        ("export RUN", "--to is missing a value"),
+        ("export RUN", "--to is required"),
         ("export --to tiny.toml RUN", "tiny.toml is not a folder"),
         ("export --to out data", "data: neither a run folder"),
     ],

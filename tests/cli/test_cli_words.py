@@ -273,7 +273,7 @@ def test_errors_are_plain_on_terminals_too(fastpeer, tmp_path: Path, monkeypatch
         ("train tiny.toml --model.peer resnet9", "--model.peer: no network 'resnet9'"),
         ("eval --batch-size 0", "--batch-size must be 1 or more, got 0"),
         ("prep --dataset digits --size big", "--size must be a whole number, got 'big'"),
-        ("prep", "--dataset is missing a value"),
+        ("prep", "--dataset is required, one of digits, cifar10, cifar100, tiny, folder: see"),
     ],
 )
 def test_an_error_names_the_flag(fastpeer, monkeypatch: pytest.MonkeyPatch, line: str, told: str) -> None:

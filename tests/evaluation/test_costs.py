@@ -1,5 +1,9 @@
 """What networks cost, against counts by hand."""
 
+import subprocess
+import sys
+
+import pytest
 import torch
 from torch import nn
 
@@ -19,6 +23,40 @@ def test_multiply_adds_of_a_resnet8_are_those_of_its_layers():
         expected += convolution(side, width // 2, width, 1)
     expected += 64 * 7
     assert multiply_adds(build_model("resnet8", 7), (8, 8)) == expected
+
+
+class Products(nn.Module):
+    """What networks multiply by beside layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, groups=1, bias=False)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, images):
+        words = self.first(images).flatten(2).mT
+        return torch.einsum("bij,bkj->bik", *2 * [self.attention(words, words, words)[0]])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("network", [build_model("mobilenetv2", 7).eval(), Products()])
+def test_multiply_adds_are_those_of_pytorchs_counter(network):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 8, 8))
+    assert multiply_adds(network, (8, 8)) == counter.get_total_flops() // 2 > 0
+
+
+@pytest.mark.soak
+def test_counting_imports_no_compiler():
+    code = (
+        "import sys; from fastpeer.models import build_model;"
+        "from fastpeer.evaluation.costs import multiply_adds;"
+        "multiply_adds(build_model('resnet8', 7), (8, 8)); sys.exit(str('torch._dynamo' in sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stderr == "False\n"
 
 
 def test_buffers_are_no_parameters():
