@@ -17,7 +17,8 @@ def similar(word: str, valid: Iterable[str], most: int = 3, likeness: float = 0.
     stem = word.lstrip("-")
     distances = {other: edit_distance(stem, other.lstrip("-")) for other in words}
     fewest = min(distances.values(), default=0)
-    if distances and fewest <= max(1, len(stem) // 4):
+    # Fewer edits than letters: any letter is one edit from any other.
+    if distances and fewest < len(stem) and fewest <= max(1, len(stem) // 4):
         return [other for other in words if distances[other] == fewest][:most]
     begun = [other for other in words if other.startswith(word) or other.endswith(f".{stem}")] if stem else []
     return begun[:most] or difflib.get_close_matches(word, words, n=most, cutoff=likeness)
