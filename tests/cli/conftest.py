@@ -34,7 +34,7 @@ def compiled_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def short_look_for_overfitting() -> Iterator[None]:
     """On images this small it takes as long as the training; tests/training has it whole."""
     with pytest.MonkeyPatch.context() as patch:
