@@ -99,7 +99,14 @@ def refuse_unless_free(to: Path, force: bool) -> None:
         return
     if not to.is_dir() or to.is_symlink():
         raise UserError(f"{to} is not a folder: choose another --to")
-    names = {CARD, FACTS, "classes.json", *(file for form in FORMATS.values() for file in form.files)}
+    # Python makes __pycache__ where network.py is imported.
+    names = {
+        CARD,
+        FACTS,
+        "classes.json",
+        "__pycache__",
+        *(file for form in FORMATS.values() for file in form.files),
+    }
     foreign = sorted(entry.name for entry in to.iterdir() if entry.name not in names)
     if foreign or not (to / FACTS).is_file():
         raise UserError(f"{to} exists and is no export of fastpeer's: choose another --to")

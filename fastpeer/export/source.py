@@ -1,7 +1,7 @@
 """A network's definition as one file of plain PyTorch, so that its weights can be used without fastpeer."""
 
 import ast
-import importlib.util
+import importlib
 import inspect
 from functools import partial
 from pathlib import Path
@@ -77,11 +77,9 @@ def plain_state(opened: OpenedNetwork) -> dict[str, object]:
 
 def load_plain(folder: Path) -> nn.Module:
     """Open a network by the file that was written for it, as its user does."""
-    spec = importlib.util.spec_from_file_location("exported_network", folder / "network.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    file, module = folder / "network.py", ModuleType("exported_network")
+    # An import would leave Python's own files in the folder.
+    exec(compile(file.read_text("utf-8"), file, "exec"), vars(module))
     network: nn.Module = module.load(folder / "model.pth")
     return network
 

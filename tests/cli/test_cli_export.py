@@ -169,6 +169,7 @@ def test_an_existing_folder_is_kept(fastpeer, original: Path, tmp_path: Path) ->
     (out / "mine.txt").unlink()
     fastpeer(f"export {QUICK} --to", tmp_path / "new", original).succeeded()
     before = snapshot(tmp_path / "new")
+    assert not (tmp_path / "new" / "__pycache__").exists()
     fastpeer(f"export {QUICK} --to", tmp_path / "new", original).refused("--force replaces it")
     assert snapshot(tmp_path / "new") == before
     fastpeer("export --formats safetensors --force --to", tmp_path / "new", original).succeeded()
