@@ -138,7 +138,9 @@ def _class_chart(series: Sequence[Series], names: Sequence[str], note: str) -> C
 
 def _counts(labels: np.ndarray, names: Sequence[str]) -> str:
     counts = np.bincount(labels, minlength=len(names))
-    return f"{len(labels):,} test images, {counts.min()} to {counts.max()} of a class"
+    least, most = counts.min(), counts.max()
+    each = f"{least:,} of each class" if least == most else f"{least:,} to {most:,} of a class"
+    return f"{len(labels):,} test images, {each}"
 
 
 def _class_accuracies(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Points:

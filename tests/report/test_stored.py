@@ -56,7 +56,7 @@ def test_clean_images_come_first_and_the_strongest_attack_last(tmp_path: Path) -
     chart = stored_class_chart(stored)
     assert [one.name for one in chart.series] == ["clean", "PGD-20"]
     assert [one.points for one in chart.series] == [[(0, 100), (1, 50)], [(0, 50), (1, 0)]]
-    assert chart.note == "As fastpeer eval found it, 4 test images, 2 to 2 of a class."
+    assert chart.note == "As fastpeer eval found it, 4 test images, 2 of each class."
 
 
 @pytest.mark.parametrize(
