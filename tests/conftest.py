@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from benchmarks.harness.engine_log import EngineLog
 from fastpeer.data_prep import PrepOptions, prepare
+from fastpeer.training import too_good
 from tests.data_prep.prep_files import image_files, write_files
 
 settings.register_profile("daily", max_examples=20, deadline=None)
@@ -55,6 +56,14 @@ def nothing_logged(logged: list[str], request: pytest.FixtureRequest) -> Iterato
     """
     yield
     assert logged == [] or "logged" in inspect.signature(request.function).parameters
+
+
+@pytest.fixture(scope="module")
+def short_look_for_overfitting() -> Iterator[None]:
+    """On images this small it takes as long as the training; tests/training/test_too_good.py has it whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(too_good, "STEPS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -129,3 +129,9 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
     """Wait for a real process."""
     out, err = process.communicate(timeout=60)
     return Outcome(process.returncode, out, err)
+
+
+def rows(shown: str) -> dict[str, list[str]]:
+    """The table's rows by the last part of their first cell, such as `run best`."""
+    cells = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in shown.splitlines()]
+    return {row[0].split("/")[-1]: row[1:] for row in cells if len(row) > 1}

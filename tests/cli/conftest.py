@@ -11,7 +11,6 @@ from cli_files import CIFAR10, RECIPE, Outcome, make_images
 
 from fastpeer.cli.main import main
 from fastpeer.data import beton
-from fastpeer.training import too_good
 
 Command = Callable[..., Outcome]
 
@@ -35,11 +34,14 @@ def compiled_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short_look_for_overfitting() -> Iterator[None]:
-    """On images this small it takes as long as the training; tests/training has it whole."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(too_good, "STEPS", 1)
-        yield
+def quick_trainings(short_look_for_overfitting: None) -> None:
+    """Many tests train."""
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that no table is too wide for."""
+    monkeypatch.setenv("COLUMNS", "250")
 
 
 @pytest.fixture(scope="package")

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from cli_files import results, snapshot, weights
+from cli_files import results, rows, weights
 from safetensors.torch import load_file, save_file
-from scipy.stats import binomtest
 
-from fastpeer.api import load
-from fastpeer.errors import UserError
-from fastpeer.evaluation import accuracy, certificates
-from fastpeer.evaluation import results as evaluation_results
-from fastpeer.evaluation.smoothing import certify
-
+pytestmark = pytest.mark.usefixtures("wide")
 KINDS = ["last", "swa", "best", "best-swa"]
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
-
-
-def rows(shown: str) -> dict[str, list[str]]:
-    """The table's rows by the last part of their first cell, such as `run best`."""
-    cells = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in shown.splitlines()]
-    return {row[0].split("/")[-1]: row[1:] for row in cells if len(row) > 1}
 
 
 def test_a_run(fastpeer, finished: Path, workshop: Path) -> None:
@@ -289,86 +268,6 @@ def test_before_its_first_epoch_there_is_no_average(fastpeer, tmp_path: Path) ->
     assert list(rows(outcome.out)) == ["run last"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"results": [{"a": 1}]}', '{"results": 3}', "\x00"])
-def test_damaged_results_are_found_before_the_attacks(
-    fastpeer, finished: Path, content: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def attack(*_: object, **__: object) -> None:
-        pytest.fail("the attacks were run, and their results will be lost")
-
-    monkeypatch.setattr(accuracy, "Evaluator", attack)
-    (finished / "results.json").write_text(content, "utf-8")
-    fastpeer("eval --attacks clean", finished).refused("results.json")
-    assert (finished / "results.json").read_text("utf-8") == content
-
-
-def test_what_was_found_before_an_interrupt_is_kept(
-    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = accuracy.Evaluator
-    calls = 0
-
-    def interrupted(*arguments, **named):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return whole(*arguments, **named)
-
-    monkeypatch.setattr(accuracy, "Evaluator", interrupted)
-    outcome = fastpeer("eval --checkpoints last --attacks clean,pgd1", finished)
-    assert outcome.code == 130
-    outcome.refused()
-    assert [entry["attack"] for entry in results(finished / "results.json")] == ["clean"]
-
-
-def test_where_results_cannot_be_stored_nothing_is_attacked(
-    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(**_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(evaluation_results, "TemporaryFile", refused)
-    monkeypatch.setattr(accuracy, "Evaluator", lambda *_, **__: pytest.fail("the attacks were run"))
-    fastpeer("eval --attacks clean", finished).refused("results.json", "Permission denied")
-
-
-def test_the_check_leaves_no_trace(finished: Path) -> None:
-    before = snapshot(finished), finished.stat().st_mtime_ns
-    evaluation_results.check_storable(finished / "results.json")
-    assert (snapshot(finished), finished.stat().st_mtime_ns) == before
-
-
-def test_results_that_cannot_be_stored_any_more_are_printed(
-    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(file: Path, _: Callable[[], str]) -> None:
-        raise UserError(f"{file}: cannot be written (No space left on device)")
-
-    monkeypatch.setattr(evaluation_results, "update_atomically", full)
-    outcome = fastpeer("eval --attacks clean,pgd1 --checkpoints last", finished)
-    outcome.refused("results.json", "No space left", "2 results", "table")
-    assert outcome.code == 2
-    assert len(rows(outcome.out)["finished last"]) == 2
-
-
-def test_results_are_stored_as_soon_as_there_is_space_again(
-    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storing, calls = evaluation_results.update_atomically, []
-
-    def full_at_first(file: Path, text: Callable[[], str]) -> None:
-        calls.append(file)
-        if len(calls) == 1:
-            raise UserError(f"{file}: cannot be written (No space left on device)")
-        storing(file, text)
-
-    monkeypatch.setattr(evaluation_results, "update_atomically", full_at_first)
-    outcome = fastpeer("eval --attacks clean,pgd1 --checkpoints last", finished).succeeded()
-    assert "No space left" in outcome.out
-    assert [entry["attack"] for entry in results(finished / "results.json")] == ["clean", "pgd1"]
-
-
 def test_a_folder_of_runs_stands_for_those_in_it(fastpeer, runs: Path) -> None:
     shutil.copytree(runs / "new", runs / "started", symlinks=True)
     shutil.rmtree(runs / "started" / "checkpoints")
@@ -406,170 +305,3 @@ def test_data_that_moved(fastpeer, finished: Path, tmp_path: Path) -> None:
     (finished / "run.json").write_text(json.dumps(facts), "utf-8")
     fastpeer("eval --attacks clean", finished).refused("gone")
     fastpeer("eval --attacks clean --data data/photos", finished).succeeded()
-
-
-@pytest.fixture
-def twins(original: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Two runs that differ in their seed, and in their best student's last layer."""
-    runs = tmp_path / "one", tmp_path / "two"
-    for seed, run in enumerate(runs):
-        shutil.copytree(original, run, symlinks=True)
-        config = (run / "config.toml").read_text("utf-8")
-        (run / "config.toml").write_text(config.replace("seed = 0", f"seed = {seed}"), "utf-8")
-    file = runs[1] / "checkpoints" / "best" / "student.safetensors"
-    tensors = load_file(file)
-    tensors["linear.bias"] += torch.tensor([9.0, 0, 0, 0])
-    save_file(tensors, file)
-    (file.parent / "manifest.json").unlink(missing_ok=True)
-    return runs
-
-
-def test_runs_are_compared_image_by_image_and_over_seeds(fastpeer, twins: tuple[Path, Path]) -> None:
-    words = "eval --checkpoints best --attacks clean,pgd1"
-    shown = fastpeer(f"{words} --per-class", *twins).succeeded().out
-    table = rows(shown)
-    for number, attack in enumerate(("clean", "pgd1")):
-        verdicts = []
-        for run in twins:
-            entry = next(entry for entry in results(run / "results.json") if entry["attack"] == attack)
-            with np.load(run / "verdicts" / entry["by_image_file"]) as file:
-                verdicts.append(file["correct"])
-                labels, classes = file["label"], file["classes"].tolist()
-            assert entry["correct"] == verdicts[-1].sum()
-            worst = entry["worst_class"]
-            assert worst["correct"] == min(verdicts[-1][labels == label].sum() for label in range(4))
-            assert (worst["name"] in classes, worst["images"]) == (True, 3)
-        only = [int((verdicts[i] & ~verdicts[1 - i]).sum()) for i in (0, 1)]
-        p = binomtest(only[0], sum(only)).pvalue if sum(only) else 1
-        chance = ", which may be chance" if p > 0.05 else ""
-        images = "image" if only[0] == 1 else "images"
-        told = (
-            f"one best is right on {only[0]} {images} where two best is wrong, {only[1]} the other way, of 12"
-        )
-        assert f"  {['clean', 'PGD-1'][number]}: {told}: p = {p:.2g}{chance}\n" in shown
-        figures = [100 * verdict.mean() for verdict in verdicts]
-        assert (
-            table["mean of 2 seeds, best"][number]
-            == f"{np.mean(figures):.2f} ± {np.std(figures, ddof=1):.2f}"
-        )
-    assert f"{twins[0]}, {twins[1]}: differ in their seed alone" in shown
-    assert shown.count("worst class") == 2
-    stored = fastpeer(f"{words} --per-class --stored", *twins).succeeded().out
-    assert stored == shown
-
-
-def test_what_is_not_stored_is_not_shown(fastpeer, finished: Path) -> None:
-    fastpeer("eval --stored --checkpoints best", finished).refused("no result", "--stored")
-    assert not (finished / "results.json").exists()
-    fastpeer("eval --checkpoints best --attacks clean,pgd1", finished).succeeded()
-    for words in ("--attacks pgd2", "--attacks pgd1 --epsilon 4/255", "--attacks clean --seed 1"):
-        fastpeer(f"eval --stored --checkpoints best {words}", finished).refused("no result", "finished best")
-    (entry, _) = results(finished / "results.json")
-    (finished / "verdicts" / entry["by_image_file"]).write_bytes(b"")
-    fastpeer("eval --stored --checkpoints best --attacks clean", finished).succeeded()
-    fastpeer("eval --stored --per-class --checkpoints best --attacks clean", finished).refused("damaged")
-
-
-def test_a_curve(fastpeer, finished: Path) -> None:
-    shown = fastpeer("eval --checkpoints best --attacks pgd2 --curve 0,4,8,16/255", finished).succeeded().out
-    stored = results(finished / "results.json")
-    assert [entry["attack"] for entry in stored] == ["clean", "pgd2", "pgd2", "pgd2"]
-    sizes = [(entry["epsilon"], entry["step_size"]) for entry in stored[1:]]
-    assert sizes == [(4 / 255, 1 / 255), (8 / 255, 2 / 255), (16 / 255, 4 / 255)]
-    assert "accuracy in % over L-infinity epsilon" in shown
-    heads = next(line for line in shown.splitlines() if "student" in line)
-    assert re.findall(r"[\w/]+", heads) == ["student", "0", "4/255", "8/255", "16/255"]
-    assert rows(shown)["finished best"] == [f"{entry['accuracy']:.2f}" for entry in stored]
-    fastpeer("eval --checkpoints best --attacks pgd2", finished).succeeded()
-    assert len(results(finished / "results.json")) == 4
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--curve 8/255", ["--curve must be two or more increasing radii"]),
-        ("--curve 8,4/255", ["--curve must be two or more increasing"]),
-        ("--curve 0,x/255", ["--curve must be a number"]),
-        ("--curve 0,8", ["--curve must be from 0 to 1", "8/255"]),
-        ("--curve 0,", ["--curve must be"]),
-        ("--norm l2 --curve 0,500", ["--curve must be at most"]),
-    ],
-)
-def test_wrong_curves_are_refused(fastpeer, finished: Path, flags: str, words: list[str]) -> None:
-    fastpeer(f"eval {flags}", finished).refused(*words)
-    assert not (finished / "results.json").exists()
-
-
-@pytest.fixture
-def corrupted(tmp_path: Path) -> Path:
-    """Two images of each severity of fog, in CIFAR-10-C's layout."""
-    folder = tmp_path / "photos-c"
-    folder.mkdir()
-    np.save(folder / "labels.npy", np.tile([0, 3], 5).astype(np.uint8))
-    np.save(folder / "fog.npy", np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8))
-    return folder
-
-
-def test_corrupted_images(fastpeer, finished: Path, corrupted: Path) -> None:
-    outcome = fastpeer("eval --checkpoints last --corruptions", corrupted, finished).succeeded()
-    assert "2 of each severity" in outcome.out
-    assert "14 of its 15 are missing" in outcome.out
-    entry = json.loads((finished / "results.json").read_text("utf-8"))["corruptions"][0]
-    model, images = load(finished), np.load(corrupted / "fog.npy").reshape(5, 2, 8, 8, 3)
-    with torch.no_grad():
-        found = [model(torch.from_numpy(part).permute(0, 3, 1, 2) / 255).argmax(1) for part in images]
-    correct = [int((classes == torch.tensor([0, 3])).sum()) for classes in found]
-    assert entry["corruptions"][0]["correct"] == correct
-    assert entry["mean_accuracy"] == pytest.approx(10 * sum(correct))
-    shown = fastpeer("eval --checkpoints last --format json --corruptions", corrupted, finished)
-    assert json.loads(shown.out)["tables"][0]["rows"][0]["severity 5"] == pytest.approx(50 * correct[4])
-    assert len(results(finished / "results.json")) == 0
-
-
-def test_certificates_go_on_where_they_were_stopped(
-    fastpeer, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    line = "eval --checkpoints last --certify 0.1 --certify-n0 5 --certify-n 40 --examples 6"
-    fastpeer(line, finished).succeeded()
-    file, certified = finished / "results.json", count()
-    whole = json.loads(file.read_text("utf-8"))["certificates"][0]
-    kept = finished / "verdicts" / whole["by_image"]
-    text = kept.read_text("utf-8")
-    kept.unlink()
-    monkeypatch.setattr(certificates, "KEPT_EVERY", 0.0)
-
-    def stopped(*words: object) -> object:
-        if next(certified) == 4:
-            raise KeyboardInterrupt
-        return certify(*words)
-
-    monkeypatch.setattr(certificates, "certify", stopped)
-    assert fastpeer(line, finished).code == 130
-    assert len(json.loads(kept.read_text("utf-8"))["images"]) == 4
-    outcome = fastpeer(line, finished).succeeded()
-    assert next(certified) == 7
-    assert "goes on where it was stopped: image 5 of 6" in outcome.out
-    assert json.loads(kept.read_text("utf-8"))["images"] == json.loads(text)["images"]
-    again = json.loads(file.read_text("utf-8"))["certificates"]
-    assert [entry | {"seconds": 0} for entry in again] == [whole | {"seconds": 0}]
-    assert (whole["sigma"], whole["samples"], whole["alpha"], whole["trained_with_noise"]) == (
-        0.1, 40, 0.001, False,
-    )  # fmt: skip
-    assert "was not trained on noisy images" in outcome.out
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--corruptions nosuch", ["--corruptions nosuch", "labels.npy"]),
-        ("--corruptions . --certify 0.5", ["--corruptions and --certify do not go together"]),
-        ("--certify 0.5 --attacks clean", ["--certify and --attacks do not go together"]),
-        ("--certify 0.5 --curve 0,8/255", ["--certify and --curve do not go together"]),
-        ("--certify -1", ["certify", "-1"]),
-        ("--certify 0.5 --certify-alpha 1", ["alpha", "between 0 and 1"]),
-        ("--certify 0.5 --certify-n 9", ["--certify-n 9 can certify nothing"]),
-    ],
-)
-def test_wrong_other_measures_are_refused(fastpeer, finished: Path, flags: str, words: list[str]) -> None:
-    fastpeer(f"eval {flags}", finished).refused(*words)
-    assert not (finished / "results.json").exists()

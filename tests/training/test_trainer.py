@@ -31,7 +31,6 @@ from fastpeer.methods.mtard import Loss as MtardLoss
 from fastpeer.models import build_model
 from fastpeer.models.weights import save_weights
 from fastpeer.run_folder import RunFolder
-from fastpeer.training import too_good
 from fastpeer.training.progress import Reporter
 from fastpeer.training.schedule import learning_rate
 from fastpeer.training.setup import set_up
@@ -39,6 +38,8 @@ from fastpeer.training.signals import Stopped, StopRequest
 from fastpeer.training.trainer import Trainer
 from tests.literal.peeraid import Settings as LiteralSettings
 from tests.literal.peeraid_training import learning_rate as literal_learning_rate
+
+pytestmark = pytest.mark.usefixtures("short_look_for_overfitting")
 
 # 35 images are trained on and 10 held out, so that an epoch has 5 steps.
 CONFIG = Config(
@@ -78,14 +79,6 @@ def shared_loaders():
     """Share FFCV's loaders: it compiles for each one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(beton, "_ffcv_loader", functools.cache(beton._ffcv_loader))
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_look_for_overfitting():
-    """On images this small it takes as long as the training; test_too_good has it whole."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(too_good, "STEPS", 1)
         yield
 
 
