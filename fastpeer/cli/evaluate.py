@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fastpeer.cli.arguments import EvalArguments, parse
 from fastpeer.cli.log_lines import log_to
-from fastpeer.cli.other_measures import check_alone, measure_targets, other_measure
+from fastpeer.cli.other_measures import measure_targets, other_measure
 from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.cli.watching import watch_on
 from fastpeer.errors import UserError
@@ -86,15 +87,20 @@ def _evaluate(
 
 def _check_together(arguments: EvalArguments) -> None:
     """Refuse flags that do not go together."""
-    check_alone(arguments)
     given = {
-        "--table": arguments.table, "--surrogates": arguments.surrogates, "--curve": arguments.curve,
+        "--corruptions": arguments.corruptions is not None, "--certify": arguments.certify > 0,
+        "--attacks": arguments.attacks != EvalArguments.attacks, "--table": arguments.table,
+        "--surrogates": arguments.surrogates, "--curve": arguments.curve, "--per-class": arguments.per_class,
         "--stored": arguments.stored,
     }  # fmt: skip
-    table, surrogates, curve, stored = given
-    for one, other in ((first, flag) for first in (table, surrogates) for flag in (stored, curve)):
+    apart = [
+        # What is measured in place of attacks goes with no flag of theirs.
+        *(pair for pair in combinations(given, 2) if pair[0] in ("--corruptions", "--certify")),
+        *((flag, how) for how in ("--table", "--surrogates") for flag in ("--stored", "--curve")),
+    ]
+    for one, other in apart:
         if given[one] and given[other]:
-            raise UserError(f"{other} and {one} do not go together: leave one out")
+            raise UserError(f"{one} and {other} do not go together: leave one out")
 
 
 def _attacks(arguments: EvalArguments) -> list[str]:

@@ -33,25 +33,6 @@ class Measure:
     report: Callable[[Sequence[Any], Report], None]
 
 
-def check_alone(arguments: EvalArguments) -> None:
-    """Refuse flags of attacks beside --corruptions or --certify.
-
-    Raises:
-        UserError: one of them is given too.
-    """
-    given = {"--corruptions": arguments.corruptions is not None, "--certify": arguments.certify > 0}
-    asked = [flag for flag, there in given.items() if there]
-    others = {
-        asked[-1] if len(asked) > 1 else "": len(asked) > 1,
-        "--attacks": arguments.attacks != EvalArguments.attacks, "--table": arguments.table > 0,
-        "--surrogates": arguments.surrogates, "--curve": arguments.curve,
-        "--per-class": arguments.per_class, "--stored": arguments.stored,
-    }  # fmt: skip
-    for flag, there in others.items():
-        if asked and there:
-            raise UserError(f"{asked[0]} and {flag} do not go together: leave one out")
-
-
 def other_measure(arguments: EvalArguments) -> Measure | None:
     """Return the measure that is asked for in place of attacks, if one is.
 
