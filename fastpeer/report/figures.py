@@ -1,6 +1,5 @@
 """The charts of a run: from its records, its results and what was measured of its networks."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
@@ -18,7 +17,7 @@ READABLE = {"ce": "cross-entropy", "kl": "KL"}
 
 def readable(key: str) -> str:
     """Return a key of the log in words: student_ce is student cross-entropy, pgd10 is PGD-10."""
-    words = (READABLE.get(word, re.sub(r"^pgd(\d+)$", r"PGD-\1", word)) for word in key.split("_"))
+    words = (heading(word) if word.startswith("pgd") else READABLE.get(word, word) for word in key.split("_"))
     return " ".join(words)
 
 

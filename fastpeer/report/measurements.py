@@ -75,11 +75,12 @@ def measure(report: RunReport, scope: Scope, device: torch.device, step: Step) -
         UserError: weights or data are missing, damaged or do not fit.
     """
     target = chosen_target(report, scope)
+    sha256 = target.sha256
     # Where eval has stored how the test images fall, what the pictures and curves need is attacked alone.
-    part = bool(stored_verdicts(report, target.sha256))
+    part = bool(stored_verdicts(report, sha256))
     folder = Path(str(report.facts["data"]["folder"]))
     dataset = open_dataset(folder).seen_at(report.config.data.size)
-    key = _key(target, dataset, report.config.attack, scope, part)
+    key = _key(target, sha256, dataset, report.config.attack, scope, part)
     kept = report.run.path / "report" / f"measured-{key}.npz"
     arrays = _read(kept)
     if arrays is None:
@@ -103,10 +104,12 @@ def chosen_target(report: RunReport, scope: Scope) -> Target:
     return found.get("best") or next(iter(found.values()))
 
 
-def _key(target: Target, dataset: PreparedDataset, attack: AttackConfig, scope: Scope, part: bool) -> str:
+def _key(
+    target: Target, sha256: str, dataset: PreparedDataset, attack: AttackConfig, scope: Scope, part: bool
+) -> str:
     facts = {
         "format": FORMAT,
-        "weights": target.sha256,
+        "weights": sha256,
         "data": dataset.splits["test"]["sha256"],
         "size": dataset.size,
         "attack": asdict(attack),

@@ -1,12 +1,13 @@
 """How each test image was classified, as `fastpeer eval` has stored it: what need not be attacked again."""
 
 import logging
-import re
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from fastpeer.errors import UserError
+from fastpeer.evaluation.attack_names import AUTOATTACK, split_name
 from fastpeer.evaluation.by_image import ByImage
 from fastpeer.evaluation.results import Result, images_of
 from fastpeer.report.records import RunReport
@@ -54,8 +55,10 @@ def _fits(result: Result, report: RunReport, sha256: str) -> bool:
 
 def _strength(attack: str) -> float:
     """Return a number that grows with an attack's strength; 0: of clean images, and of what is not shown."""
-    steps = re.fullmatch(r"pgd(\d+)", attack)
-    return float(steps[1]) if steps else float("inf") if attack == "aa" else 0.0
+    name = split_name(attack)
+    if name is None or name.restarts > 1:
+        return 0.0
+    return {"pgd": float(name.steps), AUTOATTACK: math.inf}.get(name.kind, 0.0)
 
 
 def _read(report: RunReport, result: Result) -> ByImage | None:

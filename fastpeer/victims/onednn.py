@@ -44,14 +44,17 @@ class OnednnConvolutions(PlainConvolutions):
         if _uses_matrix_product(x, conv, padding):
             weight = self._weight_matrix(conv, "forward", x)
             return _convolve_by_product(x, weight, conv, padding, stride, conv.bias, residual, relu)
-        weight = self._packed_weight(conv, "forward", x, padding, stride, conv.groups)
-        shape = (padding, stride, conv.dilation, conv.groups)
-        return _convolution(x, weight, conv.bias, residual, shape, relu)
+        return self._padded_by(padding, conv, x, residual, relu)
 
     def unpadded(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         """Return what `forward` does of images that hold the padding already."""
-        weight = self._packed_weight(conv, "forward", x, [0, 0], conv.stride, conv.groups)
-        shape = ([0, 0], conv.stride, conv.dilation, conv.groups)
+        return self._padded_by([0, 0], conv, x, residual, relu)
+
+    def _padded_by(
+        self, padding: list[int], conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool
+    ) -> Tensor:
+        weight = self._packed_weight(conv, "forward", x, padding, conv.stride, conv.groups)
+        shape = (padding, conv.stride, conv.dilation, conv.groups)
         return _convolution(x, weight, conv.bias, residual, shape, relu)
 
     def input_gradient(
