@@ -70,7 +70,9 @@ class FileTree(ABC):
     def add(self, name: str, size: int) -> bool:
         """Register a file unless its name is an ignored one; True when it counts."""
         parts = safe_parts(name, self.label)
-        if not parts or is_ignored(parts):
+        if not parts:
+            raise UserError(f"{self.label} holds a file without a name: do not use this archive")
+        if is_ignored(parts):
             return False
         whole = "/".join(parts)
         if whole in self.sizes:
@@ -187,7 +189,8 @@ class ZipTree(FileTree):
             raise UserError(
                 f"{member.filename} in {self.label} is a link or device, no plain file: do not use it"
             )
-        if member.is_dir():
+        # is_dir, which says the same, raises an IndexError for a member without a name before Python 3.12.
+        if member.filename.endswith("/"):
             self.add_folder(member.filename)
         elif self.add(member.filename, member.file_size):
             self._members["/".join(safe_parts(member.filename, self.label))] = member

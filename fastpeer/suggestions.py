@@ -15,11 +15,14 @@ def similar(word: str, valid: Iterable[str], most: int = 3, likeness: float = 0.
     """
     words = list(dict.fromkeys(valid))
     stem = word.lstrip("-")
-    distances = {other: edit_distance(stem, other.lstrip("-")) for other in words}
-    fewest = min(distances.values(), default=0)
     # Fewer edits than letters: any letter is one edit from any other.
-    if distances and fewest < len(stem) and fewest <= max(1, len(stem) // 4):
-        return [other for other in words if distances[other] == fewest][:most]
+    slips = min(max(1, len(stem) // 4), len(stem) - 1)
+    # Where lengths differ by more, so do the edits; to count those of thousands of letters takes seconds.
+    near = [other for other in words if abs(len(stem) - len(other.lstrip("-"))) <= slips]
+    distances = {other: edit_distance(stem, other.lstrip("-")) for other in near}
+    fewest = min(distances.values(), default=slips + 1)
+    if fewest <= slips:
+        return [other for other in near if distances[other] == fewest][:most]
     begun = [other for other in words if other.startswith(word) or other.endswith(f".{stem}")] if stem else []
     return begun[:most] or difflib.get_close_matches(word, words, n=most, cutoff=likeness)
 

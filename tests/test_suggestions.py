@@ -25,6 +25,12 @@ def test_last_part_of_a_setting_suggests_the_whole():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("word", ["9" * 5000, "cifar10-" + "a" * 5000, "-" * 5000, ""])
+def test_words_of_thousands_of_letters_are_not_compared_letter_by_letter(word, monkeypatch):
+    monkeypatch.setattr("fastpeer.suggestions.edit_distance", lambda word, other: pytest.fail(word))
+    assert similar(word, ["cifar10-resnet18", "cifar100-resnet18"]) in ([], ["cifar10-resnet18"])
+
+
 @given(WORDS, WORDS)
 def test_edit_distance_is_that_of_the_recurrence(word, other):
     def distance(i, j):

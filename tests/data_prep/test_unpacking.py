@@ -88,6 +88,14 @@ def test_name_that_stands_twice(tmp_path: Path) -> None:
         refused(tmp_path / name, f"{name} holds train/a/0.png twice")
 
 
+def test_file_without_a_name(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"": b"x"})
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file, file.open(zipfile.ZipInfo(""), "w") as member:
+        member.write(b"x")
+    for name in ("a.zip", "a.tar"):
+        refused(tmp_path / name, f"{name} holds a file without a name: do not use this archive")
+
+
 @pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFLNK])
 def test_what_is_no_plain_file_in_a_zip(tmp_path: Path, kind: int) -> None:
     member = zipfile.ZipInfo("train/a/odd.png")

@@ -51,7 +51,7 @@ def fuzz(name: str, seed: int, count: int, folder: Path) -> tuple[Counter[str], 
         place = folder / str(number)
         place.mkdir()
         data = mutated(source.choice(examples), source)
-        outcome, failure = _outcome(name, data, place)
+        outcome, failure = outcome_of(name, data, place)
         outcomes[outcome] += 1
         if failure:
             failures.append(f"{name} {seed} #{number}: {failure} {data[:200]!r}")
@@ -59,7 +59,7 @@ def fuzz(name: str, seed: int, count: int, folder: Path) -> tuple[Counter[str], 
     return outcomes, failures
 
 
-def _outcome(name: str, data: bytes, place: Path) -> tuple[str, str]:
+def outcome_of(name: str, data: bytes, place: Path) -> tuple[str, str]:
     try:
         with _limited(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pyautoattack.fab_projections import projection_l2, projection_linf
 from torch import Tensor
 
 from fastpeer.config import Norm
 from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork
+from fastpeer.evaluation.autoattack_parts.projection import shortest_way_l2, shortest_way_linf
 from fastpeer.evaluation.autoattack_parts.rows import Fallen, Rows
 
 BIAS = 0.1
@@ -23,9 +23,9 @@ OVERSHOOT = 1.05
 DRAW_BACK = 0.9
 """Share of the way from the clean image that an adversarial iterate keeps (β)."""
 Distances = Callable[[Tensor], Tensor]
-PROJECTIONS: dict[Norm, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "linf": projection_linf,
-    "l2": projection_l2,
+SHORTEST_WAYS: dict[Norm, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "linf": shortest_way_linf,
+    "l2": shortest_way_l2,
 }
 LENGTHS: dict[Norm, Distances] = {
     "linf": lambda flat: flat.abs().max(dim=1)[0],
@@ -119,7 +119,7 @@ def _move(rows: _Search, norm: Norm) -> None:
     normal = rows.gradient.reshape(count, -1)
     offset = -rows.difference + (rows.gradient * rows.at).reshape(count, -1).sum(dim=-1)
     points = torch.cat((rows.at.reshape(count, -1), rows.image.reshape(count, -1)))
-    ways = PROJECTIONS[norm](points, torch.cat((normal, normal)), torch.cat((offset, offset)))
+    ways = SHORTEST_WAYS[norm](points, torch.cat((normal, normal)), torch.cat((offset, offset)))
     lengths = LENGTHS[norm](ways).clamp(min=1e-8)
     share = _wide((lengths[:count] / (lengths[:count] + lengths[count:])).clamp(0.0, BIAS))
     from_here, from_image = (
