@@ -291,7 +291,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.usefixtures("brief")
-def test_stopped_anywhere_it_goes_on_to_the_same_verdicts(tmp_path, caplog):
+def test_stopped_anywhere_it_goes_on_to_the_same_verdicts(tmp_path, caplog, monkeypatch):
+    # Else a slow machine shows progress within a batch too, and the stops below come earlier.
+    monkeypatch.setattr(autoattack, "SHOWN_EVERY", float("inf"))
     classifier, settings = network(5), settings_for(5, 0.003)
     *_, stream = labelled(classifier, 13)
     whole, _ = verdicts_of(classifier, stream, settings)
