@@ -39,6 +39,7 @@ def eval_command(words: Sequence[str]) -> None:
     import_pytorch()
     from fastpeer.evaluation.results import check_storable
     from fastpeer.evaluation.targets import find_targets
+    from fastpeer.evaluation.tutors import beside_their_peers
     from fastpeer.training.signals import interruptible
 
     protocol = _protocol(arguments)
@@ -50,6 +51,8 @@ def eval_command(words: Sequence[str]) -> None:
             log.warning(doubt)
         runs = arguments.runs or (newest_run().path,)
         targets = find_targets(runs, arguments.checkpoints, arguments.force_settings)
+        if arguments.table == 2 and "best-swa" not in arguments.checkpoints:
+            targets = beside_their_peers(targets)
         protocol = replace(protocol, surrogates=_surrogates(arguments, targets))
         for target in targets if not arguments.stored else ():
             # Before hours of attacks, not after them.

@@ -1,5 +1,7 @@
 """A tutor and its student under each other's attack, as in Table 2 of PeerAiD's paper."""
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from fastpeer.files import file_sha256
 from fastpeer.run_folder import RunFolder
 from fastpeer.victims.pgd import evaluating
 
+log = logging.getLogger(__name__)
 COSINES = ("clean, student's", "student's, own", "clean, own")
 """Which features are compared: of clean images, of examples against the tutor itself, or its student."""
 
@@ -59,6 +62,17 @@ class Tutor:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     weights_key: str = ""
+
+
+def beside_their_peers(targets: Iterable[Target]) -> list[Target]:
+    """Leave out the selected averages of runs with a peer, which are kept without one; the log says so."""
+    kept, alone = [], []
+    for target in targets:
+        has_peer = target.config is not None and "peer" in target.config.table.trained
+        (alone if has_peer and target.checkpoint == "best-swa" else kept).append(target)
+    for target in alone:
+        log.warning("%s: left out, no peer is kept beside it", target.label)
+    return kept
 
 
 def find_tutors(target: Target) -> list[Tutor]:

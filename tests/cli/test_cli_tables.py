@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from cli_files import results, snapshot, weights
 
+from fastpeer.evaluation.targets import find_targets
+from fastpeer.evaluation.tutors import beside_their_peers
+
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +79,13 @@ def test_what_no_table_can_be_made_of(fastpeer, finished: Path, line: str, words
     before = snapshot(finished)
     fastpeer(f"{line} --checkpoints best", finished).refused(*words)
     assert snapshot(finished) == before
+
+
+def test_a_selected_average_has_no_peer(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    targets = find_targets([finished], "all", False)
+    assert [target.checkpoint for target in targets] == ["last", "swa", "best", "best-swa"]
+    assert beside_their_peers(targets) == targets[:3]
+    assert "finished best-swa: left out, no peer is kept beside it" in caplog.text
 
 
 def test_a_table_of_tutors_needs_one(fastpeer, finished: Path, tmp_path: Path) -> None:
