@@ -210,9 +210,11 @@ def evaluated(fastpeer, finished: Path) -> Path:
 
 
 def figures(run: Path) -> list[str]:
-    """What was found, but for the time that it took."""
+    """What was found, but for the time that it took, and the name of the run's folder."""
     entries = results(run / "results.json")
-    return [json.dumps({**entry, "seconds": 0, "target": entry["target"].split()[-1]}) for entry in entries]
+    # The names of the files hold a checksum of the target's name.
+    names = [{"target": entry["target"].split()[-1], "by_image_file": "", "seconds": 0} for entry in entries]
+    return [json.dumps({**entry, **name}) for entry, name in zip(entries, names, strict=True)]
 
 
 def replace_by_another(path: Path, other: Path) -> None:
