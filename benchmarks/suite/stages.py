@@ -140,6 +140,17 @@ SPEED = [
         least=60,
     ),
     script(
+        "train-mode",
+        # The attack is all that is compiled: own kernels run the teacher and the training passes.
+        "--methods ard --no-ladder --leave-out --take-away compile --rounds 5 --seconds 0.3"
+        f" {BUDGET} --parts fold chain kernels merge graph convolutions stem batchnorm compile",
+        file="speed.ablation",
+        short="--models resnet8 --batch-sizes 2 --methods ard --no-ladder --leave-out --take-away merge"
+        f" --parts merge {BRIEF}",
+        seconds=110,
+        least=60,
+    ),
+    script(
         "primitives",
         f"--networks resnet18 --dtypes bf16 fp16 --rounds 5 {BUDGET}",
         file="speed.primitives",

@@ -120,7 +120,7 @@ class AttackConfig:
     """Bring the start back to [0, 1] before the first gradient."""
     batchnorm: Literal["method", "eval", "train"] = "method"
     """Mode of the attacked network. In train mode its running statistics move with each step of the attack,
-    which can be neither folded nor compiled then."""
+    which cannot be folded then."""
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "epsilon", "step_size", "steps", "start_std")

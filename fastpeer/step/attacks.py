@@ -82,7 +82,7 @@ class Adversary:
         if self._target_network is not None:
             return victim_factory.moving_target(self._network, self._target_network, name, in_train_mode)
         if in_train_mode:
-            return victim_factory.unfolded(self._network)
+            return victim_factory.in_train_mode(self._network, name)
         return victim_factory.victim(self._network, name)
 
     def _target(self, images: Tensor, labels: Tensor, predict: Predict) -> Tensor:
