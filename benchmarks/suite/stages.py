@@ -163,8 +163,8 @@ SPEED = [
     throughput("mobilenetv2", "--models mobilenetv2 --rounds 5", seconds=200, least=100),
     throughput(
         "fp16",
-        "--precisions bf16 fp16 --rounds 5",
-        short=f"{SMALL} --precisions bf16 fp16",
+        "--precisions bf16 fp16 --attack-precisions run fp16 --rounds 5",
+        short=f"{SMALL} --precisions bf16 fp16 --attack-precisions run fp16",
         seconds=120,
         least=60,
     ),
@@ -275,6 +275,14 @@ REST = [
         file="quality.attack_strength",
         short="--run {work}/runs/fastpeer --data {work}/data --batches 1 --precisions fp32 --device cpu",
         seconds=100,
+        needs=IMAGES,
+    ),
+    script(
+        "attack-signs",
+        "--run {work}/runs/fastpeer --data {work}/data",
+        file="quality.attack_signs",
+        short="--run {work}/runs/fastpeer --data {work}/data --batches 1 --scales 1024 --device cpu",
+        seconds=60,
         needs=IMAGES,
     ),
     script(

@@ -38,6 +38,7 @@ class VictimFactory:
         context: makes the context in which autograd runs a network, such as autocast.
         own_convolutions: see `EngineConfig.convolutions`.
         stem: see `EngineConfig`.
+        gradient_scale: factor of the gradients in float16; other dtypes need none.
     """
 
     dtype: torch.dtype
@@ -48,6 +49,7 @@ class VictimFactory:
     context: Context
     own_convolutions: bool = False
     stem: bool = False
+    gradient_scale: float = 1024.0
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -154,8 +156,8 @@ class VictimFactory:
 
     @property
     def _scale(self) -> float:
-        """Factor of the gradients: float16's smallest ones would vanish, and PGD uses the sign alone."""
-        return 1024.0 if self.dtype == torch.float16 else 1.0
+        """Factor of the gradients: small ones vanish in float16, and a step does not depend on their size."""
+        return self.gradient_scale if self.dtype == torch.float16 else 1.0
 
 
 def choose_convolutions(
