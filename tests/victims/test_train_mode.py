@@ -6,12 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from fastpeer.config import AttackConfig, Config, EngineConfig, TrainConfig
+from fastpeer.data.stream import Batch
 from fastpeer.kernels.choice import torch_kernels
+from fastpeer.methods import default_loss
 from fastpeer.models import build_model
 from fastpeer.step.compile import Compiler
 from fastpeer.step.split_batchnorm import batchnorms, split_batchnorms
+from fastpeer.step.step import TrainingStep
 from fastpeer.victims.compiled import CompiledTrainVictim
 from fastpeer.victims.factory import VictimFactory
 from tests.step.one_layer import OneLayer
@@ -80,6 +83,19 @@ def test_the_compiled_attack_moves_statistics_as_the_uncompiled_one_does(images)
     assert list(compiler.seconds) == ["the attack on the student in train mode"]
 
 
+@pytest.mark.usefixtures("without_code_generation")
+def test_training_passes_in_between_compile_the_attack_no_second_time(images):
+    config = Config(
+        method="pgd-at", loss=default_loss("pgd-at"), precision="fp64", engine=EngineConfig(compile="on"),
+        attack=AttackConfig(steps=2, batchnorm="train"), train=TrainConfig(batch_size=BATCH),
+    )  # fmt: skip
+    step = TrainingStep(config, config.table, {"student": OneLayer(CLASSES).double()})
+    torch._dynamo.utils.counters.clear()
+    for number in range(2):
+        step.train_on(Batch(images, LABELS), number)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(step.compiler.seconds) == 2
+
+
 def test_the_region_computes_the_same_in_a_deeper_network(network, images, monkeypatch):
     monkeypatch.setattr("torch.compile", lambda function, dynamic: function)
     assert_same_after_steps(Compiler(BATCH), network, images, PROBABILITIES)
@@ -94,6 +110,9 @@ def test_kernels_that_inductor_makes_do_so_too(network, images, target):
 
 
 def test_no_weight_gets_a_gradient_in_the_region(network, images, monkeypatch):
+    # Slow to import.
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     regions = []
     monkeypatch.setattr("torch.compile", lambda function, dynamic: regions.append(function) or function)
     victim(network, Compiler(BATCH))
