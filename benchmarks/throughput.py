@@ -6,6 +6,7 @@ python -m benchmarks.throughput --reference PATH/TO/PeerAiD
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,7 @@ from benchmarks.steps.variants import (
     literal_amp,
     released_code,
 )
-from fastpeer.config import EngineConfig, Precision
+from fastpeer.config import AttackPrecision, EngineConfig, Precision
 
 FIRST = "released step, fp32"
 LONGEST = 60
@@ -51,6 +52,8 @@ class Arguments(Timed):
     """Images in a step."""
     precisions: tuple[Precision, ...] = ("bf16",)
     """fastpeer's, each a variant of its own."""
+    attack_precisions: tuple[AttackPrecision, ...] = ("run",)
+    """Of its attacks, beside each of the precisions that is another one."""
     amp: Literal["bf16", "fp16"] = "bf16"
     """What the released step autocasts to in its second variant."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -113,8 +116,10 @@ def variants(arguments: Arguments) -> dict[str, Build]:
     }
     if arguments.reference is not None:
         builds["the authors' code, fp32"] = released_code(ReleasedCode(arguments.reference))
-    for precision in arguments.precisions:
-        builds[f"fastpeer, {precision}"] = fast_step(precision, arguments.engine)
+    for precision, attack in product(arguments.precisions, arguments.attack_precisions):
+        if attack != precision:
+            own = "" if attack == "run" else f", attacks in {attack}"
+            builds[f"fastpeer, {precision}{own}"] = fast_step(precision, arguments.engine, attack=attack)
     return builds
 
 

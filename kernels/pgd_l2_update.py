@@ -12,7 +12,7 @@ def pgd_l2_update(
     epsilon: float,
     *,
     copy: torch.dtype | None = None,
-    nan_count: Tensor | None = None,
+    nonfinite_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Step along each image's normalised gradient, then into the ball around `images`, then into [0, 1].
 
@@ -29,15 +29,16 @@ def pgd_l2_update(
         step_size: L2 distance by which the step moves each image.
         epsilon: radius of the ball.
         copy: dtype of a second result, for a network of lower precision.
-        nan_count: int64, one element, to which the number of NaN in the gradient is added.
+        nonfinite_count: int64, one element, to which the number of NaN and infinite values in the gradient is
+            added.
 
     Returns:
         The updated images, in the dtype of `adversarial`, and the same in `copy`'s dtype; without `copy`,
         twice the same tensor. Norms are computed in float64 if images or gradient are float64, else in
         float32.
     """
-    if nan_count is not None:
-        nan_count += gradient.isnan().sum()
+    if nonfinite_count is not None:
+        nonfinite_count += (~gradient.isfinite()).sum()
     climb = gradient.to(torch.promote_types(gradient.dtype, adversarial.dtype))
     moved = adversarial + step_size * _normalized(climb).to(adversarial.dtype)
     offset = moved - images

@@ -12,7 +12,7 @@ def pgd_update(
     epsilon: float,
     *,
     copy: torch.dtype | None = None,
-    nan_count: Tensor | None = None,
+    nonfinite_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Step along the gradient's sign, then back into the `epsilon` box around `images`, then into [0, 1].
 
@@ -25,14 +25,15 @@ def pgd_update(
         step_size: how far the step moves each pixel.
         epsilon: half the width of the box.
         copy: dtype of a second result, for a network of lower precision.
-        nan_count: int64, one element, to which the number of NaN in the gradient is added.
+        nonfinite_count: int64, one element, to which the number of NaN and infinite values in the gradient is
+            added.
 
     Returns:
         The updated images, in the dtype of `adversarial`, and the same in `copy`'s dtype; without `copy`,
         twice the same tensor.
     """
-    if nan_count is not None:
-        nan_count += gradient.isnan().sum()
+    if nonfinite_count is not None:
+        nonfinite_count += (~gradient.isfinite()).sum()
     # sign(NaN) is 0 in PyTorch.
     moved = adversarial + step_size * gradient.sign().to(adversarial.dtype)
     updated = torch.clamp(moved, images - epsilon, images + epsilon).clamp_(0, 1)

@@ -6,7 +6,7 @@ python -m benchmarks.quality.attack_strength --data data/cifar10 --run runs/cifa
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,8 +35,8 @@ SAME_PIXEL = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Common):
-    """Compare attacks on one pair of networks, trained for a few steps beforehand."""
+class Trained(Common):
+    """Which pair of networks is attacked."""
 
     data: Path | None = None
     """A prepared data set; without one, scikit-learn's digits."""
@@ -50,12 +50,18 @@ class Arguments(Common):
     """Training steps beforehand."""
     batches: int = 8
     """Test batches that are attacked."""
+    seed: int = 0
+    """Of the networks and the attack's start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Trained):
+    """Compare attacks on one pair of networks, trained for a few steps beforehand."""
+
     precisions: tuple[Precision, ...] = ("fp64", "fp32", "bf16", "fp16")
     """Of the attacks; on CUDA tf32 makes sense, too."""
     compile: bool = False
     """Attack through torch.compile, too."""
-    seed: int = 0
-    """Of the networks and the attack's start."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,13 @@ def main(arguments: Arguments) -> None:
         bar_plot(arguments.plot, "Loss that the attack reaches", [Panel(images.name, bars)])
 
 
-def trained(arguments: Arguments, device: torch.device) -> tuple[Config, Images, Mapping[str, nn.Module]]:
+def trained(
+    arguments: Trained, device: torch.device, roles: Sequence[str] = ("student", "peer")
+) -> tuple[Config, Images, Mapping[str, nn.Module]]:
     """Return settings, images and networks: those of a run, or trained for a few steps.
 
     Raises:
-        UserError: the run holds no pair of networks.
+        UserError: the run lacks one of the networks, called by their `roles`.
     """
     if arguments.run is None:
         short = Short(recipe=arguments.recipe, model=arguments.model, steps=arguments.steps)
@@ -112,7 +120,7 @@ def trained(arguments: Arguments, device: torch.device) -> tuple[Config, Images,
     run = RunFolder(arguments.run)
     config = replace(run.read_config(), precision="fp32", seed=arguments.seed)
     images = load_images(arguments.data, config.train.batch_size, device)
-    files = {name: run.checkpoint("last") / f"{name}.safetensors" for name in ("student", "peer")}
+    files = {name: run.checkpoint("last") / f"{name}.safetensors" for name in roles}
     if missing_files := [file for file in files.values() if not file.is_file()]:
         raise UserError(f"--run {run.path}: there is no {missing_files[0]}")
     return config, images, build_networks(config, config.table, images.classes, device, files)

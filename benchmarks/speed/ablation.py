@@ -2,6 +2,7 @@
 
 python -m benchmarks.speed.ablation --models resnet18 --datasets cifar10 --batch-sizes 128
 python -m benchmarks.speed.ablation --no-ladder --leave-out     what `auto` goes by (auto_table.py)
+python -m benchmarks.speed.ablation --no-ladder --leave-out --methods ard --take-away compile
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from benchmarks.steps.variants import (
     literal,
     literal_amp,
 )
-from fastpeer.config import EngineConfig, Precision
+from fastpeer.config import Config, EngineConfig, Precision
 from fastpeer.errors import UserError
 from fastpeer.step.options import options_of
 
@@ -43,6 +44,8 @@ class Arguments(Timed):
     """cifar10, cifar100 or tiny: sizes, classes and loss weights."""
     batch_sizes: tuple[int, ...] = (128,)
     """Images in a step."""
+    methods: tuple[str, ...] = (Config.method,)
+    """Whose steps."""
     precision: Precision = "bf16"
     """Of all but the first step."""
     parts: tuple[str, ...] = ("fold", "chain", "kernels", "merge", "compile", "streams", "graph")
@@ -51,18 +54,22 @@ class Arguments(Timed):
     """Add the parts in turn."""
     leave_out: bool = False
     """Take each part away from the full step; streams, which is no part of it, is added instead."""
+    take_away: tuple[str, ...] = ()
+    """Only these of the parts, with --leave-out; none: all."""
 
     def __post_init__(self) -> None:
         names = [field.name for field in fields(EngineConfig)]
         if unknown := set(self.parts) - set(names):
             raise UserError(f"--parts must be among {', '.join(names)}, got {unknown.pop()}")
+        if unknown := set(self.take_away) - set(self.parts):
+            raise UserError(f"--take-away must be among {', '.join(self.parts)}, got {unknown.pop()}")
 
 
 def main(arguments: Arguments) -> None:
     """Measure each case, show it and write."""
     device = arguments.chosen_device()
     report = Report("ablation", arguments, device, arguments.json)
-    for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes):
+    for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes, arguments.methods):
         pairs = pairs_of(case, arguments, device, report) if arguments.leave_out else {}
         builds = ladder(arguments) if arguments.ladder else {}
         builds |= {name: build for pair in pairs.values() for name, build in pair.items()}
@@ -103,7 +110,8 @@ def pairs_of(
             usable.append(part)
         else:
             report.miss(part, options.reasons[part], **case.labels)
-    return {part: pair(part, usable, arguments.precision) for part in usable}
+    taken_away = [part for part in usable if part in (arguments.take_away or usable)]
+    return {part: pair(part, usable, arguments.precision) for part in taken_away}
 
 
 def pair(part: str, usable: list[str], precision: Precision) -> dict[str, Build]:

@@ -44,12 +44,16 @@ def main(arguments: Arguments) -> None:
 
 
 def gains_of(report: Mapping[str, Any]) -> Iterable[Gain]:
-    """Yield what a report says of the parts: taken away from the full step, or else added in turn."""
-    taken_away = [entry for entry in report["records"] if entry["unit"] == "times without it"]
+    """Yield what a report says of the parts: taken away from the full step, or else added in turn.
+
+    Of PeerAiD's step alone, since the table knows no methods.
+    """
+    records = [entry for entry in report["records"] if entry["labels"].get("method", "peeraid") == "peeraid"]
+    taken_away = [entry for entry in records if entry["unit"] == "times without it"]
     names = {entry["name"] for entry in taken_away}
     added = [
         {**entry, "name": entry["name"].removeprefix("+ ")}
-        for entry in report["records"]
+        for entry in records
         if entry["unit"] == "times the one above" and entry["name"].startswith("+ ")
     ]
     for record in [*taken_away, *(entry for entry in added if entry["name"] not in names)]:

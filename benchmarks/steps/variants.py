@@ -27,7 +27,7 @@ from benchmarks.harness.record import Record, Report, counted, record
 from benchmarks.steps.cases import Case, measured_table, random_batches, random_teachers
 from benchmarks.steps.literal import literal_step
 from benchmarks.steps.released import ReleasedCode
-from fastpeer.config import Config, EngineConfig, Precision, Switch
+from fastpeer.config import AttackPrecision, Config, EngineConfig, Precision, Switch
 from fastpeer.errors import UserError, one_line
 from fastpeer.step.compile import OUT_OF_TIME
 from fastpeer.step.precision import number_format, ready
@@ -227,13 +227,16 @@ LONGEST_COMPILE = 150.0
 """Seconds that a function may take to compile here: lest one eats up what all are to be measured in."""
 
 
-def fast_step(precision: Precision, engine: EngineConfig, needs: str = "") -> Build:
+def fast_step(
+    precision: Precision, engine: EngineConfig, needs: str = "", attack: AttackPrecision = "run"
+) -> Build:
     """Return fastpeer's step with the given parts.
 
     Args:
         precision: of the whole run.
         engine: which parts are on.
         needs: a part without which the step is not what it is called, and is not measured.
+        attack: precision of its attacks.
     """
 
     def build(case: Case, device: torch.device) -> Built:
@@ -241,6 +244,7 @@ def fast_step(precision: Precision, engine: EngineConfig, needs: str = "") -> Bu
         Flags(benchmark=True, cudnn_tf32=True, matmul_tf32=False).set()
         number_format(precision).allow_tf32()
         config = case.config(precision, engine)
+        config = replace(config, attack=replace(config.attack, precision=attack))
         networks = ready_networks(case, config, device)
         with EngineLog() as log:
             step = TrainingStep(config, measured_table(config), networks, case.size)

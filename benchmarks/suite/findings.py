@@ -29,6 +29,7 @@ def headline(report: dict[str, Any] | None, ended: Ended) -> str:
         "roofline": _limits,
         "primitives": _efficiencies,
         "attack_strength": _attacks,
+        "attack_signs": _signs,
         "accuracy_parity": _parity,
         "loader": _fastest,
         "evaluation_speed": _fastest,
@@ -101,6 +102,11 @@ def _efficiencies(report: dict[str, Any]) -> str:
 def _attacks(report: dict[str, Any]) -> str:
     off = [entry["value"] for entry in _of(report, "% off the reference")]
     return f"loss reached off by {min(off):+.2f} to {max(off):+.2f} %" if off else ""
+
+
+def _signs(report: dict[str, Any]) -> str:
+    found = _of(report, "% of signs as in float64")
+    return "signs as in float64: " + ", ".join(f"{one['name']} {one['value']:.2f} %" for one in found)
 
 
 def _parity(report: dict[str, Any]) -> str:

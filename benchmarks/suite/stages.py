@@ -140,6 +140,17 @@ SPEED = [
         least=60,
     ),
     script(
+        "train-mode",
+        # The attack is all that is compiled: own kernels run the teacher and the training passes.
+        "--methods ard --no-ladder --leave-out --take-away compile --rounds 5 --seconds 0.3"
+        f" {BUDGET} --parts fold chain kernels merge graph convolutions stem batchnorm compile",
+        file="speed.ablation",
+        short="--models resnet8 --batch-sizes 2 --methods ard --no-ladder --leave-out --take-away merge"
+        f" --parts merge {BRIEF}",
+        seconds=110,
+        least=60,
+    ),
+    script(
         "primitives",
         f"--networks resnet18 --dtypes bf16 fp16 --rounds 5 {BUDGET}",
         file="speed.primitives",
@@ -152,8 +163,8 @@ SPEED = [
     throughput("mobilenetv2", "--models mobilenetv2 --rounds 5", seconds=200, least=100),
     throughput(
         "fp16",
-        "--precisions bf16 fp16 --rounds 5",
-        short=f"{SMALL} --precisions bf16 fp16",
+        "--precisions bf16 fp16 --attack-precisions run fp16 --rounds 5",
+        short=f"{SMALL} --precisions bf16 fp16 --attack-precisions run fp16",
         seconds=120,
         least=60,
     ),
@@ -264,6 +275,14 @@ REST = [
         file="quality.attack_strength",
         short="--run {work}/runs/fastpeer --data {work}/data --batches 1 --precisions fp32 --device cpu",
         seconds=100,
+        needs=IMAGES,
+    ),
+    script(
+        "attack-signs",
+        "--run {work}/runs/fastpeer --data {work}/data",
+        file="quality.attack_signs",
+        short="--run {work}/runs/fastpeer --data {work}/data --batches 1 --scales 1024 --device cpu",
+        seconds=60,
         needs=IMAGES,
     ),
     script(

@@ -85,5 +85,5 @@ def _attack(trainer: "Trainer") -> str:
         f"attack on the {' and the '.join(victims)}: PGD, norm {settings.norm}, epsilon"
         f" {format_fraction(settings.epsilon)}, step size {format_fraction(settings.step_size)},"
         f" {settings.steps} steps,"
-        f" start {' and '.join(starts)}"
+        f" start {' and '.join(starts)}{'' if settings.precision == 'run' else f', in {settings.precision}'}"
     )

@@ -1,5 +1,6 @@
 """Settings, their files, and the recipes that are shipped."""
 
+from fastpeer.config.attack import AttackConfig, AttackPrecision
 from fastpeer.config.checks import check_at_least, check_batch_size
 from fastpeer.config.distances import (
     Norm,
@@ -12,7 +13,6 @@ from fastpeer.config.distances import (
     parse_radii,
 )
 from fastpeer.config.settings import (
-    AttackConfig,
     AutoAttackWay,
     CheckpointConfig,
     Config,
@@ -39,6 +39,7 @@ from fastpeer.models.pixel_range import check_normalization
 
 __all__ = [
     "AttackConfig",
+    "AttackPrecision",
     "AutoAttackWay",
     "CheckpointConfig",
     "Config",

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro.conf
 
+from fastpeer.config.attack import AttackConfig
 from fastpeer.config.checks import check_at_least, check_batch_size
-from fastpeer.config.distances import LARGEST_SIZE, Norm, PixelDistance, check_distances
+from fastpeer.config.distances import LARGEST_SIZE
 from fastpeer.errors import UserError
 from fastpeer.methods import LossSettings, Method, build_table, default_loss
 from fastpeer.models import check_model_name
@@ -97,34 +98,6 @@ class DataConfig:
             raise ValueError(f"size must be {LARGEST_SIZE} or less, got {self.size}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must be two increasing parts up to 1, got {list(self.crop_scale)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackConfig:
-    """The PGD attack during training; what the method's table says holds unless it is overruled here."""
-
-    norm: Norm = "linf"
-    """What epsilon bounds: the change of each pixel (linf), or the Euclidean length of an image's whole
-    change (l2)."""
-    epsilon: PixelDistance = 8 / 255
-    """Radius of the ball; usual for l2 is 128/255 or 0.5."""
-    step_size: PixelDistance = 2 / 255
-    """How far one step moves each pixel, or with l2 the image; usual for l2 is 2.5 epsilon / steps."""
-    steps: int = 10
-    """Number of steps."""
-    start: Literal["method", "gaussian", "uniform", "none"] = "method"
-    """The noise the attack starts from; none starts at the image itself."""
-    start_std: float = 0.001
-    """Standard deviation of Gaussian noise; 0: none."""
-    clamp_start: Literal["method", "on", "off"] = "method"
-    """Bring the start back to [0, 1] before the first gradient."""
-    batchnorm: Literal["method", "eval", "train"] = "method"
-    """Mode of the attacked network. In train mode its running statistics move with each step of the attack,
-    which can be neither folded nor compiled then."""
-
-    def __post_init__(self) -> None:
-        check_at_least(0, self, "epsilon", "step_size", "steps", "start_std")
-        check_distances(self.norm, epsilon=self.epsilon, step_size=self.step_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from fastpeer.evaluation.verdicts import Verdicts, VerdictsFile
 from fastpeer.step.measured import Workload
 from fastpeer.step.options import Options, choose_options
 from fastpeer.step.precision import number_format
-from fastpeer.victims.factory import CompiledVictim, EagerVictim
+from fastpeer.victims.compiled import CompiledVictim, EagerVictim
 from fastpeer.victims.interface import Context
 from fastpeer.victims.pgd import evaluating
 

@@ -19,7 +19,7 @@ from fastpeer.evaluation.attacks import (
 from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES, attacks_of_set, check_classes
 from fastpeer.kernels.choice import Kernels
 from fastpeer.suggestions import similar
-from fastpeer.victims.factory import EagerVictim
+from fastpeer.victims.compiled import EagerVictim
 from fastpeer.victims.interface import Victim
 
 AUTOATTACK = "aa"

@@ -14,7 +14,7 @@ from fastpeer.data.counter import generator
 from fastpeer.data.stream import Batch
 from fastpeer.kernels.choice import Kernels
 from fastpeer.step.options import Options
-from fastpeer.victims.factory import EagerVictim
+from fastpeer.victims.compiled import EagerVictim
 from fastpeer.victims.interface import Victim
 from fastpeer.victims.pgd import pgd, uniform_start
 

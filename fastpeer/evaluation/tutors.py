@@ -66,7 +66,8 @@ class Tutor:
 
 def beside_their_peers(targets: Iterable[Target]) -> list[Target]:
     """Leave out the selected averages of runs with a peer, which are kept without one; the log says so."""
-    kept, alone = [], []
+    kept: list[Target] = []
+    alone: list[Target] = []
     for target in targets:
         has_peer = target.config is not None and "peer" in target.config.table.trained
         (alone if has_peer and target.checkpoint == "best-swa" else kept).append(target)

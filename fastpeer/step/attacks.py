@@ -54,7 +54,12 @@ class Adversary:
         self.victim = self._victim(victim_factory)
 
     def perturb(
-        self, images: Tensor, labels: Tensor, key: Tensor, predict: Predict, nan_count: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        key: Tensor,
+        predict: Predict,
+        nonfinite_count: Tensor | None = None,
     ) -> Tensor:
         """Return adversarial images (B, 3, H, W), in the dtype of the clean ones.
 
@@ -63,13 +68,14 @@ class Adversary:
             labels: int64 (B,).
             key: seed of the start's noise, int64 (), on the device.
             predict: computes the target's logits; the victims have been refreshed.
-            nan_count: int64 (1,), to which the number of NaN gradient values is added; see `pgd`.
+            nonfinite_count: int64 (1,), to which the number of values in gradients that are not finite is
+                added; see `pgd`.
         """
         with evaluating(*self._in_eval):
             return pgd(
                 self.victim, images, self._target(images, labels, predict), self._start(images, key),
                 norm=self.settings.norm, epsilon=self.settings.epsilon, step_size=self.settings.step_size,
-                steps=self.settings.steps, kernels=self.kernels, nan_count=nan_count,
+                steps=self.settings.steps, kernels=self.kernels, nonfinite_count=nonfinite_count,
             )  # fmt: skip
 
     def _networks_in_eval(self) -> list[nn.Module]:
@@ -82,7 +88,7 @@ class Adversary:
         if self._target_network is not None:
             return victim_factory.moving_target(self._network, self._target_network, name, in_train_mode)
         if in_train_mode:
-            return victim_factory.unfolded(self._network)
+            return victim_factory.in_train_mode(self._network, name)
         return victim_factory.victim(self._network, name)
 
     def _target(self, images: Tensor, labels: Tensor, predict: Predict) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from fastpeer.config import Config, EngineConfig, Switch
+from fastpeer.config import AttackConfig, Config, EngineConfig, Switch
 from fastpeer.kernels.batch_norm import BatchNorm
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
 from fastpeer.step.compile import Compiler
@@ -75,8 +75,9 @@ class Options:
         return self.formulas().batch_norm if self.batchnorm else None
 
     def victim_factory(
-        self, number_format: NumberFormat, device: torch.device, compiler: Compiler | None = None
-    ) -> VictimFactory:
+        self, number_format: NumberFormat, device: torch.device, compiler: Compiler | None = None,
+        gradient_scale: float = AttackConfig.gradient_scale,
+    ) -> VictimFactory:  # fmt: skip
         """Return a factory of victims under these options, compiled if a compiler is given."""
         return VictimFactory(
             dtype=number_format.autocast or number_format.weights,
@@ -87,6 +88,7 @@ class Options:
             context=lambda: number_format.autocasting(device),
             own_convolutions=self.convolutions,
             stem=self.stem,
+            gradient_scale=gradient_scale,
         )
 
     def recorded(

@@ -1,7 +1,7 @@
 """The number format of a run: dtypes of weights and products, and which layers stay exact."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,14 @@ def number_format(precision: Precision) -> NumberFormat:
     return formats[precision]
 
 
+def attack_format(config: Config) -> NumberFormat:
+    """Return the number format that attacked networks compute in: the run's, or `attack.precision`."""
+    numbers = number_format(config.precision)
+    if config.attack.precision == "run":
+        return numbers
+    return replace(numbers, autocast=number_format(config.attack.precision).autocast)
+
+
 def amp_precision(device: torch.device) -> Precision:
     """Return the precision that `--amp` stands for: bf16, or fp16 on CUDA devices before Ampere."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -90,15 +98,18 @@ def amp_precision(device: torch.device) -> Precision:
     return "bf16"
 
 
-def emulation_warning(dtype: torch.dtype) -> list[str]:
-    """Return a line of warning if this processor has no instructions for a dtype, else no line."""
+def emulation_warning(dtype: torch.dtype, better: str = "--precision fp32") -> list[str]:
+    """Return a line of warning if this processor has no instructions for a dtype, else no line.
+
+    `better` is the flag that avoids it.
+    """
     names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     if dtype not in names or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return []
     if getattr(torch.ops.mkldnn, names[dtype])():
         return []
     name = str(dtype).removeprefix("torch.")
-    return [f"this processor has no {name} instructions: --precision fp32 is several times faster"]
+    return [f"this processor has no {name} instructions: {better} is several times faster"]
 
 
 def ready(network: nn.Module, config: Config, device: torch.device) -> nn.Module:
@@ -108,6 +119,6 @@ def ready(network: nn.Module, config: Config, device: torch.device) -> nn.Module
     """
     numbers = number_format(config.precision)
     network = placed(network, device, numbers.weights)
-    if numbers.autocast is not None:
+    if numbers.autocast is not None or attack_format(config).autocast is not None:
         keep_pixels_exact(network)
     return network

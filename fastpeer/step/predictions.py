@@ -1,6 +1,6 @@
 """Logits in eval mode: the targets of attacks, and the outputs of frozen teachers."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class Predictions:
         names: networks whose predictions are wanted, or which are attacked in eval mode.
         networks: all of the run, by name.
         trained: names of those whose weights change.
-        victim_factory: makes the folded or compiled form in which they run.
+        factory_of: returns what makes the folded or compiled form in which a network runs, by its name.
 
     Attributes:
         victims: the form in which each network runs, by name.
@@ -26,11 +26,11 @@ class Predictions:
 
     def __init__(
         self, names: Collection[Network], networks: Mapping[str, nn.Module], trained: Collection[Network],
-        victim_factory: VictimFactory,
+        factory_of: Callable[[Network], VictimFactory],
     ) -> None:  # fmt: skip
         self._networks = networks
-        self.victims: dict[str, Victim] = {
-            name: victim_factory.victim(networks[name], name) for name in dict.fromkeys(names)
+        self.victims: dict[Network, Victim] = {
+            name: factory_of(name).victim(networks[name], name) for name in dict.fromkeys(names)
         }
         self._trained_victims = [victim for name, victim in self.victims.items() if name in trained]
         self._cached: dict[Forward, Tensor] = {}

@@ -167,6 +167,8 @@ def split_batchnorms(network: nn.Module) -> bool:
     for norm in norms:
         # The layer stays the same object: optimizers and hooks keep their references to it.
         norm.__class__ = split[type(norm)]
+    # So that all attributes are there before anything is compiled, see below.
+    set_updates(network, (0,))
     return True
 
 

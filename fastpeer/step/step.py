@@ -25,8 +25,9 @@ from fastpeer.step.input_gradient import input_gradient_distance
 from fastpeer.step.loss import LossTable, learning_forwards, twice_differentiated
 from fastpeer.step.optimizer import describe_frozen, freeze, sgd
 from fastpeer.step.options import options_of
-from fastpeer.step.precision import emulation_warning, number_format
+from fastpeer.step.precision import attack_format, emulation_warning, number_format
 from fastpeer.step.predictions import Predictions
+from fastpeer.victims.factory import VictimFactory
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,14 @@ class StepResult(NamedTuple):
     Attributes:
         losses: the weighted value of each of the method's active terms, (terms,).
         correct: number of samples that each forward classified right, int64 (forwards,).
-        nan_gradients: number of NaN values in the attacks' gradients, which moved no pixel, int64 (1,).
+        nonfinite_gradients: number of values in the attacks' gradients that were NaN, which moved no pixel,
+            or infinite, int64 (1,).
         skipped: 1 if float16 gradients overflowed and the weights were not updated, int64 (1,).
     """
 
     losses: Tensor
     correct: Tensor
-    nan_gradients: Tensor
+    nonfinite_gradients: Tensor
     skipped: Tensor
 
 
@@ -75,7 +77,15 @@ class TrainingStep:
             log.warning(line)
         self.kernels = self.options.formulas()
         self.compiler = Compiler(config.train.batch_size) if self.options.compile else None
-        self.victim_factory = self.options.victim_factory(self.format, self.device, self.compiler)
+        scale = config.attack.gradient_scale
+        self.victim_factory = self.options.victim_factory(self.format, self.device, self.compiler, scale)
+        # Another one where attacks have a number format of their own: other networks keep the run's.
+        self.attack_format = attack_format(config)
+        self._attack_factory = self.victim_factory
+        if self.attack_format != self.format:
+            self._attack_factory = self.options.victim_factory(
+                self.attack_format, self.device, self.compiler, scale
+            )
         freeze({name: networks[name] for name in method.trained}, config.optim.freeze)
         self.optimizer = sgd([networks[name] for name in method.trained], config.optim)
         self._weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
@@ -91,7 +101,10 @@ class TrainingStep:
         self.adversaries = self._adversaries()
         self._noise_keys = {name: self._noise_key(name) for name in self.adversaries}
         self.predictions = Predictions(
-            self._networks_in_eval(), self.networks, method.trained, self.victim_factory
+            self._networks_in_eval(), self.networks, method.trained, self._factory_of
+        )
+        self._moving_targets = Predictions(
+            self._moving_apart(), self.networks, method.trained, lambda name: self._attack_factory
         )
         self._input_gradient_terms = twice_differentiated(method)
         differentiated = Differentiated(
@@ -113,8 +126,8 @@ class TrainingStep:
         lines = self.options.describe(self.differentiates_twice, self._idle_parts())
         if self.options.fold:
             lines += [
-                f"engine, the {name} in eval mode: {self.victim_factory.describe(self.networks[name])}"
-                for name in self.predictions.victims
+                f"engine, the {name} in eval mode{self._own_format(by)}: {by.describe(self.networks[name])}"
+                for name, by in self._victims()
             ]
             attacks = [adversary.attack for adversary in self.adversaries.values()]
             unfolded = dict.fromkeys(attack.victim for attack in attacks if attack.batchnorm == "train")
@@ -128,17 +141,23 @@ class TrainingStep:
         ]
         for name in sorted(self.method.trained, key=list(self.networks).index):
             lines += describe_frozen(name, self.networks[name])
-        if self.device.type == "cpu" and self.format.autocast is not None:
-            lines += emulation_warning(self.format.autocast)
-        return lines
+        return [*lines, *self._emulated()] if self.device.type == "cpu" else lines
+
+    def _emulated(self) -> list[str]:
+        """Return a warning of each number format that the processor has no instructions for."""
+        formats = {
+            self.attack_format.autocast: "--attack.precision run",
+            self.format.autocast: "--precision fp32",
+        }
+        return [line for dtype, flag in formats.items() if dtype for line in emulation_warning(dtype, flag)]
 
     def _idle_parts(self) -> dict[str, str]:
         """Return why parts that the options use have nothing to do, by part: networks may not allow them."""
-        in_eval = [self.networks[name] for name in self.predictions.victims]
+        victims = self._victims()
         idle = {
-            part: f"0 of {len(in_eval)} networks in eval mode"
+            part: f"0 of {len(victims)} networks in eval mode"
             for part in ("fold", "chain")
-            if not self.victim_factory.uses(part, in_eval)
+            if not any(factory.uses(part, [self.networks[name]]) for name, factory in victims)
         }
         if not self.forwards.merges:
             unsplit = " and ".join(self.forwards.unsplit)
@@ -205,35 +224,35 @@ class TrainingStep:
 
     def run(self, images: Tensor, labels: Tensor) -> StepResult:
         """Train on images (B, 3, H, W) in [0, 1] and labels (B,): the program that a CUDA graph captures."""
-        nan_gradients = torch.zeros(1, dtype=torch.int64, device=self.device)
+        nonfinite_gradients = torch.zeros(1, dtype=torch.int64, device=self.device)
         scale = self.scaler.scale(torch.ones((), device=self.device))
-        with self.predictions.of_one_step():
-            inputs = {"clean": images, **self._perturb(images, labels, nan_gradients)}
+        with self.predictions.of_one_step(), self._moving_targets.of_one_step():
+            inputs = {"clean": images, **self._perturb(images, labels, nonfinite_gradients)}
             losses, correct = self._learn(inputs, labels, scale)
         with torch.no_grad():
             # Some released codes run the network again after the update, which moves BatchNorm's statistics.
             self.afterwards.run(inputs)
         # GradScaler lowers its scale in exactly those steps whose update it skips.
         skipped = self.scaler.scale(torch.ones((), device=self.device)) < scale
-        return StepResult(losses, correct, nan_gradients, skipped.long().view(1))
+        return StepResult(losses, correct, nonfinite_gradients, skipped.long().view(1))
 
     def adversarial(
-        self, images: Tensor, labels: Tensor, nan_count: Tensor | None = None
+        self, images: Tensor, labels: Tensor, nonfinite_count: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return the images (B, 3, H, W) that each attack makes, by its name in the table; no weight changes.
 
         Args:
             images: clean images (B, 3, H, W) in [0, 1].
             labels: int64 (B,).
-            nan_count: int64 (1,), to which the number of NaN gradient values is added.
+            nonfinite_count: int64 (1,), to which the number of gradient values that are not finite is added.
         """
-        with self.predictions.of_one_step():
-            return self._perturb(images, labels, nan_count)
+        with self.predictions.of_one_step(), self._moving_targets.of_one_step():
+            return self._perturb(images, labels, nonfinite_count)
 
-    def _perturb(self, images: Tensor, labels: Tensor, nan_count: Tensor | None) -> dict[str, Tensor]:
+    def _perturb(self, images: Tensor, labels: Tensor, nonfinite_count: Tensor | None) -> dict[str, Tensor]:
         keys = {name: step_key(key, self._step_number) for name, key in self._noise_keys.items()}
         return {
-            name: adversary.perturb(images, labels, keys[name], self.predictions.logits, nan_count)
+            name: adversary.perturb(images, labels, keys[name], self.predictions.logits, nonfinite_count)
             for name, adversary in self.adversaries.items()
         }
 
@@ -293,7 +312,7 @@ class TrainingStep:
                 name,
                 self.networks,
                 self.config.attack,
-                self.victim_factory,
+                self._attack_factory,
             )
             for name, attack in self.method.attacks.items()
         }
@@ -304,6 +323,29 @@ class TrainingStep:
         victims = [attack.victim for attack in attacks if attack.batchnorm == "eval"]
         targets = [attack.away_from.network for attack in attacks if isinstance(attack.away_from, Forward)]
         return [*victims, *targets, *self.method.frozen]
+
+    def _factory_of(self, name: Network) -> VictimFactory:
+        """Return what makes the form of a network in eval mode: in the attack's format if it is attacked.
+
+        As the target of its own attack too: at the start, that differs from it by little more than rounding.
+        """
+        attacked = {adversary.attack.victim for adversary in self.adversaries.values()}
+        return self._attack_factory if name in attacked else self.victim_factory
+
+    def _moving_apart(self) -> list[Network]:
+        """Return the names of targets that attacks differentiate in another format than they else run in."""
+        attacks = {name: adversary.attack for name, adversary in self.adversaries.items()}
+        moving = [attack.away_from for name, attack in attacks.items() if attack.moves(name)]
+        names = [target.network for target in moving if isinstance(target, Forward)]
+        return [name for name in names if self._factory_of(name) is not self._attack_factory]
+
+    def _victims(self) -> list[tuple[Network, VictimFactory]]:
+        """Return the names of networks that run in eval mode, with what made the form in which they do."""
+        usual = [(name, self._factory_of(name)) for name in self.predictions.victims]
+        return [*usual, *((name, self._attack_factory) for name in self._moving_targets.victims)]
+
+    def _own_format(self, factory: VictimFactory) -> str:
+        return "" if factory is self.victim_factory else f", in {self.config.attack.precision}"
 
     def _noise_key(self, attack: str) -> Tensor:
         """Return the key, int64 (), that an attack's noise is drawn from together with the step's number."""

@@ -50,7 +50,7 @@ class Interval:
         # In float64: thousands of float32 values would lose digits in a float32 sum.
         self._losses += result.losses.double() * images
         self._correct += result.correct
-        self._nan_gradients += result.nan_gradients
+        self._nonfinite_gradients += result.nonfinite_gradients
         self._skipped += result.skipped
         self._images += images
         self._timed_images += images
@@ -65,8 +65,8 @@ class Interval:
         """Return the means since the sums were reset, and keep the sums; it waits for the device.
 
         Returns:
-            losses by term, accuracy in % by forward, images_per_second, and the counts of NaN gradients and
-            skipped steps where there were any.
+            losses by term, accuracy in % by forward, images_per_second, and the counts of gradient values
+            that were not finite and of skipped steps, where there were any.
         """
         accuracies = (100 * self._correct / self._images).tolist()
         return {
@@ -79,7 +79,7 @@ class Interval:
 
     def _fault_counts(self) -> dict[str, int]:
         """Return how often something went wrong without stopping the run; empty if nothing did."""
-        counts = {"nan_gradients": int(self._nan_gradients), "skipped_steps": int(self._skipped)}
+        counts = {"nonfinite_gradients": int(self._nonfinite_gradients), "skipped_steps": int(self._skipped)}
         return {name: count for name, count in counts.items() if count}
 
     def losses(self) -> dict[str, float]:
@@ -93,7 +93,8 @@ class Interval:
             "losses": self._losses.cpu(),
             "correct": self._correct.cpu(),
             "images": self._images,
-            "nan_gradients": int(self._nan_gradients),
+            # The name is that of checkpoints from before infinite values were counted too.
+            "nan_gradients": int(self._nonfinite_gradients),
             "skipped": int(self._skipped),
         }
 
@@ -102,7 +103,7 @@ class Interval:
         self._losses.copy_(check_like(self._losses, state["losses"]))
         self._correct.copy_(check_like(self._correct, state["correct"]))
         self._images = state["images"]
-        self._nan_gradients.fill_(state["nan_gradients"])
+        self._nonfinite_gradients.fill_(state["nan_gradients"])
         self._skipped.fill_(state["skipped"])
 
     def restart_clock(self) -> None:
@@ -113,17 +114,17 @@ class Interval:
     def _clear(self) -> None:
         self._losses = torch.zeros(len(self.terms), dtype=torch.float64, device=self.device)
         self._correct = torch.zeros(len(self.forwards), dtype=torch.int64, device=self.device)
-        self._nan_gradients = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._nonfinite_gradients = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._skipped = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._images = 0
         self.restart_clock()
 
 
 def report_faults(record: Mapping[str, Any]) -> None:
-    """Warn about NaN gradients and skipped steps, which would look like a weak attack or a slow start."""
-    if "nan_gradients" in record:
-        counts = record["step"], record["nan_gradients"]
-        log.warning("step %d: the attack met %d NaN values in its gradients", *counts)
+    """Warn about gradients that are not finite and skipped steps: a weak attack or a slow start, it seems."""
+    if "nonfinite_gradients" in record:
+        counts = record["step"], record["nonfinite_gradients"]
+        log.warning("step %d: the attack met %d values in its gradients that are NaN or infinite", *counts)
     if "skipped_steps" in record:
         counts = record["step"], record["skipped_steps"]
         log.warning("step %d: %d steps skipped because fp16 gradients overflowed", *counts)

@@ -1,15 +1,16 @@
 """Chooses how a network is attacked: folded or unfolded, as a chain or through autograd, compiled or not."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastpeer.kernels.choice import Kernels, torch_kernels
+from fastpeer.kernels.choice import Kernels
 from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
+from fastpeer.victims.compiled import CompiledTrainVictim, CompiledVictim, EagerVictim
 from fastpeer.victims.convolution import (
     Convolutions,
     CudnnConvolutions,
@@ -19,10 +20,9 @@ from fastpeer.victims.convolution import (
 from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.interface import Compile, Context, Victim
-from fastpeer.victims.moving_target import MovingTargetVictim, to_input_dtype
+from fastpeer.victims.moving_target import MovingTargetVictim
 from fastpeer.victims.onednn import OnednnConvolutions, onednn_supports
 
-EagerVictim = AutogradVictim | ChainVictim
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +38,7 @@ class VictimFactory:
         context: makes the context in which autograd runs a network, such as autocast.
         own_convolutions: see `EngineConfig.convolutions`.
         stem: see `EngineConfig`.
+        gradient_scale: factor of the gradients in float16; other dtypes need none.
     """
 
     dtype: torch.dtype
@@ -48,7 +49,11 @@ class VictimFactory:
     context: Context
     own_convolutions: bool = False
     stem: bool = False
+    gradient_scale: float = 1024.0
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _train_victims: dict[nn.Module, "AutogradVictim | CompiledTrainVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _reasons: dict[nn.Module, str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -82,12 +87,17 @@ class VictimFactory:
         kinds = {"fold": (FoldedVictim, ChainVictim), "chain": (ChainVictim,)}[part]
         return any(isinstance(_uncompiled(self._victims[network]), kinds) for network in networks)
 
-    def unfolded(self, network: nn.Module) -> AutogradVictim:
-        """Return the victim of a network in its present mode, neither folded nor compiled.
+    def in_train_mode(self, network: nn.Module, name: str) -> AutogradVictim | CompiledTrainVictim:
+        """Return the victim of a network in train mode, made at the first call for it.
 
-        An attack in train mode needs this: each pass updates the running statistics.
+        It is not folded: each pass normalises by its batch, and moves the running statistics.
         """
-        return AutogradVictim(network, self.kernels, self._scale, self.context)
+        if network not in self._train_victims:
+            victim = self._unfolded(network)
+            self._train_victims[network] = (
+                victim if self.compiler is None else CompiledTrainVictim(network, victim, name, self.compiler)
+            )
+        return self._train_victims[network]
 
     def moving_target(self, student: nn.Module, teacher: nn.Module, name: str, unfolded: bool) -> Victim:
         """Return the victim of an attack that differentiates student and teacher, see `MovingTargetVictim`.
@@ -98,7 +108,7 @@ class VictimFactory:
             name: the student's, for the log.
             unfolded: neither fold the student nor compile the attack.
         """
-        attacked = self.unfolded(student) if unfolded else _uncompiled(self.victim(student, name))
+        attacked = self._unfolded(student) if unfolded else _uncompiled(self.victim(student, name))
         victim = MovingTargetVictim(attacked, _uncompiled(self.victim(teacher, "teacher")), self.kernels)
         compiler = self._compiler_for(attacked)
         return victim if unfolded or compiler is None else CompiledVictim(victim, name, compiler)
@@ -108,10 +118,13 @@ class VictimFactory:
         own = self.own_convolutions or self.stem
         return None if own and isinstance(victim, ChainVictim) else self.compiler
 
+    def _unfolded(self, network: nn.Module) -> AutogradVictim:
+        return AutogradVictim(network, self.kernels, self._scale, self.context)
+
     def _eager(self, network: nn.Module, name: str) -> EagerVictim:
         folded = self._folded(network, name)
         if folded is None:
-            return AutogradVictim(network, self.kernels, self._scale, self.context)
+            return self._unfolded(network)
         return self._chain(folded, network, name) or FoldedVictim(
             folded, self.kernels, self._scale, self.context
         )
@@ -143,8 +156,8 @@ class VictimFactory:
 
     @property
     def _scale(self) -> float:
-        """Factor of the gradients: float16's smallest ones would vanish, and PGD uses the sign alone."""
-        return 1024.0 if self.dtype == torch.float16 else 1.0
+        """Factor of the gradients: small ones vanish in float16, and a step does not depend on their size."""
+        return self.gradient_scale if self.dtype == torch.float16 else 1.0
 
 
 def choose_convolutions(
@@ -170,110 +183,9 @@ def choose_convolutions(
     return PlainConvolutions()
 
 
-class CompiledVictim:
-    """A victim whose logits and input gradient are compiled.
-
-    Args:
-        victim: runs where the compiled code cannot be used.
-        name: of the network, for the log.
-        compiler: compiles both functions.
-    """
-
-    def __init__(self, victim: EagerVictim | MovingTargetVictim, name: str, compiler: Compile) -> None:
-        self.victim = victim
-        self.input_dtype: torch.dtype | None = victim.input_dtype
-        self.scale = victim.scale
-        self._num_classes = 0
-        self._logits = compiler(_functional_logits(victim), f"the {name} in eval mode", victim.logits)
-        self._gradient = compiler(
-            _functional_gradient(victim), f"the attack on the {name}", victim.input_gradient
-        )
-
-    def refresh(self) -> None:
-        """Refresh the victim; the compiled code reads its folded weights from the same memory."""
-        self.victim.refresh()
-
-    # torch.compile guards on the grad mode, in which training and selection differ: without no_grad here,
-    # both functions would be compiled once for each.
-    @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) to logits (B, C)."""
-        return self._logits(images)
-
-    @torch.no_grad()
-    def input_gradient(self, images: Tensor, target: Tensor) -> Tensor:
-        """Return the scaled gradient at the images, (B, 3, H, W), for probabilities (B, C) or labels (B,)."""
-        return self._gradient(images, self._probabilities(images, target))
-
-    def _probabilities(self, images: Tensor, target: Tensor) -> Tensor:
-        """Turn labels into one-hot probabilities: training compiled the attack for probabilities."""
-        if target.is_floating_point() or isinstance(self.victim, MovingTargetVictim):
-            return target
-        if not self._num_classes:
-            self._num_classes = self.victim.logits(images[:1]).shape[1]
-        wide = torch.promote_types(images.dtype, torch.float32)
-        return nn.functional.one_hot(target, self._num_classes).to(wide)
-
-
 def _uncompiled(victim: EagerVictim | CompiledVictim) -> EagerVictim:
     """Return the victim that a compiled one wraps."""
     if not isinstance(victim, CompiledVictim):
         return victim
     assert not isinstance(victim.victim, MovingTargetVictim)  # the factory does not store those
     return victim.victim
-
-
-def _functional_logits(victim: EagerVictim | MovingTargetVictim) -> Callable[[Tensor], Tensor]:
-    return _with_plain_operators(victim).logits if isinstance(victim, ChainVictim) else victim.logits
-
-
-def _functional_gradient(victim: EagerVictim | MovingTargetVictim) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the input gradient in the form that Inductor compiles best.
-
-    torch.func.grad differentiates with respect to the images alone: no weight gradient is compiled.
-    """
-    if isinstance(victim, MovingTargetVictim):
-        return _functional_moving_target_gradient(victim)
-    if isinstance(victim, ChainVictim):
-        return _with_plain_operators(victim).input_gradient
-
-    def loss(images: Tensor, target: Tensor) -> Tensor:
-        logits = _wide_logits(victim, images)
-        if not target.is_floating_point():
-            return victim.scale * nn.functional.cross_entropy(logits, target, reduction="sum")
-        return -victim.scale * (target * torch.log_softmax(logits, dim=1)).sum()
-
-    return torch.func.grad(loss)
-
-
-def _functional_moving_target_gradient(victim: MovingTargetVictim) -> Callable[[Tensor, Tensor], Tensor]:
-    student, teacher = victim.student, victim.teacher
-    if isinstance(student, ChainVictim) and isinstance(teacher, ChainVictim):
-        student, teacher = _with_plain_operators(student), _with_plain_operators(teacher)
-        return MovingTargetVictim(student, teacher, torch_kernels()).input_gradient
-
-    def loss(images: Tensor, target: Tensor) -> Tensor:
-        log_student, log_teacher = (
-            torch.log_softmax(_wide_logits(network, images), dim=1) for network in (student, teacher)
-        )
-        return victim.scale * (log_teacher.exp() * (log_teacher - log_student)).sum()
-
-    return torch.func.grad(loss)
-
-
-def _with_plain_operators(victim: ChainVictim) -> ChainVictim:
-    """Return the same chain in PyTorch's operators alone, which Inductor fuses with one another."""
-    chain = Chain(victim.folded.module, PlainConvolutions())
-    return ChainVictim(victim.folded, chain, torch_kernels(), victim.scale)
-
-
-def _wide_logits(victim: EagerVictim, images: Tensor) -> Tensor:
-    """Compute logits (B, C), at least float32, in a way that torch.func can differentiate."""
-    images = to_input_dtype(victim, images)
-    if isinstance(victim, ChainVictim):
-        with torch.autocast(images.device.type, enabled=False):
-            logits: Tensor = victim.folded.module(images)
-    else:
-        with victim.context():
-            logits = victim.network(images)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

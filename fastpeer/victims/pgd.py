@@ -23,7 +23,7 @@ def pgd(
     step_size: float,
     steps: int,
     kernels: Kernels,
-    nan_count: Tensor | None = None,
+    nonfinite_count: Tensor | None = None,
     mark_nan: bool = False,
 ) -> Tensor:
     """Run `steps` gradient steps from `start` and return the last iterate.
@@ -41,7 +41,8 @@ def pgd(
         step_size: how far a step moves each pixel, or in L2 each image.
         steps: number of steps; 0 returns `start`.
         kernels: for the update of the iterate.
-        nan_count: int64, one element, to which the number of NaN gradient values is added; they move nothing.
+        nonfinite_count: int64, one element, to which the number of values in gradients that are not finite is
+            added. NaN moves nothing; an infinite value is a step of its sign, in L2 the image's direction.
         mark_nan: return NaN for each image with NaN in its last gradient, which attacked it in part or not at
             all: whoever classifies it then sees no image that withstood an attack.
 
@@ -58,7 +59,7 @@ def pgd(
     for _ in range(steps):
         gradient = victim.input_gradient(victim_images, target)
         adversarial, victim_images = update(
-            adversarial, gradient, images, step_size, epsilon, copy=copy, nan_count=nan_count
+            adversarial, gradient, images, step_size, epsilon, copy=copy, nonfinite_count=nonfinite_count
         )
     return _marked(adversarial, gradient) if mark_nan and gradient is not None else adversarial
 

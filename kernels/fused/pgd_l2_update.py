@@ -20,7 +20,7 @@ def pgd_l2_update(
     epsilon: float,
     *,
     copy: torch.dtype | None = None,
-    nan_count: Tensor | None = None,
+    nonfinite_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Step along each image's normalised gradient, then into the ball around `images`, then into [0, 1].
 
@@ -32,7 +32,9 @@ def pgd_l2_update(
     Raises:
         KernelRefusal: a shape, dtype or device does not fit.
     """
-    adversarial, gradient, images, updated, low = launchable(adversarial, gradient, images, copy, nan_count)
+    adversarial, gradient, images, updated, low = launchable(
+        adversarial, gradient, images, copy, nonfinite_count
+    )
     with torch.cuda.device_of(updated):
         _pgd_l2_update[(len(updated),)](
             adversarial,
@@ -40,12 +42,12 @@ def pgd_l2_update(
             images,
             updated,
             low,
-            updated if nan_count is None else nan_count,
+            updated if nonfinite_count is None else nonfinite_count,
             step_size,
             epsilon,
             VALUES=updated[0].numel(),
             COPIES=low is not updated,
-            COUNTS=nan_count is not None,
+            COUNTS=nonfinite_count is not None,
             BLOCK=_BLOCK,
             num_warps=_WARPS,
             # As few roundings apart from PyTorch as the sums allow.
@@ -61,7 +63,7 @@ def _pgd_l2_update(
     images,
     updated,
     low,  # like updated, in another dtype; only where COPIES
-    nan_count,  # (1,), only where COUNTS
+    nonfinite_count,  # (1,), only where COUNTS
     step_size: tl.float64,
     epsilon: tl.float64,
     VALUES: tl.constexpr,
@@ -73,7 +75,7 @@ def _pgd_l2_update(
     everything: tl.constexpr = tl.PropagateNan.ALL
     step, radius = tl.full((), step_size, exact), tl.full((), epsilon, exact)
     begin = tl.program_id(0).to(tl.int64) * VALUES
-    largest, norm = _scale_and_norm(gradient + begin, exact, nan_count, VALUES, COUNTS, BLOCK)
+    largest, norm = _scale_and_norm(gradient + begin, exact, nonfinite_count, VALUES, COUNTS, BLOCK)
 
     squares = tl.zeros((BLOCK,), exact)
     for first in range(0, VALUES, BLOCK):
@@ -100,7 +102,7 @@ def _pgd_l2_update(
 def _scale_and_norm(
     gradient,
     exact: tl.constexpr,
-    nan_count,
+    nonfinite_count,
     VALUES: tl.constexpr,
     COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -108,15 +110,15 @@ def _scale_and_norm(
     """Return an image's largest gradient, and the norm of the gradient divided by that; 1 for zero."""
     kind: tl.constexpr = tl.float64 if gradient.dtype.element_ty == tl.float64 else exact
     peaks = tl.zeros((BLOCK,), kind)
-    nans = tl.zeros((BLOCK,), tl.int32)
+    lost = tl.zeros((BLOCK,), tl.int32)
     for first in range(0, VALUES, BLOCK):
         value = first + tl.arange(0, BLOCK)
         climb = tl.load(gradient + value, mask=value < VALUES, other=0.0).to(kind)
-        nans += (climb != climb).to(tl.int32)
+        lost += ((climb != climb) | (tl.abs(climb) == float("inf"))).to(tl.int32)
         peaks = tl.maximum(peaks, tl.abs(_finite(climb)))
     if COUNTS:
-        found = tl.sum(nans, axis=0).to(tl.int64)
-        tl.atomic_add(nan_count, found, mask=found > 0, sem="relaxed")
+        found = tl.sum(lost, axis=0).to(tl.int64)
+        tl.atomic_add(nonfinite_count, found, mask=found > 0, sem="relaxed")
     largest = tl.max(peaks, axis=0)
     largest = tl.where(largest > 0, largest, 1.0).to(kind)
 

@@ -22,7 +22,7 @@ def pgd_update(
     epsilon: float,
     *,
     copy: torch.dtype | None = None,
-    nan_count: Tensor | None = None,
+    nonfinite_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Step along the gradient's sign, then back into the `epsilon` box around `images`, then into [0, 1].
 
@@ -33,7 +33,9 @@ def pgd_update(
     Raises:
         KernelRefusal: a shape, dtype or device does not fit.
     """
-    adversarial, gradient, images, updated, low = launchable(adversarial, gradient, images, copy, nan_count)
+    adversarial, gradient, images, updated, low = launchable(
+        adversarial, gradient, images, copy, nonfinite_count
+    )
     with torch.cuda.device_of(updated):
         _pgd_update[(triton.cdiv(updated.numel(), _BLOCK),)](
             adversarial,
@@ -41,12 +43,12 @@ def pgd_update(
             images,
             updated,
             low,
-            updated if nan_count is None else nan_count,
+            updated if nonfinite_count is None else nonfinite_count,
             step_size,
             epsilon,
             updated.numel(),
             COPIES=low is not updated,
-            COUNTS=nan_count is not None,
+            COUNTS=nonfinite_count is not None,
             BLOCK=_BLOCK,
             num_warps=4,
             # Bit equality with PyTorch.
@@ -56,7 +58,11 @@ def pgd_update(
 
 
 def launchable(
-    adversarial: Tensor, gradient: Tensor, images: Tensor, copy: torch.dtype | None, nan_count: Tensor | None
+    adversarial: Tensor,
+    gradient: Tensor,
+    images: Tensor,
+    copy: torch.dtype | None,
+    nonfinite_count: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Prepare the launch of an attack's step, in either norm.
 
@@ -66,7 +72,7 @@ def launchable(
     Raises:
         KernelRefusal: a shape, dtype or device does not fit.
     """
-    _check(adversarial, gradient, images, nan_count)
+    _check(adversarial, gradient, images, nonfinite_count)
     tensors = _alike(adversarial.detach(), gradient.detach(), images.detach())
     updated = torch.empty_like(tensors[0])
     low = updated if copy in (None, updated.dtype) else torch.empty_like(updated, dtype=copy)
@@ -81,7 +87,7 @@ def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.contiguous(memory_format=layout) for tensor in tensors)
 
 
-def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Tensor | None) -> None:
+def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nonfinite_count: Tensor | None) -> None:
     _require(
         adversarial.dtype in _ITERATES and images.dtype == adversarial.dtype and gradient.is_floating_point(),
         "adversarial and images must be both float32 or both float64, and gradient floating, "
@@ -90,11 +96,11 @@ def _check(adversarial: Tensor, gradient: Tensor, images: Tensor, nan_count: Ten
     shapes = [tuple(tensor.shape) for tensor in (adversarial, gradient, images)]
     _require(len(set(shapes)) == 1, f"all images must be of one shape, got {shapes}")
     _require(0 < adversarial.numel() <= _MOST, f"pixels must be 1 to {_MOST}, got {adversarial.numel()}")
-    counters = [] if nan_count is None else [nan_count]
+    counters = [] if nonfinite_count is None else [nonfinite_count]
     for counter in counters:
         found = f"{counter.dtype} {tuple(counter.shape)}"
         fits = counter.dtype == torch.int64 and counter.numel() == 1
-        _require(fits, f"nan_count must be one int64 number, got {found}")
+        _require(fits, f"nonfinite_count must be one int64 number, got {found}")
     devices = {tensor.device for tensor in (adversarial, gradient, images, *counters)}
     _require(len(devices) == 1, f"all tensors must be on one device, got {sorted(map(str, devices))}")
 
@@ -110,7 +116,7 @@ def _pgd_update(
     images,
     updated,
     low,  # like updated, in another dtype; only where COPIES
-    nan_count,  # (1,), only where COUNTS
+    nonfinite_count,  # (1,), only where COUNTS
     step_size: tl.float64,
     epsilon: tl.float64,
     count,
@@ -126,8 +132,9 @@ def _pgd_update(
     if gradient.dtype.element_ty != tl.float64:
         climb = climb.to(tl.float32)
     if COUNTS:
-        nans = tl.sum((climb != climb).to(tl.int64), axis=0)
-        tl.atomic_add(nan_count, nans, mask=nans > 0, sem="relaxed")
+        lost = (climb != climb) | (tl.abs(climb) == float("inf"))
+        found = tl.sum(lost.to(tl.int64), axis=0)
+        tl.atomic_add(nonfinite_count, found, mask=found > 0, sem="relaxed")
     step = tl.full((), step_size, exact)
     # Neither comparison holds for NaN, whose pixel stays: sign(NaN) is 0 in PyTorch.
     step = tl.where(climb > 0, step, tl.where(climb < 0, -step, 0.0))

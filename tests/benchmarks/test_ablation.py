@@ -8,6 +8,7 @@ from benchmarks.speed import ablation
 from benchmarks.speed.ablation import FULL, Arguments, pair, pairs_of
 from benchmarks.steps.cases import Case
 from benchmarks.steps.variants import compare
+from fastpeer.errors import UserError
 
 CPU = torch.device("cpu")
 PARTS = ["fold", "chain", "kernels", "merge", "compile", "graph"]
@@ -38,6 +39,14 @@ def test_what_cannot_be_had_is_named():
         "graph": "needs CUDA",
         "streams": "needs CUDA",
     }
+
+
+def test_some_parts_alone_are_taken_away_of_a_step_with_all():
+    report = Report("ablation", Arguments(), CPU, None)
+    arguments = Arguments(parts=("fold", "merge", "compile"), take_away=("compile",))
+    assert pairs_of(Case("resnet8", "cifar10", 2, "ard"), arguments, CPU, report).keys() == {"compile"}
+    with pytest.raises(UserError, match="--take-away must be among fold, merge, got compile"):
+        Arguments(parts=("fold", "merge"), take_away=("compile",))
 
 
 def test_gains_are_measured_and_shown(monkeypatch, tmp_path):

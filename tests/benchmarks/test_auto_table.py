@@ -47,6 +47,12 @@ def test_a_row_knows_what_was_measured():
     assert gain.device == Device(kind="cpu", name="some processor")
 
 
+def test_other_methods_steps_say_nothing_of_the_table():
+    own = report(("compile", 1.1, "times without it"))
+    own["records"][0]["labels"] = {**LABELS, "method": "ard"}
+    assert list(gains_of(own)) == []
+
+
 def test_reports_and_suites_are_taken_in_and_rows_replaced(tmp_path):
     table, single, suite = (tmp_path / name for name in ("table.json", "ablation.json", "suite.json"))
     single.write_text(

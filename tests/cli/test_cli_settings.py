@@ -85,7 +85,7 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(fastpeer, tmp_pa
     config = tomllib.loads((run / "config.toml").read_text("utf-8"))
     attack = {"norm": "linf", "epsilon": "4/255", "step_size": "1/255", "steps": 1, "start_std": 0.001}
     unchanged = {"start": "method", "clamp_start": "method", "batchnorm": "method"}
-    assert config["attack"] == attack | unchanged
+    assert config["attack"] == attack | unchanged | {"precision": "run", "gradient_scale": 1024.0}
     data = {"dataset": "photos", "augment": False, "shuffle": True, "drop_last": True, "residency": "auto"}
     assert config["data"] == data | {"size": 0, "crop_scale": [0.08, 1.0], "reader": "auto"}
     assert config["optim"]["milestones"] == [1]

@@ -96,15 +96,17 @@ def test_nan_in_the_gradient_is_counted_and_moves_nothing(dtype):
     without = gradient.masked_fill(holes, 0)
     gradient[holes] = float("nan")
     for count in (torch.tensor(5), torch.tensor([5])):
-        moved, _ = pgd_l2_update(adversarial, gradient, images, 0.03, 9.0, nan_count=count)
+        moved, _ = pgd_l2_update(adversarial, gradient, images, 0.03, 9.0, nonfinite_count=count)
         assert int(count) == 5 + int(holes.sum())
     assert torch.equal(moved, pgd_l2_update(adversarial, without, images, 0.03, 9.0)[0])
 
 
-def test_infinite_gradients_are_the_direction():
+def test_infinite_gradients_are_counted_and_the_direction():
     gradient = torch.tensor([[float("inf"), -float("inf"), 1.0, 0.0]])
     images = torch.full_like(gradient, 0.5)
-    moved, _ = pgd_l2_update(images, gradient, images, 0.25, 0.5)
+    count = torch.zeros(1, dtype=torch.int64)
+    moved, _ = pgd_l2_update(images, gradient, images, 0.25, 0.5, nonfinite_count=count)
+    assert count.item() == 2
     side = 0.25 * 0.5**0.5
     torch.testing.assert_close(moved, 0.5 + torch.tensor([[side, -side, 0, 0]]), rtol=0, atol=1e-7)
 

@@ -58,11 +58,19 @@ def test_nan_in_the_gradient_is_counted_and_moves_nothing(dtype):
     gradient, holes = gradient.to(dtype), torch.rand(gradient.shape) < 0.2
     gradient[holes] = float("nan")
     for count in (torch.tensor(5), torch.tensor([5])):
-        moved, _ = pgd_update(adversarial, gradient, images, 0.03, 0.1, nan_count=count)
+        moved, _ = pgd_update(adversarial, gradient, images, 0.03, 0.1, nonfinite_count=count)
         assert int(count) == 5 + int(holes.sum())
     still, _ = pgd_update(adversarial, torch.zeros_like(gradient), images, 0.03, 0.1)
     assert torch.equal(moved[holes], still[holes])
     assert moved.dtype == torch.float32
+
+
+def test_infinite_gradients_are_counted_and_a_step():
+    gradient = torch.tensor([float("inf"), -float("inf"), 0.0], dtype=torch.float16)
+    images, count = torch.full((3,), 0.5), torch.zeros(1, dtype=torch.int64)
+    moved, _ = pgd_update(images, gradient, images, 0.125, 0.5, nonfinite_count=count)
+    assert moved.tolist() == [0.625, 0.375, 0.5]
+    assert count.item() == 2
 
 
 def test_copy_is_the_result_in_its_dtype():

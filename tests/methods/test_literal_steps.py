@@ -313,9 +313,12 @@ def test_steps_agree_for_preactivated_networks_too(name):
         ("adaad, both terms", replace(ON, compile="on")),
         pytest.param("adaad, both terms", replace(OFF, compile="on"), marks=pytest.mark.soak),
         ("kdiga, adversarial", replace(OFF, merge="on", compile="on")),
-        pytest.param("trades", replace(OFF, merge="on", compile="on"), marks=pytest.mark.soak),
+        *(
+            pytest.param(name, replace(OFF, merge="on", compile="on"), marks=pytest.mark.soak)
+            for name in ("trades", "ard", "akd2, VITA", "iad, across")
+        ),
     ],
-    ids=["adaad, chain", "adaad", "kdiga", "trades"],
+    ids=["adaad, chain", "adaad", "kdiga", "trades", "ard", "akd2", "iad"],
 )
 def test_compiling_changes_no_step(name, engine, monkeypatch):
     monkeypatch.setattr(f"{__name__}.build_model", lambda name, classes: OneLayer(classes))

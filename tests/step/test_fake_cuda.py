@@ -42,10 +42,13 @@ def _fake(library):
         yield
 
 
-def step_on(name, engine, precision, spoil=None, method="peeraid", epoch=0, loss=None, **attack):
+def step_on(
+    name, engine, precision, spoil=None, method="peeraid", epoch=0, loss=None, attacked_in="run", **attack
+):
     own = loss_settings(method)(**(loss or {}))
     config = Config(
-        method=method, attack=AttackConfig(steps=2, **attack), engine=engine, precision=precision, loss=own,
+        method=method, attack=AttackConfig(steps=2, precision=attacked_in, **attack), engine=engine,
+        precision=precision, loss=own,
         train=TrainConfig(batch_size=BATCH),
     )  # fmt: skip
     table = config.table.at(epoch)
@@ -161,6 +164,16 @@ def test_every_kind_of_method_can_be_traced_in_fp16_and_without_the_fast_parts(c
 )
 def test_attacks_in_the_l2_ball_can_be_traced(method, engine, precision):
     result = step_on("resnet8", ENGINES[engine], precision, method=method, norm="l2", epsilon=0.5)
+    assert {one.device.type for one in result} == {"cuda"}
+
+
+@pytest.mark.usefixtures("_fake")
+@pytest.mark.parametrize(
+    "method",
+    ["peeraid", *(pytest.param(name, marks=pytest.mark.soak) for name in ("trades", "adaad", "ard", "cat"))],
+)
+def test_attacks_in_a_format_of_their_own_can_be_traced(method):
+    result = step_on("resnet8", ENGINES["all"], "bf16", method=method, attacked_in="fp16")
     assert {one.device.type for one in result} == {"cuda"}
 
 

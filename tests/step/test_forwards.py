@@ -233,7 +233,7 @@ def batch():
     return Batch(torch.rand(4, 3, 16, 16, generator=random), torch.tensor([0, 1, 2, 3]))
 
 
-def test_nan_gradients_of_the_attack_are_counted_and_move_nothing(pair, monkeypatch):
+def test_nonfinite_gradients_of_the_attack_are_counted_and_move_nothing(pair, monkeypatch):
     config = Config(attack=AttackConfig(steps=1, start_std=0), engine=EngineConfig(chain="off"))
     step = TrainingStep(config, config.table, {name: one.float() for name, one in pair.items()})
     broken = torch.full((4, 3, 16, 16), torch.nan)
@@ -256,14 +256,14 @@ def test_faults_appear_in_the_log_and_only_then(pair):
     assert interval.forwards == ["peer_adversarial", "student_adversarial", "student_clean"]
     result = step.train_on(batch(), 0)
     interval.add(result, 4)
-    assert not {"nan_gradients", "skipped_steps"} & interval.record().keys()
+    assert not {"nonfinite_gradients", "skipped_steps"} & interval.record().keys()
     one = torch.ones(1, dtype=torch.int64)
-    interval.add(result._replace(nan_gradients=7 * one, skipped=one), 4)
+    interval.add(result._replace(nonfinite_gradients=7 * one, skipped=one), 4)
     state = interval.state()
     record = interval.record()
-    assert (record["nan_gradients"], record["skipped_steps"]) == (7, 1)
+    assert (record["nonfinite_gradients"], record["skipped_steps"]) == (7, 1)
     interval.load_state(state)
-    assert interval.record()["nan_gradients"] == 7
+    assert interval.record()["nonfinite_gradients"] == 7
 
 
 def test_an_fp16_step_whose_gradients_overflow_is_counted_and_changes_no_weight(pair):

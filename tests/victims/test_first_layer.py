@@ -12,8 +12,9 @@ from fastpeer.models import build_model
 from fastpeer.step.compile import Compiler
 from fastpeer.step.precision import keep_pixels_exact
 from fastpeer.victims.chain import Chain, ChainVictim
+from fastpeer.victims.compiled import CompiledVictim
 from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, PlainConvolutions
-from fastpeer.victims.factory import CompiledVictim, VictimFactory, choose_convolutions
+from fastpeer.victims.factory import VictimFactory, choose_convolutions
 from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork
 

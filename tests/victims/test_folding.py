@@ -18,8 +18,9 @@ from fastpeer.models import build_model
 from fastpeer.step.compile import Compiler
 from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
+from fastpeer.victims.compiled import CompiledVictim
 from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, PlainConvolutions
-from fastpeer.victims.factory import CompiledVictim, VictimFactory, choose_convolutions
+from fastpeer.victims.factory import VictimFactory, choose_convolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.onednn import OnednnConvolutions
 from fastpeer.victims.pgd import pgd

@@ -12,7 +12,7 @@ from fastpeer.step.options import Options
 from fastpeer.step.precision import number_format
 from fastpeer.victims.autograd import AutogradVictim
 from fastpeer.victims.chain import ChainVictim
-from fastpeer.victims.factory import CompiledVictim, EagerVictim
+from fastpeer.victims.compiled import CompiledVictim, EagerVictim
 from fastpeer.victims.windowed import WindowedLogits, windowed_logits
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -14,7 +14,7 @@ NAN_COUNT = torch.zeros((), dtype=torch.int64)
 CASES = {
     "float32": launch(torch.float32, torch.float32),
     "float32-224": launch(torch.float32, torch.float32, 224),
-    "bfloat16-network": launch(torch.float32, torch.bfloat16, copy=torch.bfloat16, nan_count=NAN_COUNT),
-    "float16-network": launch(torch.float32, torch.float16, copy=torch.float16, nan_count=NAN_COUNT),
+    "bfloat16-network": launch(torch.float32, torch.bfloat16, copy=torch.bfloat16, nonfinite_count=NAN_COUNT),
+    "float16-network": launch(torch.float32, torch.float16, copy=torch.float16, nonfinite_count=NAN_COUNT),
     "float64": launch(torch.float64, torch.float64),
 }

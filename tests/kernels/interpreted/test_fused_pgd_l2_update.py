@@ -108,7 +108,7 @@ def test_nan_is_counted_and_moves_nothing(device, dtype):
     without = gradient.masked_fill(holes, 0)
     gradient[holes] = float("nan")
     for count in (torch.tensor(5, device=device), torch.tensor([5], device=device)):
-        updated, _ = pgd_l2_update(adversarial, gradient, images, 0.1, 0.5, nan_count=count)
+        updated, _ = pgd_l2_update(adversarial, gradient, images, 0.1, 0.5, nonfinite_count=count)
         assert torch.equal(updated, pgd_l2_update(adversarial, without, images, 0.1, 0.5)[0])
         assert int(count) == 5 + int(holes.sum())
 
@@ -117,7 +117,9 @@ def test_infinite_and_tiny_gradients_are_the_oracles(device):
     infinite, tiny = [float("inf"), -float("inf"), 1.0, 0.0], [1e-45, -1e-45, 0.0, -0.0]
     gradient = torch.tensor([infinite, tiny], device=device)
     images = torch.full_like(gradient, 0.5)
-    updated, _ = pgd_l2_update(images, gradient, images, 0.25, 0.5)
+    count = torch.zeros(1, dtype=torch.int64, device=device)
+    updated, _ = pgd_l2_update(images, gradient, images, 0.25, 0.5, nonfinite_count=count)
+    assert count.item() == 2
     torch.testing.assert_close(updated, oracle(images, gradient, images, 0.25, 0.5)[0], rtol=0, atol=1e-7)
     assert (updated[:, :2] != 0.5).all()
     gradient = torch.tensor([[1e-300, -1e-300]], dtype=torch.float64, device=device)

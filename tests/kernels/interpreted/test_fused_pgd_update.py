@@ -79,20 +79,22 @@ def test_nan_is_counted_and_moves_nothing(device, dtype):
     gradient[holes] = float("nan")
     counts = [torch.tensor(5, device=device), torch.tensor([5], device=device)]
     for count in counts:
-        updated, _ = pgd_update(adversarial, gradient, images, 0.03, 0.1, nan_count=count)
+        updated, _ = pgd_update(adversarial, gradient, images, 0.03, 0.1, nonfinite_count=count)
         assert torch.equal(updated, oracle(adversarial, gradient, images, 0.03, 0.1)[0])
         assert int(count) == 5 + int(holes.sum())
     still = pgd_update(adversarial, torch.zeros_like(gradient), images, 0.03, 0.1)[0]
     assert torch.equal(updated[holes], still[holes])
 
 
-def test_infinite_gradient_is_a_step_and_the_smallest_too(device):
+def test_infinite_gradient_is_counted_and_a_step_and_the_smallest_is_one_too(device):
     values = [float("inf"), -float("inf"), 1e-45, -1e-45, 0.0, -0.0]
     gradient = torch.tensor(values, device=device)
     images = torch.full_like(gradient, 0.5)
     signs = torch.tensor([1, -1, 1, -1, 0, 0], device=device)
-    updated, _ = pgd_update(images, gradient, images, 0.125, 0.5)
+    count = torch.zeros(1, dtype=torch.int64, device=device)
+    updated, _ = pgd_update(images, gradient, images, 0.125, 0.5, nonfinite_count=count)
     assert torch.equal(updated, 0.5 + 0.125 * signs)
+    assert count.item() == 2
 
 
 def test_tiny_float64_gradient_keeps_its_sign(device):
@@ -128,8 +130,8 @@ ONE = torch.zeros(1, 3, 2, 2)
         ((ONE, ONE[:, :2], ONE), {}),
         ((ONE[:0], ONE[:0], ONE[:0]), {}),
         ((ONE, ONE, torch.zeros(1, 3, 2, 2, device="meta")), {}),
-        ((ONE, ONE, ONE), {"nan_count": torch.zeros((), dtype=torch.int32)}),
-        ((ONE, ONE, ONE), {"nan_count": torch.zeros(2, dtype=torch.int64)}),
+        ((ONE, ONE, ONE), {"nonfinite_count": torch.zeros((), dtype=torch.int32)}),
+        ((ONE, ONE, ONE), {"nonfinite_count": torch.zeros(2, dtype=torch.int64)}),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, options):
