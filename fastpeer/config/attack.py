@@ -37,7 +37,7 @@ class AttackConfig:
     than bf16, so it is nearer to fp32, but a narrower range."""
     gradient_scale: float = 1024.0
     """Factor of the loss that an attack in fp16 climbs, which keeps small gradients from vanishing. Too large
-    a one overflows: the log counts NaN in gradients."""
+    a one overflows: the log counts values that are not finite."""
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "epsilon", "step_size", "steps", "start_std")
