@@ -10,6 +10,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
+from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.config import check_at_least
 from fastpeer.errors import UserError, printable
 from fastpeer.printing import FigureTable, Row
@@ -95,6 +96,7 @@ def compare_command(words: Sequence[str]) -> None:
 
 def _networks(path: Path, arguments: CompareArguments, notes: list[str]) -> list[Compared]:
     """Open a network, and behind it those that taught it; what is wrong with these becomes a note."""
+    import_pytorch()
     from fastpeer.evaluation.opening import Wanted, label_of, open_network
 
     checkpoint, run = arguments.checkpoint, RunFolder(path) if RunFolder(path).exists else None
