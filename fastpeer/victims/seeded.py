@@ -1,7 +1,7 @@
 """Backward from given gradients at several tensors, without what torch imports to compare their shapes.
 
-`torch.autograd.backward(outputs, gradients)` imports SymPy at its first call, which takes half a second; from a
-scalar it does not.
+`torch.autograd.backward(outputs, gradients)` imports SymPy at its first call, for half a second; from a
+scalar it imports nothing.
 """
 
 from collections.abc import Sequence
