@@ -283,7 +283,8 @@ class TrainingStep:
         pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
         roots, seeds = ([pair[which] for pair in pairs] for which in (0, 1))
         # With input gradients the images are leaves too, but what backward would accumulate there is unused.
-        seeded(roots, seeds).backward(inputs=self._weights if self._input_gradient_terms else None)
+        root = seeded(roots, seeds)
+        torch.autograd.backward(root, inputs=self._weights if self._input_gradient_terms else None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
