@@ -182,8 +182,8 @@ def _row(entry: Compared, times: Sequence[str]) -> Row:
     opened = entry.opened
     costs = (
         f"{parameter_count(opened.network):,}",
-        f"{multiply_adds(opened.network, _size(opened)) / 1e6:.2f}",
-        f"{opened.target.weights.stat().st_size / 1e6:.2f}",
+        _millions(multiply_adds(opened.network, _size(opened))),
+        _millions(opened.target.weights.stat().st_size),
     )
     return Row(entry.label, [*costs, *times, *entry.accuracies.values()])
 
@@ -237,3 +237,9 @@ def _missing(compared: Sequence[Compared]) -> Iterator[str]:
         if attacks:
             command = f"fastpeer eval {printable(entry.evaluated)} --attacks {','.join(attacks)}"
             yield f"{entry.label}: {', '.join(ATTACKS[attack] for attack in attacks)} not measured: {command}"
+
+
+def _millions(count: int) -> str:
+    """Return a count in millions; a small one is not rounded to nothing."""
+    millions = count / 1e6
+    return f"{millions:.2f}" if millions >= 0.01 else f"{millions:.1g}"
