@@ -45,9 +45,10 @@ def edit_distance(word: str, other: str) -> int:
 
 
 def did_you_mean(word: str, valid: Iterable[str], otherwise: str = "") -> str:
-    """Suggest the valid words like `word`; if none is, all of them, or where they are many `otherwise`."""
+    """Suggest the valid words like `word`; if none is, list all, or where they are many say `otherwise`."""
     valid = list(dict.fromkeys(valid))
-    suggested = similar(word, valid) or valid
-    if len(suggested) > MAX_LISTED:
+    suggested = similar(word, valid)
+    if not suggested and len(valid) > MAX_LISTED:
         return otherwise
-    return f"did you mean {'one of ' if len(suggested) > 1 else ''}{', '.join(suggested)}?"
+    listed = f"{'one of ' if len(suggested or valid) > 1 else ''}{', '.join(suggested or valid)}"
+    return f"did you mean {listed}?" if suggested else f"must be {listed}"

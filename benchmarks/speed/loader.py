@@ -1,11 +1,13 @@
-"""How fast batches come out of a prepared data set: FFCV, NumPy, images on the device, torch's DataLoader.
+"""How fast batches come out of a prepared data set: FFCV, other readers, torch's DataLoader, or from memory.
 
 python -m benchmarks.speed.loader data/cifar10 --batch-size 128
 All but those that only decode yield what a training step takes: cropped, flipped, float32, on the device.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.harness.display import Panel, bar_plot, show
 from benchmarks.harness.measuring import Run, alternate
 from benchmarks.harness.program import Timed, start
-from benchmarks.harness.record import Report, record
+from benchmarks.harness.record import Report, counted, record
+from fastpeer.config import Reader
 from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.loader import Loader
@@ -29,7 +32,7 @@ from fastpeer.data.split import open_split
 from fastpeer.data.stream import Source, TrainingStream
 from fastpeer.kernels.crop_and_flip import PADDING, crop_and_flip
 
-RATE = "images/s"
+RATE, START = "images/s", "s to the first batch"
 Epoch = Callable[[], Iterable[object]]
 
 
@@ -52,6 +55,8 @@ def main(arguments: Arguments) -> None:
     device = arguments.chosen_device()
     report = Report("loader", arguments, device, arguments.json)
     dataset = open_dataset(arguments.data).seen_at(arguments.size, "--size")
+    for name, seconds in first_batches(dataset, arguments.batch_size).items():
+        report.add(counted(name, seconds, START, data=dataset.name, batch=arguments.batch_size))
     epochs = variants(dataset, device, arguments)
     runs = {name: run_of(epoch) for name, epoch in epochs.items()}
     for run in runs.values():
@@ -65,13 +70,26 @@ def main(arguments: Arguments) -> None:
         bar_plot(arguments.plot, f"Loading {dataset.name}", [Panel("", report.select(RATE))])
 
 
+def first_batches(dataset: PreparedDataset, batch_size: int) -> dict[str, float]:
+    """Return how long each reader takes from opening the file to its first batch, in seconds."""
+    found = {}
+    readers: dict[str, Reader] = {"fastpeer's reader": "auto", "FFCV": "ffcv"}
+    for name, reader in readers.items():
+        begin = time.perf_counter()
+        loader = open_split(dataset, "train", batch_size, reader=reader)
+        with closing(loader.batches(np.arange(len(loader.labels)))) as batches:
+            next(batches)
+        found[name] = time.perf_counter() - begin
+    return found
+
+
 def variants(dataset: PreparedDataset, device: torch.device, arguments: Arguments) -> dict[str, Epoch]:
     """Return what yields the batches of an epoch, by name."""
     loader = open_split(dataset, "train", arguments.batch_size, reader="ffcv")
     found = on_host("FFCV", loader, device)
+    loader = open_split(dataset, "train", arguments.batch_size)
     if not loader.one_size:
-        return found
-    loader = open_split(dataset, "train", arguments.batch_size, reader="numpy")
+        return found | on_host("FFCV's C functions", loader, device)
     found |= on_host("NumPy", loader, device)
     resident = kept(loader, dataset, device, crop_and_flip)
     found["kept on the device"] = epoch_of(resident)
@@ -165,6 +183,8 @@ def table_of(report: Report, dataset: PreparedDataset) -> Table:
     table = Table("what", "images/s, median", "20th percentile", "80th", title=title)
     for entry in report.select(RATE):
         table.add_row(entry.name, *(f"{value:,.0f}" for value in (entry.value, entry.p20, entry.p80)))
+    for entry in report.select(START):
+        table.add_row(f"{entry.name}: {entry.value:.2f} {START}")
     return table
 
 

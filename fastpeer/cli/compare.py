@@ -10,6 +10,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
+from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.config import check_at_least
 from fastpeer.errors import UserError, printable
 from fastpeer.printing import FigureTable, Row
@@ -95,6 +96,7 @@ def compare_command(words: Sequence[str]) -> None:
 
 def _networks(path: Path, arguments: CompareArguments, notes: list[str]) -> list[Compared]:
     """Open a network, and behind it those that taught it; what is wrong with these becomes a note."""
+    import_pytorch()
     from fastpeer.evaluation.opening import Wanted, label_of, open_network
 
     checkpoint, run = arguments.checkpoint, RunFolder(path) if RunFolder(path).exists else None
@@ -180,8 +182,8 @@ def _row(entry: Compared, times: Sequence[str]) -> Row:
     opened = entry.opened
     costs = (
         f"{parameter_count(opened.network):,}",
-        f"{multiply_adds(opened.network, _size(opened)) / 1e6:.2f}",
-        f"{opened.target.weights.stat().st_size / 1e6:.2f}",
+        _millions(multiply_adds(opened.network, _size(opened))),
+        _millions(opened.target.weights.stat().st_size),
     )
     return Row(entry.label, [*costs, *times, *entry.accuracies.values()])
 
@@ -235,3 +237,9 @@ def _missing(compared: Sequence[Compared]) -> Iterator[str]:
         if attacks:
             command = f"fastpeer eval {printable(entry.evaluated)} --attacks {','.join(attacks)}"
             yield f"{entry.label}: {', '.join(ATTACKS[attack] for attack in attacks)} not measured: {command}"
+
+
+def _millions(count: int) -> str:
+    """Return a count in millions; a small one is not rounded to nothing."""
+    millions = count / 1e6
+    return f"{millions:.2f}" if millions >= 0.01 else f"{millions:.1g}"

@@ -9,6 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
+from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.config import check_at_least, check_normalization
 from fastpeer.errors import UserError
 from fastpeer.models.pixel_range import check_pixel_range
@@ -76,6 +77,7 @@ def export_command(words: Sequence[str]) -> None:
     """
     arguments = parse(ExportArguments, words, "fastpeer export")
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
+    import_pytorch()
     from fastpeer.evaluation.opening import open_network
     from fastpeer.export.folder import export, refuse_unless_free
     from fastpeer.export.formats import parse_formats

@@ -11,6 +11,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
+from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.cli.summary import NAMES
 from fastpeer.errors import UserError, brief, printable
 from fastpeer.links import student_weights
@@ -90,6 +91,7 @@ def _print(rows: Sequence[Row], console: Console) -> None:
 
 def _rows_of_file(file: Path, key: str) -> Iterator[Row]:
     # Imported here: torch takes a second that --help and errors in the words need not wait for.
+    import_pytorch()
     from fastpeer.models.weight_facts import recorded_facts
     from fastpeer.models.weight_files import read_weights
 
@@ -212,6 +214,7 @@ def _accuracies(entry: Mapping[str, Any]) -> str:
 
 def _state(folder: Path) -> Mapping[str, Any]:
     """Return a checkpoint's state; empty beside weights that belong to none."""
+    import_pytorch()
     from fastpeer.checkpoint import load_state
 
     try:

@@ -3,10 +3,13 @@
 import codecs
 import gc
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
+from textwrap import fill
 
 from fastpeer.errors import UserError, printable
 from fastpeer.own_code import trusting
@@ -78,7 +81,7 @@ def main(words: Sequence[str]) -> int:
         with trusting(_trusted(words)):
             _dispatch(list(words))
     except UserError as error:
-        print(f"fastpeer: {printable(error)}", file=sys.stderr)
+        _complain(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("fastpeer: interrupted", file=sys.stderr)
@@ -95,12 +98,21 @@ def main(words: Sequence[str]) -> int:
         print("fastpeer: there is not enough memory for that", file=sys.stderr)
         return 1
     except OSError as error:
-        text = f"{error.filename or 'a file or the output'}: {error.strerror or error}"
-        print(f"fastpeer: {printable(text)}", file=sys.stderr)
+        _complain(f"{error.filename or 'a file or the output'}: {error.strerror or error}")
         return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0
+
+
+def _complain(what: object) -> None:
+    """Print a complaint to standard error: broken between words on a terminal, in one line elsewhere."""
+    line = f"fastpeer: {printable(what)}"
+    if sys.stderr.isatty():
+        with suppress(OSError):
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            line = fill(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
+    print(line, file=sys.stderr)
 
 
 def _trusted(words: Sequence[str]) -> set[str] | None:

@@ -69,9 +69,14 @@ def _length(trainer: "Trainer") -> str:
     limit = ", by train.max_steps" if config.train.max_steps else ""
     begun = f", {done} of them done" if done else ""
     return (
-        f"{images} training images in batches of {config.train.batch_size}: {config.train.epochs} epochs of"
-        f" {trainer.steps_per_epoch} steps, {trainer.total_steps} in all{limit}{begun}"
+        f"{images} training images in batches of {config.train.batch_size}:"
+        f" {_counted(config.train.epochs, 'epoch')} of {_counted(trainer.steps_per_epoch, 'step')},"
+        f" {trainer.total_steps} in all{limit}{begun}"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _attack(trainer: "Trainer") -> str:

@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from fastpeer.cli.arguments import parse
 from fastpeer.cli.log_lines import log_to
+from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.config import check_at_least
 from fastpeer.errors import UserError, printable
 from fastpeer.files import write_atomically
@@ -68,6 +69,7 @@ def report_command(words: Sequence[str]) -> None:
     out = arguments.out or (paths[0] / "report" if len(paths) == 1 else Path("report"))
     _refuse_foreign(out)
     # Imported here: they need a second that --help and errors in the words need not wait for.
+    import_pytorch()
     from fastpeer.evaluation.targets import check_checkpoint_name
     from fastpeer.report.image_files import check_installed, write_images
     from fastpeer.report.records import read_run

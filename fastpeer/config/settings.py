@@ -89,8 +89,8 @@ class DataConfig:
     device on a GPU if they take at most a quarter of its free memory. The batches are the same. Data sets
     kept as JPEG stay on the host."""
     reader: Reader = "auto"
-    """What reads the images. ffcv is for JPEG too, and compiles for seconds first; numpy is for uncompressed
-    images of one size, and auto takes it for these. The batches are the same."""
+    """What reads the images. auto decodes JPEGs by FFCV's C functions, and reads uncompressed images with
+    NumPy, as numpy does, which is for these alone; ffcv compiles for seconds first. All give the same."""
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "size")

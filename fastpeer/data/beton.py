@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpeer.data.beton_file import Samples, common_size, map_samples
-from fastpeer.data.crops import centre_boxes, flipped, random_boxes
+from fastpeer.data.beton_file import Samples, common_size, map_samples, require_jpegs
+from fastpeer.data.crops import boxes_of, flipped
+from fastpeer.data.jpeg_decoder import ffcv_is_missing
 from fastpeer.errors import UserError, one_line
 from fastpeer.kernels.crop_and_flip import augmented
 
@@ -106,8 +107,7 @@ class JpegLoader(BetonLoader):
         self.side = side
         self.scale = scale
         _require_ffcv(path, "prepare the images without --jpeg")
-        if not map_samples(path).all_jpeg:
-            raise UserError(f"{path}: must hold JPEGs alone, as dataset.json says: run fastpeer prep again")
+        require_jpegs(path, map_samples(path))
         self._loader = _ffcv_loader(path, batch_size, side)
 
     def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
@@ -125,10 +125,7 @@ class JpegLoader(BetonLoader):
         field = metadata[image]
         samples = order.astype(np.int64)
         heights, widths = (field[name][samples].astype(np.int64) for name in ("height", "width"))
-        if key is None:
-            boxes = centre_boxes(heights, widths)
-        else:
-            boxes = random_boxes(key, samples, heights, widths, self.scale)
+        boxes = boxes_of(key, samples, heights, widths, self.scale)
         for name, column in zip(BOX, boxes.T, strict=True):
             field[name][samples] = column
 
@@ -167,9 +164,7 @@ def _require_ffcv(path: Path, instead: str) -> None:
     try:
         _import_ffcv()
     except ImportError as error:
-        raise UserError(
-            f"{path}: FFCV cannot be imported ({one_line(error)}): pip install ffcv, or {instead}"
-        ) from None
+        raise ffcv_is_missing(path, error, instead) from None
 
 
 def _import_ffcv() -> None:

@@ -44,11 +44,13 @@ class Samples:
     Attributes:
         data: the file's bytes, mapped into memory.
         images: mode, width, height and pointer of each image, structured (N,).
+        lengths: bytes of each image, int64 (N,).
         labels: int64 (N,).
     """
 
     data: np.ndarray
     images: np.ndarray
+    lengths: np.ndarray
     labels: np.ndarray
 
     @property
@@ -80,6 +82,17 @@ def common_size(path: Path, samples: Samples) -> tuple[int, int]:
         raise UserError(f"{path}: its images must be of one size, got {len(sizes)} sizes")
     height, width = sizes[0].tolist()
     return height, width
+
+
+def require_jpegs(path: Path, samples: Samples) -> Samples:
+    """Return the samples of a file.
+
+    Raises:
+        UserError: not all of its images are JPEGs.
+    """
+    if not samples.all_jpeg:
+        raise UserError(f"{path}: must hold JPEGs alone, as dataset.json says: run fastpeer prep again")
+    return samples
 
 
 def map_samples(path: Path) -> Samples:
@@ -115,8 +128,8 @@ def _checked(data: np.ndarray) -> Samples:
     if (table["sample"] >= len(rows)).any():
         raise ValueError(f"it has {len(rows)} samples, and bytes of another one")
     image, label = (f"f{names.index(name)}" for name in ("image", "label"))
-    _check_images(data, rows[image], table)
-    return Samples(data, rows[image], np.ascontiguousarray(rows[label], np.int64))
+    lengths = _check_images(data, rows[image], table)
+    return Samples(data, rows[image], lengths, np.ascontiguousarray(rows[label], np.int64))
 
 
 def _check_header(header: np.void) -> None:
@@ -167,8 +180,8 @@ def _allocations(data: np.ndarray, start: int, first: int) -> np.ndarray:
     return table
 
 
-def _check_images(data: np.ndarray, images: np.ndarray, table: np.ndarray) -> None:
-    """Check that each image has bytes of its own, as many as it needs."""
+def _check_images(data: np.ndarray, images: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Check that each image has bytes of its own, as many as it needs; return how many, int64 (N,)."""
     pointers = images["pointer"].astype(np.uint64)
     # The last of equal pointers: those before it are empty.
     places = np.searchsorted(table["pointer"], pointers, "right") - 1
@@ -185,6 +198,8 @@ def _check_images(data: np.ndarray, images: np.ndarray, table: np.ndarray) -> No
     _require((pixels > 0) & (pixels <= MAX_PIXELS), f"must have 1 to {MAX_PIXELS:,} pixels")
     _require(~raw | (found["size"] == 3 * pixels), "does not take the bytes of its pixels")
     _check_jpegs(data, images, found, np.flatnonzero(~raw))
+    lengths: np.ndarray = found["size"].astype(np.int64)
+    return lengths
 
 
 def _check_jpegs(data: np.ndarray, images: np.ndarray, found: np.ndarray, chosen: np.ndarray) -> None:

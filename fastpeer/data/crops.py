@@ -14,6 +14,15 @@ TRIES = 10
 """Random boxes drawn for an image before the largest centred one is taken, as in torchvision."""
 
 
+def boxes_of(
+    key: int | None, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, scale: tuple[float, float]
+) -> np.ndarray:
+    """Return a random box in each image (`random_boxes`), or the centre (`centre_boxes`) without a key."""
+    if key is None:
+        return centre_boxes(heights, widths)
+    return random_boxes(key, indices, heights, widths, scale)
+
+
 def centre_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Return the centre square of each image, 7/8 of its shorter side.
 

@@ -1,4 +1,4 @@
-"""What decodes the samples of a .beton file: with NumPy (`raw.py`) or with FFCV (`beton.py`)."""
+"""What decodes a .beton file: NumPy (`raw.py`), FFCV's C functions (`threaded.py`) or FFCV (`beton.py`)."""
 
 from collections.abc import Generator
 from pathlib import Path

@@ -38,7 +38,7 @@ class RawLoader:
         self.batch_size = batch_size
         self._samples = samples or map_samples(path)
         if not self._samples.all_raw:
-            raise UserError(f"{path}: its images are compressed: read it with --data.reader ffcv")
+            raise UserError(f"{path}: its images are compressed: read it with --data.reader auto")
         self._size = common_size(path, self._samples)
         self._starts = self._samples.images["pointer"].astype(np.int64)
         self._file = _OpenFile(path)

@@ -10,6 +10,7 @@ from fastpeer.data.beton_file import map_samples
 from fastpeer.data.dataset import PreparedDataset
 from fastpeer.data.loader import Loader
 from fastpeer.data.raw import RawLoader
+from fastpeer.data.threaded import ThreadedCropLoader, ThreadedLoader
 from fastpeer.errors import UserError
 
 
@@ -50,7 +51,8 @@ def _open(
             raise UserError(
                 f"--data.reader must be ffcv or auto for JPEGs, which {dataset.folder} holds, got numpy"
             )
-        return JpegLoader(path, batch_size, dataset.size[0], crop_scale)
+        loader = JpegLoader if reader == "ffcv" else ThreadedCropLoader
+        return loader(path, batch_size, dataset.size[0], crop_scale)
     samples = map_samples(path)
     if (sizes := samples.sizes().tolist()) != [list(dataset.size)]:
         height, width = next(size for size in sizes if size != list(dataset.size))
@@ -58,9 +60,11 @@ def _open(
             f"{path}: its images must have {dataset.size[1]}x{dataset.size[0]} pixels, as dataset.json says,"
             f" got {width}x{height}"
         )
-    # A file of someone else's may hold JPEGs of one size.
-    if reader == "ffcv" or (reader == "auto" and not samples.all_raw):
+    if reader == "ffcv":
         return BetonLoader(path, batch_size, samples)
+    # A file of someone else's may hold JPEGs of one size.
+    if reader == "auto" and not samples.all_raw:
+        return ThreadedLoader(path, batch_size, samples)
     return RawLoader(path, batch_size, samples)
 
 

@@ -171,8 +171,8 @@ def parse_attacks(text: str) -> list[str]:
 def _nearest(word: str) -> str:
     numbered = ("pgd10", "pgd20", "pgd100", "pgd20x5")
     near = similar(word, (*numbered, *(kind for kind, attack in ATTACKS.items() if attack.steps != 0)))
-    near = near or ["clean", "fgsm", "pgd20", "pgd20x5", "cw", AUTOATTACK]
-    return f"did you mean {', '.join(near)}? (pgdN takes N steps, pgdNxR the same from R random starts)"
+    meant = f"did you mean {', '.join(near)}?" if near else f"the attacks are {', '.join(ATTACKS)}"
+    return f"{meant} (pgdN takes N steps, pgdNxR the same from R random starts)"
 
 
 def fewest_steps(names: Iterable[str]) -> int:

@@ -98,7 +98,7 @@ def open_network(path: Path, wanted: Wanted, flag: str = "--") -> OpenedNetwork:
     """
     target = _target(path, wanted)
     facts, data = recorded_facts(target.weights), _data_of(target.run)
-    name = wanted.model or target.network(f"{flag}model")
+    name = wanted.model or target.network(f"{flag}model", wanted.weights_key)
     classes = wanted.classes or _number(data.get("classes")) or _number(facts.classes)
     if not classes:
         raise UserError(f"{target.weights} does not record its number of classes: pass {flag}classes")

@@ -163,7 +163,7 @@ class Protocol:
         """Load a student and open its test images; arguments and errors as of `run`."""
         # Sets the process's TF32 switches, off for fp32.
         number_format("fp32").allow_tf32()
-        dataset = open_dataset(_data_folder(target, data))
+        dataset = open_dataset(_data_folder(target, data, self.weights_key))
         side = self._image_size(target, dataset)
         dataset = dataset.seen_at(side, "--size")
         check_fits(self.norm, self.epsilon, dataset.size, "--epsilon")
@@ -253,7 +253,7 @@ class Protocol:
         return tuple(reasons)
 
     def _network(self, target: Target, model: str, dataset: PreparedDataset) -> nn.Module:
-        name = model or target.network("--model")
+        name = model or target.network("--model", self.weights_key)
         self._check_size(target, dataset)
         mean, std = (self.mean, self.std) if self.mean else self._recorded(target, name)
         network = build_model(name, len(dataset.classes), dataset.size, mean=mean, std=std)
@@ -330,10 +330,10 @@ def _warn(target: Target, reasons: Sequence[str]) -> None:
         log.warning("%s: %s", target.label, reason)
 
 
-def _data_folder(target: Target, data: Path | None) -> Path:
+def _data_folder(target: Target, data: Path | None, weights_key: str) -> Path:
     if data is not None:
         return data
     if target.run is None:
         model = "" if recorded_facts(target.weights).network else " and --model NAME"
-        raise UserError(f"{target.weights} belongs to no run: pass --data DIR{model}")
+        raise target.without_run(f"pass --data DIR{model}", weights_key)
     return Path(target.run.read_facts()["data"]["folder"])

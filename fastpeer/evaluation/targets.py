@@ -16,6 +16,7 @@ from fastpeer.links import student_weights
 from fastpeer.manifest import check_files, is_in_checkpoint
 from fastpeer.models.pixel_range import Normalization
 from fastpeer.models.weight_facts import check_safetensors
+from fastpeer.models.weight_files import read_weights
 from fastpeer.models.weights import recorded_network, recorded_normalization
 from fastpeer.run_folder import RunFolder, enclosing_run, network_name, runs_in
 from fastpeer.suggestions import did_you_mean
@@ -67,20 +68,30 @@ class Target:
         """SHA-256 of the weight file as it is now: a run that trains on meanwhile replaces it."""
         return file_sha256(self.weights)
 
-    def network(self, flag: str) -> str:
+    def network(self, flag: str, weights_key: str = "") -> str:
         """Return the name of its network, by its run's settings, else by what its file records.
 
         Args:
             flag: what a message tells to pass.
+            weights_key: which weights of the file are meant.
 
         Raises:
-            UserError: neither names one.
+            UserError: neither names one, or the file holds no weights.
         """
         name = network_name(self.config, self.weights) if self.config else ""
         name = name or recorded_network(self.weights, flag)
         if not name:
-            raise UserError(f"{self.weights} belongs to no run: name its network with {flag}")
+            raise self.without_run(f"name its network with {flag}", weights_key)
         return name
+
+    def without_run(self, advice: str, weights_key: str) -> UserError:
+        """Return what to say of weights that belong to no run, and that something must be told of.
+
+        Raises:
+            UserError: the file holds no weights: then nothing that is told would help.
+        """
+        read_weights(self.weights, weights_key)
+        return UserError(f"{self.weights} belongs to no run: {advice}")
 
     def normalization(self, network: str, weights_key: str = "") -> Normalization:
         """Return mean and std that its run or file records; empty: none."""

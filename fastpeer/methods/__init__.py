@@ -79,8 +79,9 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     if "." not in name:
         meant = name.lower().replace("_", "-")
-        close = similar(meant, method_names(), likeness=0.4) or method_names()
-        raise UserError(f"no method {name!r}; the nearest are {', '.join(close)}; your own is package.module")
+        close = similar(meant, method_names(), likeness=0.4)
+        listed = f"the {'nearest' if close else 'methods'} are {', '.join(close or method_names())}"
+        raise UserError(f"no method {name!r}; {listed}; your own is package.module")
     return import_own(name, "method", name)
 
 

@@ -33,8 +33,11 @@ def timm_network(name: str, classes: int, size: tuple[int, int] | None) -> nn.Mo
     timm = _timm()
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        near = similar(name, known) or known[:3]
-        raise UserError(f"timm has no network {name!r}; the nearest are timm:{', timm:'.join(near)}")
+        near = similar(name, known)
+        listed = (
+            f"the nearest are timm:{', timm:'.join(near)}" if near else "timm.list_models() lists its own"
+        )
+        raise UserError(f"timm has no network {name!r}; {listed}")
     options = timm_options(name, size)
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **options)

@@ -39,9 +39,10 @@ def check_model_name(name: str) -> None:
     if ":" in name:
         _check_foreign_name(name)
     elif name not in MODEL_NAMES and wide_resnet_size(name) is None:
-        near = similar(name, MODEL_NAMES) or list(MODEL_NAMES)
+        near = similar(name, MODEL_NAMES)
+        listed = f"the {'nearest' if near else 'networks'} are {', '.join(near or MODEL_NAMES)}"
         rule = "; a wide ResNet's depth is 6n+4" if WIDE_RESNET.fullmatch(name) else ""
-        raise UserError(f"no network {name!r}; the nearest are {', '.join(near)}{rule}")
+        raise UserError(f"no network {name!r}; {listed}{rule}")
 
 
 def wide_resnet_size(name: str) -> tuple[int, int] | None:

@@ -28,6 +28,7 @@ from fastpeer.step.options import options_of
 from fastpeer.step.precision import attack_format, emulation_warning, number_format
 from fastpeer.step.predictions import Predictions
 from fastpeer.victims.factory import VictimFactory
+from fastpeer.victims.seeded import seeded
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +302,8 @@ class TrainingStep:
         pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
         roots, seeds = ([pair[which] for pair in pairs] for which in (0, 1))
         # With input gradients the images are leaves too, but what backward would accumulate there is unused.
-        torch.autograd.backward(roots, seeds, inputs=self._weights if self._input_gradient_terms else None)
+        root = seeded(roots, seeds)
+        torch.autograd.backward(root, inputs=self._weights if self._input_gradient_terms else None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

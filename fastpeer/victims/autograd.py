@@ -8,6 +8,7 @@ from torch import Tensor
 from fastpeer.kernels.choice import Kernels
 from fastpeer.victims.folding import FoldedNetwork
 from fastpeer.victims.interface import Context, Logits, LogitsGradient
+from fastpeer.victims.seeded import seeded
 
 
 class AutogradVictim:
@@ -65,7 +66,7 @@ class AutogradVictim:
         if not logits.requires_grad:
             return torch.zeros_like(images)
         # torch.autograd.grad, not backward(): the weights' gradients are neither computed nor accumulated.
-        return torch.autograd.grad(logits, leaf, at_logits, materialize_grads=True)[0]
+        return torch.autograd.grad(seeded([logits], [at_logits]), leaf, materialize_grads=True)[0]
 
 
 class FoldedVictim(AutogradVictim):

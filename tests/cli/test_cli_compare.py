@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from fastpeer.cli.compare import _millions
 from fastpeer.models import build_model
 from fastpeer.models.weight_facts import WeightFacts
 from fastpeer.models.weights import save_weights
@@ -84,3 +85,10 @@ def test_formats(fastpeer, original: Path, form: str) -> None:
 )
 def test_wrong_words(fastpeer, line: str, told: str) -> None:
     fastpeer(line).refused(told)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0"), (2_140, "0.002"), (10_000, "0.01"), (12_496_000, "12.50")]
+)
+def test_small_counts_are_not_rounded_to_nothing(count: int, shown: str) -> None:
+    assert _millions(count) == shown

@@ -292,3 +292,18 @@ def test_recipes_names_are_never_cut(
     assert all(name in shown for name in recipe_names())
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_complaint_is_broken_between_words_on_a_terminal_alone(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((30, 20)))
+    assert main(["train", "no-such-recipe-by-this-very-long-name"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert " ".join(lines).startswith("fastpeer: no-such-recipe-by-this-very-long-name is neither")
+    assert (len(lines) > 1) == terminal
+    # What is longer than a line, such as a path, stays whole.
+    assert all(len(line) <= 30 or " " not in line for line in lines) == terminal

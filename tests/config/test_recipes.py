@@ -321,7 +321,7 @@ def test_setting_names_are_dotted():
 
 def test_all_words_are_suggested_where_none_is_like_it():
     assert did_you_mean("stpes", ["steps", "epsilon"]) == "did you mean steps?"
-    assert did_you_mean("q", ["steps", "epsilon"]) == "did you mean one of steps, epsilon?"
+    assert did_you_mean("q", ["steps", "epsilon"]) == "must be one of steps, epsilon"
 
 
 def test_of_a_hundred_words_none_is_suggested_that_is_not_near():

@@ -6,6 +6,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastpeer.config import DataConfig
 from fastpeer.data import box_decoder
@@ -43,6 +45,31 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loader(dataset):
     return open_split(dataset.seen_at(SIDE), "train", 8)
+
+
+@pytest.fixture(scope="module")
+def ffcvs(dataset):
+    """FFCV's own reader of the same images."""
+    return open_split(dataset.seen_at(SIDE), "train", 8, reader="ffcv")
+
+
+@settings(deadline=None)  # FFCV compiles at its first batch
+@given(
+    order=st.lists(st.integers(0, IMAGES - 1), max_size=2 * IMAGES),
+    batch_size=st.integers(1, 2 * IMAGES),
+    key=st.none() | st.integers(0, 2**63),
+)
+def test_any_order_in_batches_of_any_size_is_ffcvs_bit_for_bit(loader, ffcvs, order, batch_size, key):
+    ours, theirs = (reader.with_batch_size(batch_size) for reader in (loader, ffcvs))
+    batches = zip(
+        ours.batches(np.array(order, np.int64), key),
+        theirs.batches(np.array(order, np.int64), key),
+        strict=True,
+    )
+    for loaded, expected in batches:
+        for tensor, other in zip(loaded, expected, strict=True):
+            assert torch.equal(tensor, other)
+            assert (tensor.dtype, tensor.stride()) == (other.dtype, other.stride())
 
 
 def stream(loader, seed=0, augment=True, shuffle=True):
@@ -97,16 +124,17 @@ def test_an_epoch_is_not_disturbed_by_one_that_begins_later(loader):
         assert_same([*begun, *batches], alone)
 
 
-def ffcvs_centre(loader, number):
+def ffcvs_centre(path, number):
     """Return an image as FFCV's CenterCropRGBImageDecoder decodes it, by the same functions."""
     from ffcv.fields.rgb_image import get_center_crop
     from ffcv.libffcv import imdecode, resize_crop
+    from ffcv.reader import Reader
 
-    reader = loader._loader.reader
+    reader = Reader(str(path))
     sizes = dict(zip(reader.alloc_table["ptr"], reader.alloc_table["size"], strict=True))
     field = reader.metadata["f0"][number]
     start, height, width = (int(field[name]) for name in ("data_ptr", "height", "width"))
-    data = np.fromfile(loader.path, np.uint8)[start : start + int(sizes[start])]
+    data = np.fromfile(path, np.uint8)[start : start + int(sizes[start])]
     image, crop = np.empty((height, width, 3), np.uint8), np.empty((SIDE, SIDE, 3), np.uint8)
     imdecode(data, image, height, width, height, width, 0, 0, 1, 1, False, False)
     top, left, rows, columns = get_center_crop(height, width, None, 224 / 256)
@@ -118,7 +146,7 @@ def test_without_augmentation_it_is_ffcvs_centre_crop(loader):
     plain = all_images(stream(loader, augment=False, shuffle=False).epoch(0))
     source = HostSource(loader, CPU)
     assert torch.equal(plain, all_images(EvaluationStream(source, np.arange(IMAGES), torch.float32)))
-    assert torch.equal(plain, torch.stack([ffcvs_centre(loader, number) for number in range(IMAGES)]))
+    assert torch.equal(plain, torch.stack([ffcvs_centre(loader.path, number) for number in range(IMAGES)]))
 
 
 def test_scale_is_that_of_the_settings(dataset, loader):
@@ -128,6 +156,8 @@ def test_scale_is_that_of_the_settings(dataset, loader):
 
 
 def test_no_thread_is_left_of_an_epoch_left_early(loader):
+    # The loader's own threads stay for the next epoch.
+    list(stream(loader).epoch(0))
     before = threading.active_count()
     for _ in range(3):
         with closing(stream(loader).epoch(0)) as batches:
@@ -135,9 +165,9 @@ def test_no_thread_is_left_of_an_epoch_left_early(loader):
     assert threading.active_count() == before
 
 
-def test_labels_and_metadata_are_unchanged(loader):
-    assert loader.labels.tolist() == [0] * 11 + [1] * 11
-    metadata = loader._loader.reader.metadata
+def test_labels_and_metadata_are_unchanged(loader, ffcvs):
+    assert loader.labels.tolist() == ffcvs.labels.tolist() == [0] * 11 + [1] * 11
+    metadata = ffcvs._loader.reader.metadata
     again = box_decoder.with_boxes(metadata, "f0")
     assert again.dtype == metadata.dtype
     assert np.array_equal(again["f0"]["data_ptr"], metadata["f0"]["data_ptr"])

@@ -18,6 +18,7 @@ from fastpeer.data.dataset import PreparedDataset, open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.raw import RawLoader
 from fastpeer.data.split import open_split
+from fastpeer.data.threaded import ThreadedLoader
 from fastpeer.errors import UserError
 from fastpeer.files import file_sha256
 
@@ -161,12 +162,13 @@ def test_a_file_that_is_cut_short_meanwhile_is_refused(small_dataset, tmp_path):
     path.unlink()
 
 
-def test_auto_reads_jpegs_of_one_size_with_ffcv(foreign):
+def test_auto_reads_jpegs_of_one_size_in_threads(foreign):
     path = foreign(24, 16, "jpg", lowest_label=0)
     facts = {"file": path.name, "count": COUNT, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     dataset = PreparedDataset(path.parent, "foreign", tuple("abcde"), (24, 16), {"train": facts})
-    assert type(open_split(dataset, "train", 8)) is BetonLoader
-    with pytest.raises(UserError, match=r"compressed: read it with --data\.reader ffcv"):
+    assert type(open_split(dataset, "train", 8)) is ThreadedLoader
+    assert type(open_split(dataset, "train", 8, reader="ffcv")) is BetonLoader
+    with pytest.raises(UserError, match=r"compressed: read it with --data\.reader auto"):
         open_split(dataset, "train", 8, reader="numpy")
 
 

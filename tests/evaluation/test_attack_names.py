@@ -18,7 +18,9 @@ def test_names_are_split_and_each_kept_once_in_order():
     ],
 )  # fmt: skip
 def test_unknown_name_is_refused_with_the_nearest(name):
-    with pytest.raises(UserError, match=f"unknown attack {name}; did you mean .*(pgd|clean|aa)"):
+    with pytest.raises(
+        UserError, match=f"unknown attack {name}; (did you mean|the attacks are) .*(pgd|clean|aa)"
+    ):
         parse_attacks(f"clean,{name}")
 
 

@@ -147,6 +147,13 @@ def test_weights_outside_a_run_need_data_and_a_network(lone_file, small_dataset)
     assert result.images == 5
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_file_without_weights_is_refused_before_anything_is_asked_of_it(tmp_path, small_dataset, given):
+    (tmp_path / "notes.pth").write_text("hello")
+    with pytest.raises(UserError, match=r"notes\.pth: damaged or not weights"):
+        evaluate(tmp_path / "notes.pth", ["clean"], **({"data": small_dataset} if given else {}))
+
+
 def test_results_of_a_network_that_hides_its_gradient_say_so(tmp_path, small_dataset, logged):
     path = tmp_path / "rounding.safetensors"
     save_weights(Rounding(5), path)
