@@ -15,12 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.steps.cases import Case
 from fastpeer.kernels.choice import torch_kernels
-from fastpeer.kernels.conv3x3 import takes
 from fastpeer.kernels.first_convolution import takes as stem_takes
 from fastpeer.models import build_model
 from fastpeer.victims.chain import Chain
 from fastpeer.victims.chain_steps import Add, Convolve, Reshape
-from fastpeer.victims.convolution import PlainConvolutions, keeps_size
+from fastpeer.victims.convolution import PlainConvolutions, is_own
 from fastpeer.victims.folding import FoldedConv2d, FoldedNetwork
 
 
@@ -31,7 +30,7 @@ class Gpu:
     Attributes:
         flops: bf16 multiply-adds of the tensor cores without sparsity, FLOP/s, two for each multiply-add.
         bandwidth: of its memory, B/s.
-        copy_engine: whether it has Hopper's, which the 3×3 convolution's kernel needs.
+        copy_engine: whether it has Hopper's, without which auto does not take our own convolutions.
     """
 
     flops: float
@@ -91,6 +90,7 @@ class Parts:
     """Which of `EngineConfig`'s kernels run; fold, chain, merge, kernels and graph always do."""
 
     convolutions: bool = True
+    other_convolutions: bool = True
     stem: bool = True
     batchnorm: bool = True
 
@@ -124,7 +124,7 @@ class CountedConvolutions(PlainConvolutions):
         """Note one launch where one kernel does all of it, else convolution, then bias, sum and ReLU."""
         out = _like(super().forward(conv, x, None, relu), conv.result_dtype)
         flop = _flop(out, conv.weight)
-        moved = size(x, conv.weight, out)
+        moved = _read_of(conv, x) + size(conv.weight, out)
         if self._is_stem(conv, x):
             self._note("_forward", 0, moved)
         elif self._is_own(conv, x):
@@ -166,7 +166,7 @@ class CountedConvolutions(PlainConvolutions):
         return found
 
     def _is_own(self, conv: FoldedConv2d, x: Tensor) -> bool:
-        return self.parts.convolutions and keeps_size(conv) and takes(x, conv.weight)
+        return self.parts.convolutions and is_own(conv, x, self.parts.other_convolutions)
 
     def _is_stem(self, conv: FoldedConv2d, x: Tensor) -> bool:
         return self.parts.stem and x.shape[1] == 3 and stem_takes(x.shape, conv.weight.shape)
@@ -177,6 +177,12 @@ class CountedConvolutions(PlainConvolutions):
 
 def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
+
+
+def _read_of(conv: FoldedConv2d, x: Tensor) -> float:
+    """Return the bytes of the pixels that a layer reads; 1×1 at a stride leaves out those between."""
+    left_out = conv.stride[0] * conv.stride[1] if list(conv.weight.shape[2:]) == [1, 1] else 1
+    return size(x) / left_out
 
 
 def _flop(out: Tensor, weight: Tensor) -> float:

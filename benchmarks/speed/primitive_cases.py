@@ -179,7 +179,7 @@ def _cudnn_forms() -> dict[str, Callable[..., object]]:
 def _own_forms(sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Sequence[Call]]:
     """Our kernels: cuDNN with the epilogue behind it, and all in one, with several tiles."""
     from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
-    from fastpeer.kernels.fused.conv3x3 import TILES, convolution, convolution_input_gradient
+    from fastpeer.kernels.fused.convolution import TILES, convolution, convolution_input_gradient
 
     def behind(x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> object:
         return bias_sum_relu(F.conv2d(x, w, padding=1), b.float(), r, relu=True)
@@ -187,10 +187,10 @@ def _own_forms(sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Sequence[Call]]:
     found: dict[str, Sequence[Call]] = {"forward: cuDNN, then Triton": _bound(behind, sets)}
     for tile in TILES:
         found[f"forward: Triton, {tile}"] = [
-            partial(convolution, x, w, b, r, True, tile) for x, w, r, b in sets
+            partial(convolution, x, w, b, r, True, tile=tile) for x, w, r, b in sets
         ]
         found[f"back: Triton, {tile}"] = [
-            partial(convolution_input_gradient, x, w, r, r, tile) for x, w, r, _ in sets
+            partial(convolution_input_gradient, x, w, r, r, tile=tile) for x, w, r, _ in sets
         ]
     return found
 

@@ -133,7 +133,8 @@ SPEED = [
         "ablation",
         # Without compiling, of which the full step has nothing left.
         f"--no-ladder --leave-out --rounds 6 --seconds 0.3 {BUDGET}"
-        " --parts fold chain kernels merge graph convolutions stem batchnorm streams",
+        " --parts fold chain kernels merge graph convolutions other_convolutions stem batchnorm"
+        " streams",
         file="speed.ablation",
         short=f"--models resnet8 --batch-sizes 2 --no-ladder --leave-out --parts fold merge graph {BRIEF}",
         seconds=170,
@@ -249,7 +250,7 @@ REST = [
     ),
     script(
         "kernel-times",
-        f"--rounds 5 --seconds 0.02 {BUDGET}",
+        f"--rounds 5 --seconds 0.02 --networks resnet18 mobilenetv2 {BUDGET}",
         short=f"--only attack_gradient --no-compile {BRIEF}",
         seconds=75,
         file="speed.kernels",

@@ -250,8 +250,10 @@ class EngineConfig:
     kernels: Switch = "auto"
     """Triton kernels in place of PyTorch's for loss, attack update, folding and noise."""
     convolutions: Switch = "auto"
-    """Run the attack's 3×3 convolutions, and whatever surrounds each, in one Triton kernel for Hopper; the
+    """Run the attack's 3×3 convolutions at stride 1, and whatever surrounds each, in one Triton kernel; the
     attack is then not compiled."""
+    other_convolutions: Switch = "auto"
+    """With convolutions, run those of 1×1 and those at stride 2 by that kernel too."""
     stem: Switch = "auto"
     """Run the first convolution of a chain by kernels of its own; the attack is not compiled then."""
     batchnorm: Switch = "auto"

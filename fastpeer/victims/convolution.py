@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastpeer.errors import brief
-from fastpeer.kernels.conv3x3 import takes
+from fastpeer.kernels.convolution import takes
 from fastpeer.victims.folding import FoldedConv2d
 
 log = logging.getLogger(__name__)
@@ -107,46 +107,59 @@ class CudnnConvolutions(PlainConvolutions):
 
 
 class OwnConvolutions(CudnnConvolutions):
-    """3×3 convolutions at stride 1 by our own kernel, with all that surrounds them; cuDNN's for all others.
+    """3×3 convolutions at stride 1 by our own kernel, with all that surrounds them; cuDNN's for the rest.
 
     Args:
         bias_sum_relu: see `CudnnConvolutions`.
-        forward, input_gradient: the kernel (`fastpeer.kernels.conv3x3`'s functions, or their Triton version).
+        forward, input_gradient: the kernel (`fastpeer.kernels.convolution`, or its Triton form).
+        others: run those of 1×1, and at stride 2, by the kernel too.
     """
 
     def __init__(
         self, bias_sum_relu: Callable[..., Any], forward: Callable[..., Tensor],
-        input_gradient: Callable[..., Tensor],
+        input_gradient: Callable[..., Tensor], others: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(bias_sum_relu)
         self._own_forward = forward
         self._own_input_gradient = input_gradient
+        self._others = others
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         """Return [relu](conv(x) + bias [+ residual]), in the dtype of x."""
-        if _is_own(conv, x):
-            return self._own_forward(x, conv.weight, conv.bias, residual, relu)
+        if is_own(conv, x, self._others):
+            return self._own_forward(x, conv.weight, conv.bias, residual, relu, conv.stride[0])
         return super().forward(conv, x, residual, relu)
 
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
         """Return the gradient at x, plus what is accumulated."""
-        if _is_own(conv, x):
-            return self._own_input_gradient(_channels_last(gradient), conv.weight, accumulated)
+        if is_own(conv, x, self._others):
+            return self._back(conv, gradient, accumulated, None)
         return super().input_gradient(conv, x, gradient, accumulated)
 
     def masked_input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
         """Return the gradient at x, plus what is accumulated, where x is positive."""
-        if _is_own(conv, x):
-            return self._own_input_gradient(_channels_last(gradient), conv.weight, accumulated, x)
+        if is_own(conv, x, self._others):
+            return self._back(conv, gradient, accumulated, x)
         return super().masked_input_gradient(conv, x, gradient, accumulated)
 
+    def _back(
+        self, conv: FoldedConv2d, gradient: Tensor, accumulated: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        gradient = _channels_last(gradient)
+        return self._own_input_gradient(gradient, conv.weight, accumulated, mask, conv.stride[0])
 
-def _is_own(conv: FoldedConv2d, x: Tensor) -> bool:
-    return keeps_size(conv) and takes(x, conv.weight)
+
+def is_own(conv: FoldedConv2d, x: Tensor, others: bool) -> bool:
+    """Tell whether our own kernel runs a layer on x (B, C, H, W): `others` than 3×3 at stride 1, too."""
+    side, stride = conv.weight.shape[2], conv.stride[0]
+    usual = side == 3 and keeps_size(conv)
+    padded = conv.padding == 2 * [side // 2] and conv.dilation == [1, 1] and conv.groups == 1
+    fits = usual or (others and padded and conv.stride == [stride, stride])
+    return fits and takes(x, conv.weight, stride)
 
 
 def keeps_size(conv: FoldedConv2d) -> bool:

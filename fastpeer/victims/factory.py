@@ -37,7 +37,7 @@ class VictimFactory:
         kernels: gradients at the logits, folding, and convolutions with what surrounds them.
         context: makes the context in which autograd runs a network, such as autocast.
         own_convolutions: see `EngineConfig.convolutions`.
-        stem: see `EngineConfig`.
+        other_convolutions, stem: see `EngineConfig`.
     """
 
     dtype: torch.dtype
@@ -47,6 +47,7 @@ class VictimFactory:
     kernels: Kernels
     context: Context
     own_convolutions: bool = False
+    other_convolutions: bool = False
     stem: bool = False
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -132,7 +133,7 @@ class VictimFactory:
         device = next(folded.module.buffers()).device
         try:
             convolutions = choose_convolutions(
-                device, self.dtype, self.kernels, self.own_convolutions, self.stem
+                device, self.dtype, self.kernels, self.own_convolutions, self.other_convolutions, self.stem
             )
             chain = Chain(folded.module, convolutions)
         except NotAChain as reason:
@@ -148,21 +149,25 @@ class VictimFactory:
 
 
 def choose_convolutions(
-    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: bool = False, stem: bool = False
-) -> Convolutions:
+    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: bool = False, others: bool = False,
+    stem: bool = False,
+) -> Convolutions:  # fmt: skip
     """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype.
 
     Args:
         device: runs them.
         dtype: of all but the first layer.
         kernels: those that may be used.
-        own: 3×3 convolutions by kernels of our own.
-        stem: so also the first layer, on CUDA.
+        own: 3×3 convolutions at stride 1 by a kernel of our own.
+        others: with these, also those of 1×1 and at stride 2.
+        stem: by kernels of its own also the first layer, on CUDA.
     """
     if stem and device.type == "cuda" and dtype != torch.float64:
-        return FirstLayerConvolutions(choose_convolutions(device, dtype, kernels, own), kernels)
+        return FirstLayerConvolutions(choose_convolutions(device, dtype, kernels, own, others), kernels)
     if own:
-        return OwnConvolutions(kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient)
+        return OwnConvolutions(
+            kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient, others
+        )
     if device.type == "cuda" and dtype != torch.float64:
         return CudnnConvolutions(kernels.bias_sum_relu)
     if device.type == "cpu" and onednn_supports(dtype):

@@ -10,7 +10,7 @@ from torch import nn
 from fastpeer.data.stream import Batch
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import label_pgd
-from fastpeer.kernels import conv3x3
+from fastpeer.kernels import convolution
 from fastpeer.kernels.bias_sum_relu import bias_sum_relu
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.fold import Fold
@@ -281,28 +281,34 @@ def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, tar
     assert logged[0].startswith("engine.chain: convolutions run without fused epilogues")
 
 
-def test_own_convolutions_take_those_of_3x3_at_stride_1_and_the_masks_around_them(images, target):
-    network = model("resnet18").float().to(memory_format=torch.channels_last)
-    calls = []
+def counting(calls):
+    """Return the plain formulas of our own convolutions, which write down how they are called."""
 
-    def forward(x, weight, bias, residual, relu):
+    def forward(x, weight, bias, residual, relu, stride):
         calls.append("forward")
-        return conv3x3.convolution(x, weight, bias, residual, relu)
+        return convolution.convolution(x, weight, bias, residual, relu, stride)
 
-    def back(gradient, weight, residual=None, mask=None):
+    def back(gradient, weight, residual, mask, stride):
         calls.append("back" if mask is None else "masked")
-        return conv3x3.convolution_input_gradient(gradient, weight, residual, mask)
+        return convolution.convolution_input_gradient(gradient, weight, residual, mask, stride)
 
-    own = OwnConvolutions(bias_sum_relu, forward, back)
+    return forward, back
+
+
+def test_own_convolutions_take_what_they_are_given_and_the_masks_around_them(images, target):
+    network = model("resnet18").float().to(memory_format=torch.channels_last)
     single = images.float(), target.float()
-    found = chained(network, torch.bfloat16, own).input_gradient(*single)
-    # All but the first layer, the three at stride 2 and the three of 1×1.
-    assert calls.count("forward") == 13
-    assert calls.count("masked") == 13
-    exact = chained(network.double()).input_gradient(images, target)
-    plain = chained(network.float(), torch.bfloat16, PlainConvolutions()).input_gradient(*single)
-    errors = [(one - exact).norm() / exact.norm() for one in (found, plain)]
-    assert errors[0] <= 1.2 * errors[1]
+    plain = chained(network, torch.bfloat16, PlainConvolutions()).input_gradient(*single)
+    exact = chained(copy.deepcopy(network).double()).input_gradient(images, target)
+    # All but the first layer, and but the three at stride 2 and the three of 1×1; then these, too.
+    expected = {False: (13, 13, 0), True: (19, 16, 3)}
+    for others, counts in expected.items():
+        calls = []
+        own = OwnConvolutions(bias_sum_relu, *counting(calls), others)
+        found = chained(network, torch.bfloat16, own).input_gradient(*single)
+        assert tuple(map(calls.count, ("forward", "masked", "back"))) == counts
+        errors = [(one - exact).norm() / exact.norm() for one in (found, plain)]
+        assert errors[0] <= 1.2 * errors[1]
 
 
 def test_chains_of_own_convolutions_are_not_compiled():
