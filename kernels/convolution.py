@@ -1,5 +1,7 @@
 """A convolution and all that surrounds it in a folded residual network, forward and back to its input."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,9 +44,31 @@ def _fits(length: int, stride: int) -> bool:
     return stride <= length <= LONGEST_SIDE and length & (length - 1) == 0
 
 
+def empty_signs(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return memory for the signs of a map of a shape (B, C, H, W): uint8 (B, H, W, C / 8)."""
+    batch, channels, height, width = shape
+    return torch.empty(batch, height, width, channels // 8, dtype=torch.uint8, device=device)
+
+
+def signs_of(y: Tensor) -> Tensor:
+    """Return which values of y (B, C, H, W) are above zero: bit k of byte c of a pixel is channel 8 c + k."""
+    batch, channels, height, width = y.shape
+    eights = (y > 0).permute(0, 2, 3, 1).reshape(batch, height, width, channels // 8, 8)
+    packed = torch.sum(eights << torch.arange(8, device=y.device), dim=4)
+    return packed.to(torch.uint8)
+
+
+def above_zero(mask: Tensor) -> Tensor:
+    """Return truths (B, C, H, W): where a mask of that shape is above zero, or what `signs_of` has packed."""
+    if mask.dtype != torch.uint8:
+        return mask > 0
+    bits = (mask[..., None] >> torch.arange(8, device=mask.device)) & 1
+    return bits.flatten(3).permute(0, 3, 1, 2) != 0
+
+
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, relu: bool = False,
-    stride: int = 1,
+    stride: int = 1, *, signs: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Return [relu](conv(x) [+ bias] [+ residual]), (B, O, H', W'), rounded once to the dtype of `x`.
 
@@ -55,13 +79,17 @@ def convolution(
         residual: (B, O, H', W'), any floating dtype.
         relu: let nothing below zero through.
         stride: of the convolution: H' = ⌈H / stride⌉.
+        signs: uint8 (B, H', W', O / 8), overwritten with the `signs_of` the result.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     wide_bias = None if bias is None else bias.to(exact)
     out = F.conv2d(x.to(exact), weight.to(exact), wide_bias, stride, padding=weight.shape[2] // 2)
     if residual is not None:
         out = out + residual.to(exact)
-    return (torch.relu(out) if relu else out).to(x.dtype)
+    result = (torch.relu(out) if relu else out).to(x.dtype)
+    if signs is not None:
+        signs.copy_(signs_of(result))
+    return result
 
 
 def convolution_input_gradient(
@@ -74,8 +102,8 @@ def convolution_input_gradient(
         gradient: at the convolution's result, (B, O, H', W'), any floating dtype.
         weight: (O, I, S, S), of the dtype of `gradient`; see `convolution`.
         residual: gradient that has come to the input on another way, (B, I, H, W), added.
-        mask: what the ReLU before the convolution let through, (B, I, H, W): where it is not above zero, no
-            gradient goes back.
+        mask: what the ReLU before the convolution let through, (B, I, H, W), or its signs (`signs_of`): where
+            it is not above zero, no gradient goes back.
         stride: of the convolution: the input is H = stride · H' high and as many times as wide.
     """
     exact = torch.promote_types(gradient.dtype, torch.float32)
@@ -84,4 +112,4 @@ def convolution_input_gradient(
     )
     if residual is not None:
         found = found + residual.to(exact)
-    return (found if mask is None else torch.where(mask > 0, found, 0)).to(gradient.dtype)
+    return (found if mask is None else torch.where(above_zero(mask), found, 0)).to(gradient.dtype)

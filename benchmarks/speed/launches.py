@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.steps.cases import Case
 from fastpeer.kernels.choice import torch_kernels
+from fastpeer.kernels.convolution import empty_signs
 from fastpeer.kernels.first_convolution import takes as stem_takes
 from fastpeer.models import build_model
 from fastpeer.victims.chain import Chain
@@ -91,6 +92,7 @@ class Parts:
 
     convolutions: bool = True
     other_convolutions: bool = True
+    sign_bits: bool = True
     stem: bool = True
     batchnorm: bool = True
 
@@ -142,11 +144,23 @@ class CountedConvolutions(PlainConvolutions):
         """Note the gradient's convolution, and the sum with what is accumulated."""
         return self._back(conv, x, gradient, accumulated, None)
 
+    def forward_with_signs(
+        self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Note what is stored beside the result."""
+        out = self.forward(conv, x, residual, relu=True)
+        if not self.parts.sign_bits or not self._is_own(conv, x) or self._is_stem(conv, x):
+            return out, None
+        signs = empty_signs(out.shape, out.device)
+        self.launches[-1] = replace(self.launches[-1], bytes=self.launches[-1].bytes + size(signs))
+        return out, signs
+
     def masked_input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
-    ) -> Tensor:
-        """Note the same, and the mask."""
-        return self._back(conv, x, gradient, accumulated, x)
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None,
+        signs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Note the same, and the mask or its signs."""
+        return self._back(conv, x, gradient, accumulated, x if signs is None else signs)
 
     def _back(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None, mask: Tensor | None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks.harness.measuring import sets_beyond_cache
 from benchmarks.harness.record import Label
 from benchmarks.speed.primitive_cases import DTYPES, Group, Item
-from fastpeer.kernels.convolution import SIDES, STRIDES
+from fastpeer.kernels.convolution import SIDES, STRIDES, empty_signs, signs_of
 from fastpeer.models import build_model
 
 if TYPE_CHECKING:
@@ -83,13 +83,14 @@ def shapes_of(model: str, size: int = 32) -> tuple[Shape, ...]:
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a layer is given, forward or back: of one layout and dtype but for the bias, which is float32."""
+    """What a layer is given, forward or back: of one layout and dtype but for the float32 bias and signs of x."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor
     y: Tensor
     like_x: Tensor
+    signs: Tensor
 
 
 def tensors_of(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> Tensors:
@@ -99,7 +100,7 @@ def tensors_of(shape: Shape, batch: int, dtype: torch.dtype, device: torch.devic
     weight = _drawn((shape.out, shape.into, shape.side, shape.side), dtype, device)
     weight /= shape.side * shape.into**0.5
     y = _drawn((batch, shape.out, side, side), dtype, device)
-    return Tensors(x, weight, torch.randn(shape.out, device=device), y, like_x)
+    return Tensors(x, weight, torch.randn(shape.out, device=device), y, like_x, signs_of(x))
 
 
 def _drawn(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -162,10 +163,28 @@ def _own_forms(shape: Shape, device: torch.device) -> dict[str, Form]:
         return bias_sum_relu(out, of.bias, of.y, relu=True)
 
     found: dict[str, Form] = {"forward: cuDNN, then Triton": behind}
+    found["forward: Triton, signs kept"] = partial(keeping_signs, shape)
+    found["back: Triton, mask of signs"] = partial(by_signs, shape)
     for tile in tiles_of(device)[:2]:
         found[f"forward: Triton, {tile}"] = partial(own_call, shape, False, tile)
         found[f"back: Triton, {tile}"] = partial(own_call, shape, True, tile)
     return found
+
+
+def keeping_signs(shape: Shape, of: Tensors) -> Tensor:
+    """Run our kernel forward, which also writes a bit for each value."""
+    from fastpeer.kernels.fused.convolution import convolution
+
+    return convolution(
+        of.x, of.weight, of.bias, of.y, True, shape.stride, signs=empty_signs(of.y.shape, of.y.device)
+    )
+
+
+def by_signs(shape: Shape, of: Tensors) -> Tensor:
+    """Run our kernel back, with a bit of the mask for each value."""
+    from fastpeer.kernels.fused.convolution import convolution_input_gradient
+
+    return convolution_input_gradient(of.y, of.weight, of.like_x, of.signs, shape.stride)
 
 
 def own_call(shape: Shape, back: bool, tile: "Tile | None", of: Tensors) -> Tensor:
@@ -173,5 +192,5 @@ def own_call(shape: Shape, back: bool, tile: "Tile | None", of: Tensors) -> Tens
     from fastpeer.kernels.fused.convolution import convolution, convolution_input_gradient
 
     if back:
-        return convolution_input_gradient(of.y, of.weight, of.like_x, of.x, shape.stride, tile)
-    return convolution(of.x, of.weight, of.bias, of.y, True, shape.stride, tile)
+        return convolution_input_gradient(of.y, of.weight, of.like_x, of.x, shape.stride, tile=tile)
+    return convolution(of.x, of.weight, of.bias, of.y, True, shape.stride, tile=tile)

@@ -254,6 +254,9 @@ class EngineConfig:
     attack is then not compiled."""
     other_convolutions: Switch = "auto"
     """With convolutions, run those of 1×1 and those at stride 2 by that kernel too."""
+    sign_bits: Switch = "auto"
+    """With convolutions, write a bit for each value, whether a ReLU let it through, and read these on the way
+    back in place of the values."""
     stem: Switch = "auto"
     """Run the first convolution of a chain by kernels of its own; the attack is not compiled then."""
     batchnorm: Switch = "auto"

@@ -17,10 +17,10 @@ from fastpeer.step.compile import Compiler
 from fastpeer.step.graph import captured
 from fastpeer.step.measured import Device, Gain, Workload, describe_device, nearest_gain
 from fastpeer.step.precision import NumberFormat
-from fastpeer.victims.factory import VictimFactory
+from fastpeer.victims.factory import OwnKernels, VictimFactory
 
 Result = TypeVar("Result")
-DOUBTFUL = ("streams", "convolutions", "other_convolutions", "stem", "batchnorm")
+DOUBTFUL = ("streams", "convolutions", "other_convolutions", "sign_bits", "stem", "batchnorm")
 """Parts that auto takes only where they were measured: they may be slower than what they are in place of, or
 cost the compiling of whole regions."""
 TOGETHER = {"stem": "convolutions", "streams": "batchnorm"}
@@ -28,7 +28,7 @@ TOGETHER = {"stem": "convolutions", "streams": "batchnorm"}
 and peer as one region, which with the other is gone in any case."""
 AMPERE, HOPPER = 8.0, 9.0
 """Their compute capabilities."""
-OF_COPY_ENGINE = ("convolutions", "other_convolutions")
+OF_COPY_ENGINE = ("convolutions", "other_convolutions", "sign_bits")
 """Parts that run otherwise on Hopper and later, whose copy engine moves their data, than on GPUs before."""
 GUESS = "a guess"
 """The reason given for a part that was not measured on any device of the kind."""
@@ -61,6 +61,7 @@ class Options:
     kernels: bool = False
     convolutions: bool = False
     other_convolutions: bool = False
+    sign_bits: bool = False
     stem: bool = False
     batchnorm: bool = False
     streams: bool = False
@@ -89,9 +90,7 @@ class Options:
             compiler=compiler,
             kernels=self.formulas(),
             context=lambda: number_format.autocasting(device),
-            own_convolutions=self.convolutions,
-            other_convolutions=self.other_convolutions,
-            stem=self.stem,
+            own=OwnKernels(**{part.name: getattr(self, part.name) for part in fields(OwnKernels)}),
         )
 
     def recorded(
@@ -204,7 +203,7 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return "needs CUDA"
     if name == "stem":
         return _lacking(("chain", "kernels"), choices)
-    if name == "other_convolutions":
+    if name in ("other_convolutions", "sign_bits"):
         return _lacking(("convolutions",), choices)
     if name == "compile":
         return _compile_obstacle(device)

@@ -51,11 +51,14 @@ class Chain:
         """Map images (B, 3, H, W) to logits (B, C)."""
         return self.forward(images)[self.logits_number]
 
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Return every step's result, keyed by its number; `images` (B, 3, H, W) among them."""
+    def forward(self, images: Tensor, to_return: bool = False) -> dict[int, Tensor]:
+        """Return every step's result, keyed by its number; `images` (B, 3, H, W) among them.
+
+        `to_return`: also what only the way back needs.
+        """
         values = {self.images_number: images}
         for step in self.steps:
-            values[step.result] = step.forward(values)
+            values[step.result] = step.forward_to_return(values) if to_return else step.forward(values)
         return values
 
     def input_gradient(self, images: Tensor, logits_gradient: Callable[[Tensor], Tensor]) -> Tensor:
@@ -63,7 +66,7 @@ class Chain:
 
         `logits_gradient` maps logits (B, C) to it.
         """
-        values = self.forward(images)
+        values = self.forward(images, to_return=True)
         gradients = {self.logits_number: logits_gradient(values[self.logits_number])}
         for step in reversed(self.steps):
             step.backward(values, gradients)
@@ -182,6 +185,8 @@ def _move_masks(steps: list[Step]) -> None:
         writer = writers.get(step.source)
         if isinstance(step, Convolve) and step.source not in read and writer is not None and writer.relu:
             step.masks = writer.masked = True
+            if isinstance(writer, Convolve):
+                writer.keeps_signs = True
         read |= step.sources
 
 

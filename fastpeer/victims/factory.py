@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class OwnKernels:
+    """Which parts of a chain are run by kernels of our own; `EngineConfig` says what each is."""
+
+    convolutions: bool = False
+    other_convolutions: bool = False
+    sign_bits: bool = False
+    stem: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether there are any: they take the place of compiling."""
+        return any(astuple(self))
+
+
+@dataclass(frozen=True)
 class VictimFactory:
     """Makes the victims of a run, one for each network.
 
@@ -36,8 +50,7 @@ class VictimFactory:
         compiler: compiles logits and input gradients; None: nothing is compiled.
         kernels: gradients at the logits, folding, and convolutions with what surrounds them.
         context: makes the context in which autograd runs a network, such as autocast.
-        own_convolutions: see `EngineConfig.convolutions`.
-        other_convolutions, stem: see `EngineConfig`.
+        own: parts of chains that kernels of our own run.
     """
 
     dtype: torch.dtype
@@ -46,9 +59,7 @@ class VictimFactory:
     compiler: Compile | None
     kernels: Kernels
     context: Context
-    own_convolutions: bool = False
-    other_convolutions: bool = False
-    stem: bool = False
+    own: OwnKernels = OwnKernels()
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -106,8 +117,7 @@ class VictimFactory:
 
     def _compiler_for(self, victim: EagerVictim) -> Compile | None:
         """Return what compiles a victim: nothing, if it is a chain of our own kernels."""
-        own = self.own_convolutions or self.stem
-        return None if own and isinstance(victim, ChainVictim) else self.compiler
+        return None if self.own and isinstance(victim, ChainVictim) else self.compiler
 
     def _eager(self, network: nn.Module, name: str) -> EagerVictim:
         folded = self._folded(network, name)
@@ -132,9 +142,7 @@ class VictimFactory:
             return None
         device = next(folded.module.buffers()).device
         try:
-            convolutions = choose_convolutions(
-                device, self.dtype, self.kernels, self.own_convolutions, self.other_convolutions, self.stem
-            )
+            convolutions = choose_convolutions(device, self.dtype, self.kernels, self.own)
             chain = Chain(folded.module, convolutions)
         except NotAChain as reason:
             log.info("engine.chain: the %s is run through autograd: %s", name, reason)
@@ -149,25 +157,24 @@ class VictimFactory:
 
 
 def choose_convolutions(
-    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: bool = False, others: bool = False,
-    stem: bool = False,
-) -> Convolutions:  # fmt: skip
+    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: OwnKernels = OwnKernels()
+) -> Convolutions:
     """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype.
 
     Args:
         device: runs them.
         dtype: of all but the first layer.
         kernels: those that may be used.
-        own: 3×3 convolutions at stride 1 by a kernel of our own.
-        others: with these, also those of 1×1 and at stride 2.
-        stem: by kernels of its own also the first layer, on CUDA.
+        own: which layers kernels of our own run; the first layer, on CUDA alone.
     """
-    if stem and device.type == "cuda" and dtype != torch.float64:
-        return FirstLayerConvolutions(choose_convolutions(device, dtype, kernels, own, others), kernels)
-    if own:
+    if own.stem and device.type == "cuda" and dtype != torch.float64:
+        others = choose_convolutions(device, dtype, kernels, replace(own, stem=False))
+        return FirstLayerConvolutions(others, kernels)
+    if own.convolutions:
         return OwnConvolutions(
-            kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient, others
-        )
+            kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient,
+            own.other_convolutions, own.sign_bits,
+        )  # fmt: skip
     if device.type == "cuda" and dtype != torch.float64:
         return CudnnConvolutions(kernels.bias_sum_relu)
     if device.type == "cpu" and onednn_supports(dtype):

@@ -35,6 +35,14 @@ class FirstLayerConvolutions:
         out: Tensor = self._forward(x, conv.weight, conv.bias, relu, conv.result_dtype)
         return out
 
+    def forward_with_signs(
+        self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the others do; of the first layer no signs are kept."""
+        if residual is not None or not _is_first(conv, x):
+            return self.others.forward_with_signs(conv, x, residual)
+        return self.forward(conv, x, residual, relu=True), None
+
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
@@ -45,10 +53,11 @@ class FirstLayerConvolutions:
         return found if accumulated is None else found + accumulated
 
     def masked_input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
-    ) -> Tensor:
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None,
+        signs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return what the others do: no ReLU comes before the first layer."""
-        return self.others.masked_input_gradient(conv, x, gradient, accumulated)
+        return self.others.masked_input_gradient(conv, x, gradient, accumulated, signs)
 
 
 def _is_first(conv: FoldedConv2d, x: Tensor) -> bool:

@@ -71,7 +71,7 @@ HOPPER = 9
 
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, relu: bool = False,
-    stride: int = 1, tile: Tile | None = None, boxes: bool | None = None,
+    stride: int = 1, *, signs: Tensor | None = None, tile: Tile | None = None, boxes: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """Return [relu](conv(x) [+ bias] [+ residual]), channels-last.
 
@@ -83,13 +83,13 @@ def convolution(
             channels-last, in bfloat16 or float16, 1×1 or 3×3 at stride 1 or 2, with multiples of 8 channels
             (at stride 2, of 16 into it) and sides that are powers of two up to 256.
     """
-    around = {"BIAS": bias, "SUMS": residual, "MASKS": None}
+    around = {"BIAS": bias, "SUMS": residual, "MASKS": None, "SIGNS": signs}
     return _run(x, weight, around, relu, stride, tile, boxes, back=False)
 
 
 def convolution_input_gradient(
     gradient: Tensor, weight: Tensor, residual: Tensor | None = None, mask: Tensor | None = None,
-    stride: int = 1, tile: Tile | None = None, boxes: bool | None = None,
+    stride: int = 1, *, tile: Tile | None = None, boxes: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the gradient at the input, channels-last.
 
@@ -99,7 +99,7 @@ def convolution_input_gradient(
     Raises:
         KernelRefusal: see `convolution`.
     """
-    around = {"BIAS": None, "SUMS": residual, "MASKS": mask}
+    around = {"BIAS": None, "SUMS": residual, "MASKS": mask, "SIGNS": None}
     return _run(gradient, weight, around, False, stride, tile, boxes, back=True)
 
 
@@ -113,15 +113,17 @@ def _run(
     tile = tile or fastest_tile(x, boxes)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     sizes = _sizes(shape, x.shape[1], stride, apart, tile)
-    bias, residual, mask = around.values()
-    maps = [x, weight, y, y if residual is None else residual, y if mask is None else mask]
+    bias, residual, mask, signs = (y if one is None else one for one in around.values())
+    packed = mask.dtype == torch.uint8
+    # Signs are read and written by their address.
+    maps = [x, weight, y, residual, y if packed else mask]
+    *maps, map_of_mask = _boxes(maps, sizes, stride, apart, back) if boxes else list(map(_rows_of, maps))
     stripes = triton.cdiv(len(x), sizes["IMAGES"]) * triton.cdiv(sizes["HEIGHT"], sizes["ROWS"])
     with torch.cuda.device_of(x):
         _convolution[stripes, triton.cdiv(sizes["OUT"], sizes["CHANNELS"]), apart * apart](
-            *(_boxes(maps, sizes, stride, apart, back) if boxes else map(_rows_of, maps)),
-            y if bias is None else bias.detach(), len(x),
+            *maps, mask if packed else map_of_mask, bias.detach(), signs, len(x),
             **sizes, SIDE=weight.shape[2], STRIDE=stride, BACK=back, BOXES=boxes, STAGES=tile.stages,
-            **{name: given is not None for name, given in around.items()}, RECTIFIES=relu,
+            **{name: given is not None for name, given in around.items()}, RECTIFIES=relu, PACKED=packed,
             num_warps=tile.warps, enable_fp_fusion=True,
         )  # fmt: skip
     return y
@@ -195,9 +197,12 @@ def _check(
 ) -> tuple[int, ...]:
     """Return the result's shape."""
     shape = _check_product(x, weight, stride, back)
-    bias, residual, mask = around.values()
-    for tensor in (residual, mask):
+    bias, residual, mask, signs = around.values()
+    packed = mask if mask is not None and mask.dtype == torch.uint8 else None
+    for tensor in (residual, mask if packed is None else None):
         _check_like_result(tensor, shape, x)
+    for tensor in (packed, signs):
+        _check_signs(tensor, shape, x)
     if bias is not None:
         fits = bias.shape == shape[1:2] and bias.is_floating_point() and bias.device == x.device
         found = f"{tuple(bias.shape)} in {bias.dtype} on {bias.device}"
@@ -228,6 +233,16 @@ def _check_like_result(tensor: Tensor | None, shape: tuple[int, ...], x: Tensor)
     found = f"{tuple(tensor.shape)} with strides {tensor.stride()} in {tensor.dtype} on {tensor.device}"
     must = f"residual and mask must be channels-last {shape} in {x.dtype} on {x.device}"
     _require(fits, f"{must}, got {found}")
+
+
+def _check_signs(signs: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
+    if signs is None:
+        return
+    batch, channels, height, width = shape
+    must = batch, height, width, channels // 8
+    fits = signs.dtype == torch.uint8 and signs.shape == must and signs.is_contiguous()
+    found = f"{signs.dtype} {tuple(signs.shape)} on {signs.device}"
+    _require(fits and signs.device == x.device, f"signs must be uint8 {must} on {x.device}, got {found}")
 
 
 def _require(fulfilled: bool, message: str) -> None:

@@ -18,13 +18,15 @@ def _convolution(
     weight,  # (OUT, SIDE² · INTO); BACK: (INTO, SIDE² · OUT)
     y,  # (batch, H, W, OUT)
     residual,  # like y; only where SUMS
-    mask,  # like y; only where MASKS
+    mask,  # like y, or PACKED like signs; only where MASKS
     bias,  # (OUT,), only where BIAS
+    signs,  # (batch, H, W, OUT / 8), which of y's values are above zero; only where SIGNS
     batch,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, INTO: tl.constexpr, OUT: tl.constexpr,
     IMAGES: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
     SIDE: tl.constexpr, STRIDE: tl.constexpr, BACK: tl.constexpr, BOXES: tl.constexpr, STAGES: tl.constexpr,
     BIAS: tl.constexpr, SUMS: tl.constexpr, RECTIFIES: tl.constexpr, MASKS: tl.constexpr,
+    SIGNS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     STRIPES: tl.constexpr = (HEIGHT + ROWS - 1) // ROWS
     CHUNKS: tl.constexpr = (INTO + DEPTH - 1) // DEPTH
@@ -64,43 +66,43 @@ def _convolution(
         ).to(tl.float32)  # fmt: skip
     if RECTIFIES:
         out = tl.maximum(out, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    if MASKS:
-        open_ = _read_like_y(
-            mask,
-            batch,
-            image,
-            row,
-            low,
-            late,
-            first,
-            WRITTEN,
-            HEIGHT,
-            WIDTH,
-            OUT,
-            IMAGES,
-            ROWS,
-            CHANNELS,
-            BOXES,
-        )
-        out = tl.where(open_.to(tl.float32) > 0, out, 0.0)
+    if MASKS and PACKED:
+        place, inside = _places(
+            batch, image, row, low, late, first // 8,
+            WRITTEN, HEIGHT, WIDTH, OUT // 8, IMAGES, ROWS, CHANNELS // 8,
+        )  # fmt: skip
+        out = tl.where(_unpacked(tl.load(mask + place, mask=inside, other=0)), out, 0.0)
+    elif MASKS:
+        let_through = _read_like_y(
+            mask, batch, image, row, low, late, first,
+            WRITTEN, HEIGHT, WIDTH, OUT, IMAGES, ROWS, CHANNELS, BOXES,
+        )  # fmt: skip
+        out = tl.where(let_through.to(tl.float32) > 0, out, 0.0)
+    rounded = out.to(y.dtype if BOXES else y.dtype.element_ty)
+    if SIGNS:
+        place, inside = _places(
+            batch, image, row, low, late, first // 8,
+            WRITTEN, HEIGHT, WIDTH, OUT // 8, IMAGES, ROWS, CHANNELS // 8,
+        )  # fmt: skip
+        tl.store(signs + place, _packed(rounded.to(tl.float32) > 0), mask=inside)
     _write(
-        y,
-        out,
-        batch,
-        image,
-        row,
-        low,
-        late,
-        first,
-        WRITTEN,
-        HEIGHT,
-        WIDTH,
-        OUT,
-        IMAGES,
-        ROWS,
-        CHANNELS,
-        BOXES,
-    )
+        y, rounded, batch, image, row, low, late, first,
+        WRITTEN, HEIGHT, WIDTH, OUT, IMAGES, ROWS, CHANNELS, BOXES,
+    )  # fmt: skip
+
+
+@triton.jit
+def _packed(truths):
+    """Pack truths (pixels, CHANNELS) into bytes (pixels, CHANNELS / 8), the first channel lowest."""
+    eights = truths.to(tl.int32).reshape(truths.shape[0], truths.shape[1] // 8, 8)
+    return tl.sum(eights << tl.arange(0, 8)[None, None, :], axis=2).to(tl.uint8)
+
+
+@triton.jit
+def _unpacked(signs):
+    """Return the truths that `_packed` has packed."""
+    bits = (signs.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return bits.reshape(signs.shape[0], signs.shape[1] * 8) != 0
 
 
 @triton.jit
@@ -194,18 +196,16 @@ def _write(
     WIDTH: tl.constexpr, OUT: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
     BOXES: tl.constexpr,
 ):  # fmt: skip
-    """Store a tile (pixels, CHANNELS)."""
-    if BOXES:
-        out = out.to(y.dtype)
-        if STEP == 1:
-            y.store([image, row, 0, first], out.reshape(IMAGES, ROWS, WIDTH, CHANNELS))
-        else:
-            y.store([image, row, low * WIDTH, late, first], out.reshape(IMAGES, ROWS, WIDTH, 1, CHANNELS))
+    """Store a tile (pixels, CHANNELS), of the dtype of y."""
+    if BOXES and STEP == 1:
+        y.store([image, row, 0, first], out.reshape(IMAGES, ROWS, WIDTH, CHANNELS))
+    elif BOXES:
+        y.store([image, row, low * WIDTH, late, first], out.reshape(IMAGES, ROWS, WIDTH, 1, CHANNELS))
     else:
         place, inside = _places(
             batch, image, row, low, late, first, STEP, HEIGHT, WIDTH, OUT, IMAGES, ROWS, CHANNELS
         )
-        tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
+        tl.store(y + place, out, mask=inside)
 
 
 @triton.jit

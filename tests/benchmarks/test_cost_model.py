@@ -22,7 +22,7 @@ from fastpeer.errors import UserError
 
 PROFILE = Path(__file__).parents[2] / "benchmarks/results/2026-11-27-nvidia-h200/3-throughput-own.json"
 CASE = Case("resnet18", "cifar10", 128)
-MEASURED = Parts(other_convolutions=False)
+MEASURED = Parts(other_convolutions=False, sign_bits=False)
 """Those that ran when that was profiled."""
 
 
@@ -56,7 +56,7 @@ def test_bytes_and_operations_of_a_step_are_those_counted_by_hand(launches):
 
 
 def test_other_convolutions_take_what_follows_them_too(launches):
-    every = step_launches(CASE, Parts())
+    every = step_launches(CASE, Parts(sign_bits=False))
     of_attack = [launch for launch in every if launch.kernel == "_convolution"]
     assert len(of_attack) == 21 * 13 + 21 * 6
     # The trained networks' own are left to cuDNN, and a shortcut's 1×1 reads every fourth pixel.
@@ -74,13 +74,13 @@ def test_a_kernel_takes_what_its_tightest_limit_allows():
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("part", ["convolutions", "other_convolutions", "stem", "batchnorm"])
+@pytest.mark.parametrize("part", ["convolutions", "other_convolutions", "sign_bits", "stem", "batchnorm"])
 def test_every_part_saves_time_where_it_runs(part):
     case = Case("resnet8", "cifar10", 128)
     with_it, without = Parts(), Parts(**{part: False})
     for gpu in GPUS.values():
         rates = [rate(case, parts, gpu, Reached()) for parts in (with_it, without)]
-        idle = part in ("convolutions", "other_convolutions") and not gpu.copy_engine
+        idle = part in ("convolutions", "other_convolutions", "sign_bits") and not gpu.copy_engine
         assert rates[0] == rates[1] if idle else rates[0] > rates[1]
 
 

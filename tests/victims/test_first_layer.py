@@ -13,7 +13,7 @@ from fastpeer.step.compile import Compiler
 from fastpeer.step.precision import keep_pixels_exact
 from fastpeer.victims.chain import Chain, ChainVictim
 from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, PlainConvolutions
-from fastpeer.victims.factory import CompiledVictim, VictimFactory, choose_convolutions
+from fastpeer.victims.factory import CompiledVictim, OwnKernels, VictimFactory, choose_convolutions
 from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork
 
@@ -101,16 +101,22 @@ def test_layers_that_the_kernels_do_not_take_fall_to_others():
 
 def test_with_the_switch_chains_are_not_compiled_but_other_networks_are():
     for fold, kind in ((True, ChainVictim), (False, CompiledVictim)):
-        factory = VictimFactory(torch.float64, fold, True, Compiler(), KERNELS, nullcontext, stem=True)
+        factory = VictimFactory(
+            torch.float64, fold, True, Compiler(), KERNELS, nullcontext, OwnKernels(stem=True)
+        )
         assert isinstance(factory.victim(resnet8(), "student"), kind)
 
 
 def test_only_cuda_gets_it():
     cuda = torch.device("cuda")
-    assert isinstance(choose_convolutions(cuda, torch.bfloat16, KERNELS, stem=True), FirstLayerConvolutions)
+    assert isinstance(
+        choose_convolutions(cuda, torch.bfloat16, KERNELS, OwnKernels(stem=True)), FirstLayerConvolutions
+    )
     assert isinstance(choose_convolutions(cuda, torch.bfloat16, KERNELS), CudnnConvolutions)
     cpu = torch.device("cpu")
-    assert not isinstance(choose_convolutions(cpu, torch.float32, KERNELS, stem=True), FirstLayerConvolutions)
+    assert not isinstance(
+        choose_convolutions(cpu, torch.float32, KERNELS, OwnKernels(stem=True)), FirstLayerConvolutions
+    )
 
 
 def test_other_kernels_run_the_layers_behind_it(images, target):

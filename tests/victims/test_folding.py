@@ -19,7 +19,7 @@ from fastpeer.step.compile import Compiler
 from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, PlainConvolutions
-from fastpeer.victims.factory import CompiledVictim, VictimFactory, choose_convolutions
+from fastpeer.victims.factory import CompiledVictim, OwnKernels, VictimFactory, choose_convolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.onednn import OnednnConvolutions
 from fastpeer.victims.pgd import pgd
@@ -284,12 +284,12 @@ def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, tar
 def counting(calls):
     """Return the plain formulas of our own convolutions, which write down how they are called."""
 
-    def forward(x, weight, bias, residual, relu, stride):
-        calls.append("forward")
-        return convolution.convolution(x, weight, bias, residual, relu, stride)
+    def forward(x, weight, bias, residual, relu, stride, signs=None):
+        calls.append("forward" if signs is None else "signs")
+        return convolution.convolution(x, weight, bias, residual, relu, stride, signs=signs)
 
     def back(gradient, weight, residual, mask, stride):
-        calls.append("back" if mask is None else "masked")
+        calls.append("back" if mask is None else "by signs" if mask.dtype == torch.uint8 else "masked")
         return convolution.convolution_input_gradient(gradient, weight, residual, mask, stride)
 
     return forward, back
@@ -311,11 +311,29 @@ def test_own_convolutions_take_what_they_are_given_and_the_masks_around_them(ima
         assert errors[0] <= 1.2 * errors[1]
 
 
+def test_what_a_relu_let_through_is_read_from_its_signs(images, target):
+    network = model("resnet8").float().to(memory_format=torch.channels_last)
+    single = images.float(), target.float()
+    calls, gradients = {False: [], True: []}, []
+    for keeps_signs, of in calls.items():
+        own = OwnConvolutions(bias_sum_relu, *counting(of), True, keeps_signs)
+        victim = chained(network, torch.bfloat16, own)
+        gradients.append(victim.input_gradient(*single))
+    assert torch.equal(*gradients)
+    # All masks but the one behind the first layer, which is not ours; behind the last ReLU is no convolution.
+    names = ("forward", "signs", "masked", "by signs", "back")
+    assert [tuple(map(of.count, names)) for of in calls.values()] == [(8, 0, 6, 0, 2), (3, 5, 1, 5, 2)]
+    # Whoever goes no way back keeps none.
+    calls[True].clear()
+    victim.logits(single[0])
+    assert "signs" not in calls[True]
+
+
 def test_chains_of_own_convolutions_are_not_compiled():
     network = model("resnet8").float()
     for own in (False, True):
         factory = VictimFactory(
-            torch.bfloat16, True, True, Compiler(), KERNELS, nullcontext, own_convolutions=own
+            torch.bfloat16, True, True, Compiler(), KERNELS, nullcontext, OwnKernels(convolutions=own)
         )
         assert isinstance(factory.victim(network, "student"), ChainVictim if own else CompiledVictim)
 

@@ -2,11 +2,12 @@
 
 import torch
 
+from fastpeer.kernels.convolution import empty_signs
 from fastpeer.kernels.fused.convolution import Tile, convolution, convolution_input_gradient
 
 # Hopper brought the engine that copies its boxes.
 CAPABILITIES = (90, 100)
-DAILY = ("forward-64", "back-256", "forward-strided", "back-strided-160", "back-1x1")
+DAILY = ("forward-64", "back-256", "forward-strided", "back-strided-160", "back-signs")
 
 
 def tensors(channels, size, side, stride, dtype):
@@ -17,14 +18,16 @@ def tensors(channels, size, side, stride, dtype):
     return x, torch.empty(out, into, side, side, dtype=dtype).to(memory_format=layout), y
 
 
-def forward(channels, size, tile, side=3, stride=1, dtype=torch.bfloat16, boxes=True):
+def forward(channels, size, tile, side=3, stride=1, dtype=torch.bfloat16, boxes=True, packs=False):
     x, weight, y = tensors(channels, size, side, stride, dtype)
-    return lambda: convolution(x, weight, torch.empty(len(weight)), y, True, stride, tile, boxes)
+    more = {"signs": empty_signs(y.shape, y.device) if packs else None, "tile": tile, "boxes": boxes}
+    return lambda: convolution(x, weight, torch.empty(len(weight)), y, True, stride, **more)
 
 
-def back(channels, size, tile, side=3, stride=1, dtype=torch.bfloat16, boxes=True):
+def back(channels, size, tile, side=3, stride=1, dtype=torch.bfloat16, boxes=True, packs=False):
     x, weight, y = tensors(channels, size, side, stride, dtype)
-    return lambda: convolution_input_gradient(y, weight, x, x.clone(), stride, tile, boxes)
+    mask = empty_signs(x.shape, x.device) if packs else x.clone()
+    return lambda: convolution_input_gradient(y, weight, x, mask, stride, tile=tile, boxes=boxes)
 
 
 SMALL, LARGE = Tile(128, 64, 4, 3), Tile(128, 128, 8, 3)
@@ -43,4 +46,8 @@ CASES = {
     "forward-1x1-strided": forward((256, 512), 8, LARGE, 1, 2),
     "back-1x1": back((960, 160), 4, LARGE, 1),
     "back-1x1-strided": back((64, 128), 32, LARGE, 1, 2),
+    "forward-signs": forward((64, 64), 32, LARGE, packs=True),
+    "forward-signs-512": forward((512, 512), 4, LARGE, packs=True),
+    "back-signs": back((64, 64), 32, LARGE, packs=True),
+    "back-signs-strided": back((160, 320), 32, LARGE, stride=2, packs=True),
 }

@@ -11,6 +11,8 @@ CASES = {
     "back-64": back((64, 64), 32, TILE, boxes=False),
     "forward-strided": forward((160, 320), 32, TILE, stride=2, boxes=False),
     "back-strided": back((160, 320), 32, TILE, stride=2, boxes=False),
+    "forward-signs": forward((64, 64), 32, TILE, packs=True, boxes=False),
+    "back-signs": back((160, 320), 32, TILE, stride=2, packs=True, boxes=False),
     "forward-1x1": forward((16, 96), 32, TILE, 1, boxes=False),
     "back-1x1-strided": back((256, 512), 8, TILE, 1, 2, boxes=False),
 }

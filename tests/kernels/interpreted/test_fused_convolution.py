@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from fastpeer.kernels.convolution import above_zero, empty_signs, signs_of
 from fastpeer.kernels.convolution import convolution as oracle
 from fastpeer.kernels.convolution import convolution_input_gradient as gradient_oracle
 from fastpeer.kernels.fused.convolution import Tile, convolution, convolution_input_gradient
@@ -114,6 +115,24 @@ def test_back(device, seed, kind, summed, masked):
     assert_at_most_twice(back_errors(kind, device, seed, summed, masked))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("boxes", [True, False])
+def test_signs_are_those_of_the_result_and_mask_as_it_does(device, stride, boxes):
+    kind = Kind((2, 16, 24, 4, 4), 3, stride, TILES[0], boxes)
+    made = drawn(0, device, kind)
+    arguments = made["x"], made["weight"], made["bias"], made["residual"], True
+    signs = empty_signs(made["like_out"].shape, device)
+    found = convolution(*arguments, signs=signs, **options(kind))
+    assert torch.equal(found, convolution(*arguments, **options(kind)))
+    assert torch.equal(signs, signs_of(found))
+    assert torch.equal(above_zero(signs), found > 0)
+    back = [
+        convolution_input_gradient(made["like_out"], made["weight"], made["like_x"], mask, **options(kind))
+        for mask in (made["mask"], signs_of(made["mask"]))
+    ]
+    assert torch.equal(*back)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", OF_RESNETS, ids=str)
 def test_layers_of_residual_networks(device, kind):
@@ -154,6 +173,7 @@ HALF = torch.zeros(1, 8, 4, 4, dtype=torch.float16).to(memory_format=LAYOUT)
         (HALF, {"bias": torch.zeros(4)}),
         (HALF[0], {}),
         (HALF, {"stride": 2}),
+        (HALF, {"signs": torch.zeros(1, 4, 4, 8, dtype=torch.uint8)}),
         (HALF.repeat(1, 1, 128, 1), {}),
     ],
 )
