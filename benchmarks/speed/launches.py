@@ -160,7 +160,8 @@ class CountedConvolutions(PlainConvolutions):
         signs: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Note the same, and the mask or its signs."""
-        return self._back(conv, x, gradient, accumulated, x if signs is None else signs)
+        by_signs = signs is not None and self._is_own(conv, x)
+        return self._back(conv, x, gradient, accumulated, signs if by_signs else x)
 
     def _back(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None, mask: Tensor | None

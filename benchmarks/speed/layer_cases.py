@@ -83,7 +83,7 @@ def shapes_of(model: str, size: int = 32) -> tuple[Shape, ...]:
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a layer is given, forward or back: of one layout and dtype but for the float32 bias and signs of x."""
+    """What a layer is given, all of one layout and dtype but for the float32 bias and the signs of x."""
 
     x: Tensor
     weight: Tensor
@@ -175,9 +175,8 @@ def keeping_signs(shape: Shape, of: Tensors) -> Tensor:
     """Run our kernel forward, which also writes a bit for each value."""
     from fastpeer.kernels.fused.convolution import convolution
 
-    return convolution(
-        of.x, of.weight, of.bias, of.y, True, shape.stride, signs=empty_signs(of.y.shape, of.y.device)
-    )
+    signs = empty_signs(of.y.shape, of.y.device)
+    return convolution(of.x, of.weight, of.bias, of.y, True, shape.stride, signs=signs)
 
 
 def by_signs(shape: Shape, of: Tensors) -> Tensor:

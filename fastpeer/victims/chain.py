@@ -185,7 +185,8 @@ def _move_masks(steps: list[Step]) -> None:
         writer = writers.get(step.source)
         if isinstance(step, Convolve) and step.source not in read and writer is not None and writer.relu:
             step.masks = writer.masked = True
-            if isinstance(writer, Convolve):
+            # A convolution in groups is the library's, which reads no signs.
+            if isinstance(writer, Convolve) and step.conv.groups == 1:
                 writer.keeps_signs = True
         read |= step.sources
 
