@@ -6,6 +6,7 @@ from typing import Any
 
 from fastpeer.kernels import (
     attack_gradient,
+    attack_head,
     batch_norm,
     bias_sum_relu,
     convolution,
@@ -29,6 +30,7 @@ class Kernels:
 
     distill_loss: Callable[..., Any]
     attack_gradient: Callable[..., Any]
+    attack_head: Callable[..., Any]
     moving_attack_gradient: Callable[..., Any]
     pgd_update: Callable[..., Any]
     pgd_l2_update: Callable[..., Any]
@@ -50,6 +52,7 @@ def torch_kernels() -> Kernels:
     return Kernels(
         distill_loss=distill_loss.distill_loss,
         attack_gradient=attack_gradient.attack_gradient,
+        attack_head=attack_head.attack_head,
         moving_attack_gradient=moving_attack_gradient.moving_attack_gradient,
         pgd_update=pgd_update.pgd_update,
         pgd_l2_update=pgd_l2_update.pgd_l2_update,
@@ -78,6 +81,7 @@ def triton_kernels() -> Kernels:
     return Kernels(
         distill_loss=fused.distill_loss.distill_loss,
         attack_gradient=fused.attack_gradient.attack_gradient,
+        attack_head=fused.attack_head.attack_head,
         moving_attack_gradient=fused.moving_attack_gradient.moving_attack_gradient,
         pgd_update=fused.pgd_update.pgd_update,
         pgd_l2_update=fused.pgd_l2_update.pgd_l2_update,

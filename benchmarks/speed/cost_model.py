@@ -48,7 +48,7 @@ KERNELS: dict[str, str] = {
         name: f"^{name}$"
         for name in (
             "_statistics", "_normalise", "_gradient_sums", "_input_gradient", "_bias_sum_relu", "_forward",
-            "_back", "_fold", "_pgd_update", "_attack_gradient", "loss_kernel",
+            "_back", "_fold", "_pgd_update", "_attack_gradient", "_attack_head", "loss_kernel",
         )
     },
 }  # fmt: skip

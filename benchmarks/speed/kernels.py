@@ -55,7 +55,7 @@ def kernel_cases(batch: int, networks: Sequence[str], device: torch.device) -> l
         *(
             make(dataset, batch, device)
             for dataset in SHAPES
-            for make in (loss_case, gradient_case, moving_case)
+            for make in (loss_case, gradient_case, moving_case, head_case)
         ),
         *(
             make(dataset, batch, device)
@@ -104,6 +104,22 @@ def gradient_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
         lambda kernels: kernels.attack_gradient,
         moved,
     )
+
+
+def head_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
+    """Gradient at ResNet-18's last bf16 feature map, which comes from a ReLU."""
+    size, classes = SHAPES[dataset]
+    side = size // 8
+
+    def inputs() -> Sequence[Any]:
+        features = torch.relu(normal(batch, 512, side, side, device=device, dtype=torch.bfloat16))
+        target = torch.softmax(normal(batch, classes, device=device), dim=1)
+        weight = normal(classes, 512, device=device) / 64
+        return features.contiguous(memory_format=torch.channels_last), weight, weight[:, 0], target, 1.0, True
+
+    shape: Labels = {"batch": batch, "classes": classes, "size": side}
+    moved = 2 * batch * 512 * side * side * 2 + classes * 512 * 4
+    return KernelCase("attack_head", shape, inputs, lambda kernels: kernels.attack_head, moved)
 
 
 def moving_case(dataset: str, batch: int, device: torch.device) -> KernelCase:

@@ -19,9 +19,10 @@ from fastpeer.kernels.convolution import empty_signs
 from fastpeer.kernels.first_convolution import takes as stem_takes
 from fastpeer.models import build_model
 from fastpeer.victims.chain import Chain
-from fastpeer.victims.chain_steps import Add, Convolve, Reshape
+from fastpeer.victims.chain_steps import Add, Convolve, Reshape, Step
 from fastpeer.victims.convolution import PlainConvolutions, is_own
 from fastpeer.victims.folding import FoldedConv2d, FoldedNetwork
+from fastpeer.victims.head import Head
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Parts:
     other_convolutions: bool = True
     sign_bits: bool = True
     stem: bool = True
+    head: bool = True
     batchnorm: bool = True
 
     def on(self, gpu: Gpu) -> "Parts":
@@ -232,32 +234,43 @@ def eval_passes(network: nn.Module, images: Tensor, parts: Parts) -> EvalPasses:
     convolutions = CountedConvolutions(parts)
     chain = Chain(FoldedNetwork(network, torch.bfloat16, torch_kernels().fold).module, convolutions)
     values = chain.forward(images)
-    forward = [*convolutions.launches, *_other_steps(chain, values)]
+    forward = [*convolutions.launches, *_other_steps(chain.steps, values)]
     convolutions.launches.clear()
     # It runs forward again.
     chain.input_gradient(images, torch.empty_like)
-    others = [*_other_steps(chain, values), *_other_steps_back(chain, values)]
+    head = chain.head if parts.head else None
+    steps = chain.steps if head is None else head.before
+    loss = _loss(values[chain.steps[-1].result]) if head is None else _head(head, values)
+    others = [*_other_steps(steps, values), *_other_steps_back(steps, values), loss]
     sums = [size(values[step.result]) for step in chain.steps if len(step.sources) > 1]
     return EvalPasses(forward, [*convolutions.launches, *others], sums)
 
 
-def _other_steps(chain: Chain, values: dict[int, Tensor]) -> Iterator[Launch]:
+def _loss(logits: Tensor) -> Launch:
+    return Launch("_attack_gradient", 0, 2 * size(logits))
+
+
+def _head(head: Head, values: dict[int, Tensor]) -> Launch:
+    features = values[head.features]
+    return Launch("_attack_head", 0, size(features, features, head.linear.weight))
+
+
+def _other_steps(steps: Sequence[Step], values: dict[int, Tensor]) -> Iterator[Launch]:
     """Yield the forward launches of what no convolution absorbed; reshaping takes none."""
-    for step in chain.steps:
+    for step in steps:
         read = sum(size(values[source]) for source in step.sources)
         if not isinstance(step, (Convolve, Reshape)):
             yield Launch(type(step).__name__, 0, read + size(values[step.result]))
 
 
-def _other_steps_back(chain: Chain, values: dict[int, Tensor]) -> Iterator[Launch]:
-    """Yield the same on the way back, and masks and the loss."""
-    for step in chain.steps:
+def _other_steps_back(steps: Sequence[Step], values: dict[int, Tensor]) -> Iterator[Launch]:
+    """Yield the same on the way back, and masks."""
+    for step in steps:
         result = size(values[step.result])
         if step.relu and not step.masked:
             yield Launch(MASK, 0, 3 * result)
         if not isinstance(step, (Convolve, Reshape, Add)):
             yield Launch(f"{type(step).__name__}{BACK}", 0, size(values[step.source]) + result)
-    yield Launch("_attack_gradient", 0, 2 * size(values[chain.steps[-1].result]))
 
 
 @dataclass(frozen=True)

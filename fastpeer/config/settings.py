@@ -259,6 +259,9 @@ class EngineConfig:
     back in place of the values."""
     stem: Switch = "auto"
     """Run the first convolution of a chain by kernels of its own; the attack is not compiled then."""
+    head: Switch = "auto"
+    """Run a chain's average pooling, classifier and loss, forward and back, in one Triton kernel; the attack
+    is not compiled then."""
     batchnorm: Switch = "auto"
     """Run BatchNorm, sum and ReLU of the training passes as one kernel, and do not compile these passes."""
     streams: Switch = "auto"

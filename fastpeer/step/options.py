@@ -20,10 +20,10 @@ from fastpeer.step.precision import NumberFormat
 from fastpeer.victims.factory import OwnKernels, VictimFactory
 
 Result = TypeVar("Result")
-DOUBTFUL = ("streams", "convolutions", "other_convolutions", "sign_bits", "stem", "batchnorm")
+DOUBTFUL = ("streams", "convolutions", "other_convolutions", "sign_bits", "stem", "head", "batchnorm")
 """Parts that auto takes only where they were measured: they may be slower than what they are in place of, or
 cost the compiling of whole regions."""
-TOGETHER = {"stem": "convolutions", "streams": "batchnorm"}
+TOGETHER = {"stem": "convolutions", "head": "convolutions", "streams": "batchnorm"}
 """Parts that auto takes only with another: by itself either costs the compiling of the attack, or of student
 and peer as one region, which with the other is gone in any case."""
 AMPERE, HOPPER = 8.0, 9.0
@@ -63,6 +63,7 @@ class Options:
     other_convolutions: bool = False
     sign_bits: bool = False
     stem: bool = False
+    head: bool = False
     batchnorm: bool = False
     streams: bool = False
     double_backward: bool = False
@@ -201,7 +202,7 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return "needs engine.fold"
     if name in ("graph", "streams") and device.type != "cuda":
         return "needs CUDA"
-    if name == "stem":
+    if name in ("stem", "head"):
         return _lacking(("chain", "kernels"), choices)
     if name in ("other_convolutions", "sign_bits"):
         return _lacking(("convolutions",), choices)

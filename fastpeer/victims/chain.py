@@ -5,12 +5,13 @@ The gradient at the images needs few operations then and no weight needs one. Bi
 convolution before them, where autograd would run and store each by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, fx
 
+from fastpeer.kernels.attack_head import attack_head, takes
 from fastpeer.kernels.choice import Kernels
 from fastpeer.victims.chain_steps import (
     Add,
@@ -24,6 +25,7 @@ from fastpeer.victims.chain_steps import (
 )
 from fastpeer.victims.convolution import Convolutions
 from fastpeer.victims.folding import FoldedNetwork
+from fastpeer.victims.head import Head, head_of
 from fastpeer.victims.interface import LogitsGradient
 from fastpeer.victims.spellings import NotAChain as NotAChain
 from fastpeer.victims.spellings import Operation, is_in_place, is_shape, operation
@@ -38,6 +40,7 @@ class Chain:
 
     Attributes:
         images_number, logits_number: of these values.
+        head: its last layers, if one kernel can run them.
 
     Raises:
         NotAChain: the network has an operation that no step computes.
@@ -46,6 +49,7 @@ class Chain:
     def __init__(self, module: fx.GraphModule, convolutions: Convolutions) -> None:
         self.convolutions = convolutions
         self.steps, self.images_number, self.logits_number = _Builder(module, convolutions).build()
+        self.head = head_of(self.steps)
 
     def logits(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, C)."""
@@ -56,8 +60,11 @@ class Chain:
 
         `to_return`: also what only the way back needs.
         """
+        return self._forward(self.steps, images, to_return)
+
+    def _forward(self, steps: Sequence[Step], images: Tensor, to_return: bool) -> dict[int, Tensor]:
         values = {self.images_number: images}
-        for step in self.steps:
+        for step in steps:
             values[step.result] = step.forward_to_return(values) if to_return else step.forward(values)
         return values
 
@@ -68,7 +75,18 @@ class Chain:
         """
         values = self.forward(images, to_return=True)
         gradients = {self.logits_number: logits_gradient(values[self.logits_number])}
-        for step in reversed(self.steps):
+        return self._back(self.steps, values, gradients)
+
+    def input_gradient_by_head(
+        self, images: Tensor, head: Head, features_gradient: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the same for a given gradient at the features (B, C, H, W), in front of the head's ReLU."""
+        values = self._forward(head.before, images, to_return=True)
+        gradients = {head.features: features_gradient(values[head.features])}
+        return self._back(head.before, values, gradients)
+
+    def _back(self, steps: Sequence[Step], values: dict[int, Tensor], gradients: dict[int, Tensor]) -> Tensor:
+        for step in reversed(steps):
             step.backward(values, gradients)
             # The steps that remain read earlier values only: free this one, as autograd would.
             del values[step.result]
@@ -199,13 +217,17 @@ class ChainVictim:
         chain: made of it.
         kernels: for the gradient at the logits.
         scale: factor of the gradient at the logits.
+        by_head: run the last layers by one kernel, where it takes them.
     """
 
-    def __init__(self, folded: FoldedNetwork, chain: Chain, kernels: Kernels, scale: float) -> None:
+    def __init__(
+        self, folded: FoldedNetwork, chain: Chain, kernels: Kernels, scale: float, by_head: bool = False
+    ) -> None:
         self.folded = folded
         self.chain = chain
         self.kernels = kernels
         self.scale = scale
+        self.head = chain.head if by_head else None
         self.input_dtype: torch.dtype | None = folded.input_dtype
 
     def refresh(self) -> None:
@@ -225,9 +247,21 @@ class ChainVictim:
 
         The target is (B, C) probabilities, or int64 labels (B,).
         """
+        if self.head is not None:
+            return self._gradient_by_head(images, target, self.head)
         return self.gradient_from(
             images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
         )
+
+    def _gradient_by_head(self, images: Tensor, target: Tensor, head: Head) -> Tensor:
+        def climb(features: Tensor) -> Tensor:
+            # Where it does not take them, the formula does.
+            run = self.kernels.attack_head if takes(features, head.linear.weight) else attack_head
+            found: Tensor = run(features, head.linear.weight, head.linear.bias, target, self.scale, head.relu)
+            return found.contiguous(memory_format=torch.channels_last)
+
+        with self._without_autocast(images):
+            return self.chain.input_gradient_by_head(images, head, climb)
 
     @torch.no_grad()
     def gradient_from(self, images: Tensor, logits_gradient: LogitsGradient) -> Tensor:

@@ -34,6 +34,7 @@ class OwnKernels:
     other_convolutions: bool = False
     sign_bits: bool = False
     stem: bool = False
+    head: bool = False
 
     def __bool__(self) -> bool:
         """Whether there are any: they take the place of compiling."""
@@ -148,7 +149,7 @@ class VictimFactory:
             log.info("engine.chain: the %s is run through autograd: %s", name, reason)
             self._reasons[network] = f": {reason}"
             return None
-        return ChainVictim(folded, chain, self.kernels, self._scale)
+        return ChainVictim(folded, chain, self.kernels, self._scale, self.own.head)
 
     @property
     def _scale(self) -> float:

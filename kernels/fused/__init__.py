@@ -5,6 +5,7 @@ They run on CUDA tensors, and in Triton's interpreter (TRITON_INTERPRET=1) on CP
 
 from fastpeer.kernels.fused import (
     attack_gradient,
+    attack_head,
     batch_norm,
     bias_sum_relu,
     convolution,
@@ -22,6 +23,7 @@ from fastpeer.kernels.fused import (
 
 __all__ = [
     "attack_gradient",
+    "attack_head",
     "batch_norm",
     "bias_sum_relu",
     "convolution",

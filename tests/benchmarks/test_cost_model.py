@@ -22,7 +22,7 @@ from fastpeer.errors import UserError
 
 PROFILE = Path(__file__).parents[2] / "benchmarks/results/2026-11-27-nvidia-h200/3-throughput-own.json"
 CASE = Case("resnet18", "cifar10", 128)
-MEASURED = Parts(other_convolutions=False, sign_bits=False)
+MEASURED = Parts(other_convolutions=False, sign_bits=False, head=False)
 """Those that ran when that was profiled."""
 
 
@@ -74,7 +74,9 @@ def test_a_kernel_takes_what_its_tightest_limit_allows():
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("part", ["convolutions", "other_convolutions", "sign_bits", "stem", "batchnorm"])
+@pytest.mark.parametrize(
+    "part", ["convolutions", "other_convolutions", "sign_bits", "stem", "head", "batchnorm"]
+)
 def test_every_part_saves_time_where_it_runs(part):
     case = Case("resnet8", "cifar10", 128)
     with_it, without = Parts(), Parts(**{part: False})

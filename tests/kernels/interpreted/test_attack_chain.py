@@ -14,6 +14,7 @@ from fastpeer.victims.convolution import OwnConvolutions, PlainConvolutions
 from fastpeer.victims.folding import FoldedNetwork
 
 CLASSES = 10
+PLAIN = torch_kernels()
 
 
 @pytest.fixture
@@ -29,15 +30,16 @@ def network():
 
 def victim(network, dtype, convolutions, kernels):
     folded = FoldedNetwork(network, dtype, kernels.fold)
-    made = ChainVictim(folded, Chain(folded.module, convolutions), kernels, 1.0)
+    made = ChainVictim(folded, Chain(folded.module, convolutions), kernels, 1.0, kernels is not PLAIN)
     made.refresh()
     return made
 
 
 def own(kernels):
     return OwnConvolutions(
-        kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient, others=True
-    )
+        kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient, others=True,
+        keeps_signs=True,
+    )  # fmt: skip
 
 
 def test_the_gradient_is_as_exact_as_by_plain_operators(device, network):
@@ -45,15 +47,14 @@ def test_the_gradient_is_as_exact_as_by_plain_operators(device, network):
     images = torch.rand(1, 3, 8, 8, generator=random).to(device, memory_format=torch.channels_last)
     target = torch.softmax(torch.randn(1, CLASSES, generator=random), 1).to(device)
     network = network.to(device)
-    plain = torch_kernels()
     # Interpreted, folding takes most of the time, and it has tests of its own.
-    kernels = replace(triton_kernels(), fold=plain.fold)
-    exact = victim(copy.deepcopy(network).double(), torch.float64, PlainConvolutions(), plain)
+    kernels = replace(triton_kernels(), fold=PLAIN.fold)
+    exact = victim(copy.deepcopy(network).double(), torch.float64, PlainConvolutions(), PLAIN)
     truth = exact.input_gradient(images.double(), target.double())
     off = [
         # Triton's interpreter multiplies no matrices of bfloat16.
         (victim(network, torch.float16, *how).input_gradient(images, target).double() - truth).norm()
-        for how in ((own(kernels), kernels), (PlainConvolutions(), plain))
+        for how in ((own(kernels), kernels), (PlainConvolutions(), PLAIN))
     ]
     assert off[0] <= 2 * off[1]
     assert off[0] < 0.01 * truth.norm()
