@@ -16,7 +16,7 @@ from fastpeer.kernels.convolution import SIDES, STRIDES, empty_signs, signs_of
 from fastpeer.models import build_model
 
 if TYPE_CHECKING:
-    from fastpeer.kernels.fused.convolution import Tile
+    from fastpeer.kernels.convolution_tiles import Tile
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def _forms(shape: Shape) -> dict[str, Form]:
 
 def _own_forms(shape: Shape, device: torch.device) -> dict[str, Form]:
     """Our kernels: cuDNN with the epilogue behind it, and all in one, with the most promising tiles."""
+    from fastpeer.kernels.convolution_tiles import tiles_of
     from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
-    from fastpeer.kernels.fused.convolution import tiles_of
 
     def behind(of: Tensors) -> object:
         out = F.conv2d(of.x, of.weight, None, shape.stride, shape.side // 2)

@@ -178,8 +178,9 @@ def _cudnn_forms() -> dict[str, Callable[..., object]]:
 
 def _own_forms(sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Sequence[Call]]:
     """Our kernels: cuDNN with the epilogue behind it, and all in one, with several tiles."""
+    from fastpeer.kernels.convolution_tiles import TILES
     from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
-    from fastpeer.kernels.fused.convolution import TILES, convolution, convolution_input_gradient
+    from fastpeer.kernels.fused.convolution import convolution, convolution_input_gradient
 
     def behind(x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> object:
         return bias_sum_relu(F.conv2d(x, w, padding=1), b.float(), r, relu=True)

@@ -147,6 +147,13 @@ SPEED = [
         short=f"--networks small --batches 4 --dtypes bf16 --no-compile {BRIEF}",
         seconds=120,
     ),
+    script(
+        "tiles",
+        f"--most 3 --rounds 5 --table {{work}}/tiles.json {BUDGET}",
+        short="--table {work}/tiles.json --device cpu",
+        seconds=75,
+        file="speed.tiles",
+    ),
     throughput("batch-512", "--batch-sizes 512 --rounds 5", seconds=110, least=60),
     throughput("wide", "--models wideresnet34x10 --rounds 4", seconds=220, least=120),
     throughput("tiny", "--datasets tiny --rounds 4", seconds=130, least=60),

@@ -17,7 +17,6 @@ behind that. The other shapes, and the form without the copy engine, were not me
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -25,48 +24,14 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastpeer.kernels.convolution import takes
+from fastpeer.kernels.convolution_tiles import Problem, Tile, has_copy_engine, tile_for
 from fastpeer.kernels.fused.convolution_kernel import _convolution
 from fastpeer.kernels.refusal import require
 
-
-@dataclass(frozen=True)
-class Tile:
-    """What one program computes, and how.
-
-    Attributes:
-        pixels: of the output; a power of two.
-        channels: of the output; a power of two.
-        warps, stages: see Triton.
-    """
-
-    pixels: int = 128
-    channels: int = 64
-    warps: int = 4
-    stages: int = 4
-
-    def __str__(self) -> str:
-        return f"{self.pixels} × {self.channels}, {self.warps} warps, {self.stages} stages"
-
-
-TILES = (
-    Tile(128, 128, 8, 3),
-    Tile(128, 64, 4, 3),
-    Tile(128, 128, 8, 4),
-    Tile(128, 64, 4, 4),
-    Tile(256, 64, 4, 3),
-    Tile(256, 128, 8, 3),
-)
-"""Those worth measuring on Hopper and later, the most promising first."""
-TILES_BY_ADDRESS = (Tile(128, 64, 8, 3), Tile(128, 128, 8, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 4))
-"""Those worth measuring on GPUs before."""
 DEPTH = 64
 """Input channels of a step of the product, at most: 128 bytes, which are copied without bank conflicts."""
-LARGE_PLANE = 16
-"""Sides of an image from which on three stages are faster than four."""
 LEAST_DEPTH = 16
 """What a product takes on a GPU, at least; beyond the last channel zeros are read."""
-HOPPER = 9
-"""Its compute capability: it brought the copy engine."""
 
 
 def convolution(
@@ -110,7 +75,7 @@ def _run(
     apart = stride if back else 1
     shape = _check(x, weight, around, stride, back)
     boxes = has_copy_engine(x.device) if boxes is None else boxes
-    tile = tile or fastest_tile(x, boxes)
+    tile = tile or tile_for(_problem(x, weight, stride, back), x.device, boxes)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     sizes = _sizes(shape, x.shape[1], stride, apart, tile)
     bias, residual, mask, signs = (y if one is None else one for one in around.values())
@@ -129,22 +94,11 @@ def _run(
     return y
 
 
-def has_copy_engine(device: torch.device) -> bool:
-    """Tell whether a GPU has the engine that copies boxes; for the interpreter, a CPU has."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= HOPPER
-
-
-def tiles_of(device: torch.device) -> tuple[Tile, ...]:
-    """Return the tiles worth measuring on a device."""
-    return TILES if has_copy_engine(device) else TILES_BY_ADDRESS
-
-
-def fastest_tile(x: Tensor, boxes: bool = True) -> Tile:
-    """Return the tile that took least time on an H200 at the stages of ResNet-18; without boxes, a guess."""
-    if not boxes:
-        # All GPUs from Ampere on have that much shared memory.
-        return Tile(128, 64, 8, 3)
-    return Tile(128, 128, 8, 3 if x.shape[2] >= LARGE_PLANE else 4)
+def _problem(x: Tensor, weight: Tensor, stride: int, back: bool) -> Problem:
+    (out, into, side, _), (batch, _, height, width) = weight.shape, x.shape
+    apart = stride if back else 1
+    dtype = str(x.dtype).removeprefix("torch.")
+    return Problem(side, stride, into, out, height * apart, width * apart, batch, dtype, back)
 
 
 def _sizes(shape: Sequence[int], into: int, stride: int, apart: int, tile: Tile) -> dict[str, int]:

@@ -3,7 +3,8 @@
 import torch
 
 from fastpeer.kernels.convolution import empty_signs
-from fastpeer.kernels.fused.convolution import Tile, convolution, convolution_input_gradient
+from fastpeer.kernels.convolution_tiles import Tile
+from fastpeer.kernels.fused.convolution import convolution, convolution_input_gradient
 
 # Hopper brought the engine that copies its boxes.
 CAPABILITIES = (90, 100)

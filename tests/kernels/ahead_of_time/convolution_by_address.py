@@ -1,6 +1,6 @@
 """The same convolutions without the copy engine, as GPUs before Hopper run them."""
 
-from fastpeer.kernels.fused.convolution import Tile
+from fastpeer.kernels.convolution_tiles import Tile
 from tests.kernels.ahead_of_time.convolution import back, forward
 
 CAPABILITIES = (80,)
