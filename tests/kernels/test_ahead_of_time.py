@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from tests.kernels.compilation import bytes_of_local_memory, compiled_for, interpreting
+from tests.kernels.compilation import compiled_for, interpreting, resources_of
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="Triton interprets in this process")
 
@@ -51,4 +51,4 @@ LAUNCHES = {
 def test_compiles_as_one_launch_without_spilling(launch, capability, count, tmp_path):
     kernels = compiled_for(capability, launch)
     assert len(kernels) == count
-    assert [bytes_of_local_memory(kernel, tmp_path) for kernel in kernels] == [0] * count
+    assert [resources_of(kernel, tmp_path).spilled for kernel in kernels] == [0] * count
