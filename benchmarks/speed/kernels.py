@@ -26,6 +26,8 @@ from fastpeer.step.loss import LossTable
 from fastpeer.victims.folding import FoldedNetwork
 
 Labels = dict[str, str | int | float | bool | None]
+HEADS = {"resnet18": (512, 8), "wideresnet34x10": (640, 4), "mobilenetv2": (1280, 8)}
+"""Channels of a network's last feature map, and how many times smaller than an image its sides are."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def kernel_cases(batch: int, networks: Sequence[str], device: torch.device) -> l
         *(
             make(dataset, batch, device)
             for dataset in SHAPES
-            for make in (loss_case, gradient_case, moving_case, head_case)
+            for make in (loss_case, gradient_case, moving_case)
         ),
         *(
             make(dataset, batch, device)
@@ -63,6 +65,12 @@ def kernel_cases(batch: int, networks: Sequence[str], device: torch.device) -> l
             for make in (update_case, l2_update_case, start_case, uniform_case, l2_start_case, crop_case)
         ),
         *(fold_case(model, device) for model in ("resnet18", "wideresnet34x10")),
+        *(
+            head_case(dataset, model, batch, device)
+            for dataset in SHAPES
+            for model in networks
+            if model in HEADS
+        ),
         *(
             convolution_case(model, shape, batch, device, back)
             for model in networks
@@ -106,19 +114,20 @@ def gradient_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
     )
 
 
-def head_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
-    """Gradient at ResNet-18's last bf16 feature map, which comes from a ReLU."""
+def head_case(dataset: str, model: str, batch: int, device: torch.device) -> KernelCase:
+    """Gradient at a network's last bf16 feature map, which comes from a ReLU."""
     size, classes = SHAPES[dataset]
-    side = size // 8
+    channels, smaller = HEADS[model]
+    side = size // smaller
 
     def inputs() -> Sequence[Any]:
-        features = torch.relu(normal(batch, 512, side, side, device=device, dtype=torch.bfloat16))
+        features = torch.relu(normal(batch, channels, side, side, device=device, dtype=torch.bfloat16))
         target = torch.softmax(normal(batch, classes, device=device), dim=1)
-        weight = normal(classes, 512, device=device) / 64
+        weight = normal(classes, channels, device=device) / 64
         return features.contiguous(memory_format=torch.channels_last), weight, weight[:, 0], target, 1.0, True
 
-    shape: Labels = {"batch": batch, "classes": classes, "size": side}
-    moved = 2 * batch * 512 * side * side * 2 + classes * 512 * 4
+    shape: Labels = {"batch": batch, "classes": classes, "channels": channels, "size": side}
+    moved = 2 * batch * channels * side * side * 2 + classes * channels * 4
     return KernelCase("attack_head", shape, inputs, lambda kernels: kernels.attack_head, moved)
 
 
