@@ -39,6 +39,7 @@ class Kernels:
     convolution_input_gradient: Callable[..., Any]
     first_convolution: Callable[..., Any]
     first_convolution_gradient: Callable[..., Any]
+    first_convolution_step: Callable[..., Any]
     gaussian_start: Callable[..., Any]
     uniform_start: Callable[..., Any]
     uniform_l2_start: Callable[..., Any]
@@ -61,6 +62,7 @@ def torch_kernels() -> Kernels:
         convolution_input_gradient=convolution.convolution_input_gradient,
         first_convolution=first_convolution.first_convolution,
         first_convolution_gradient=first_convolution.first_convolution_gradient,
+        first_convolution_step=first_convolution.first_convolution_step,
         gaussian_start=gaussian_start.gaussian_start,
         uniform_start=uniform_start.uniform_start,
         uniform_l2_start=uniform_l2_start.uniform_l2_start,
@@ -90,6 +92,7 @@ def triton_kernels() -> Kernels:
         convolution_input_gradient=fused.convolution.convolution_input_gradient,
         first_convolution=fused.first_convolution.first_convolution,
         first_convolution_gradient=fused.first_convolution.first_convolution_gradient,
+        first_convolution_step=fused.first_convolution.first_convolution_step,
         gaussian_start=fused.gaussian_start.gaussian_start,
         uniform_start=fused.uniform_start.uniform_start,
         uniform_l2_start=fused.uniform_l2_start.uniform_l2_start,

@@ -18,19 +18,8 @@ from rich.table import Table
 from benchmarks.harness.display import short, show
 from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.speed.launches import (
-    BACK,
-    CONVOLUTION,
-    GPUS,
-    MASK,
-    SUM,
-    WEIGHTS,
-    Gpu,
-    Parts,
-    Reached,
-    by_kernel,
-    step_launches,
-)
+from benchmarks.speed.launch_costs import GPUS, Gpu, Reached, by_kernel
+from benchmarks.speed.launches import BACK, CONVOLUTION, MASK, SUM, WEIGHTS, Parts, step_launches
 from benchmarks.steps.cases import Case, cases
 from fastpeer.errors import UserError, one_line
 

@@ -4,8 +4,7 @@ They are those of the program's own chain and layers, which run on tensors that 
 Without compiling: PyTorch's operators, cuDNN and the kernels of `fastpeer.kernels`.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.speed.launch_costs import Gpu, Launch
 from benchmarks.steps.cases import Case
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.convolution import empty_signs
@@ -26,68 +26,6 @@ from fastpeer.victims.head import Head
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU's published limits.
-
-    Attributes:
-        flops: bf16 multiply-adds of the tensor cores without sparsity, FLOP/s, two for each multiply-add.
-        bandwidth: of its memory, B/s.
-        copy_engine: whether it has Hopper's, without which auto does not take our own convolutions.
-    """
-
-    flops: float
-    bandwidth: float
-    copy_engine: bool = True
-
-
-GPUS = {
-    "A100": Gpu(312e12, 2.04e12, copy_engine=False),
-    "H100": Gpu(989e12, 3.35e12),
-    "H200": Gpu(989e12, 4.8e12),
-}
-"""80 GB SXM, 80 GB SXM, 141 GB SXM: NVIDIA's data sheets."""
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Which part of the limits kernels are expected to reach, and what the smallest takes.
-
-    An H200 copied at 0.88 of its bandwidth and multiplied large matrices at 0.77 of its rate
-    (`results/2026-11-27-nvidia-h200/3-throughput-own.json`); half the rate for convolutions is a guess.
-
-    Attributes:
-        arithmetic: of the tensor cores' rate, by convolutions.
-        memory: of the bandwidth, by all kernels.
-        least: seconds of a kernel that does next to nothing, in a CUDA graph.
-    """
-
-    arithmetic: float = 0.5
-    memory: float = 0.88
-    least: float = 2e-6
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch.
-
-    Attributes:
-        kernel: what runs; names of our own kernels as the profiler shows them.
-        flop: by tensor cores.
-        bytes: read and written, each tensor once.
-    """
-
-    kernel: str
-    flop: float
-    bytes: float
-
-    def seconds(self, gpu: Gpu, reached: Reached) -> float:
-        """Return the predicted time."""
-        arithmetic = self.flop / (gpu.flops * reached.arithmetic)
-        memory = self.bytes / (gpu.bandwidth * reached.memory)
-        return max(arithmetic, memory, reached.least)
-
-
-@dataclass(frozen=True)
 class Parts:
     """Which of `EngineConfig`'s kernels run; fold, chain, merge, kernels and graph always do."""
 
@@ -95,6 +33,7 @@ class Parts:
     other_convolutions: bool = True
     sign_bits: bool = True
     stem: bool = True
+    stem_step: bool = True
     head: bool = True
     batchnorm: bool = True
 
@@ -376,7 +315,7 @@ def step_launches(case: Case, parts: Parts, steps: int = 10) -> tuple[Launch, ..
             for launch in training_launches(low, batch, [number * each for each in found.sums], parts)
         ]
     return (
-        *(steps * [*found.attack_step, Launch("_pgd_update", 0, 3.5 * size(images))]),
+        *(steps * _attack_step(found.attack_step, size(images), parts)),
         *found.forward,
         *trained,
         *(2 * [Launch("_fold", 0, 6.0 * weights), Launch("SGD", 0, 20.0 * weights)]),
@@ -384,10 +323,10 @@ def step_launches(case: Case, parts: Parts, steps: int = 10) -> tuple[Launch, ..
     )
 
 
-def by_kernel(launches: Iterable[Launch], gpu: Gpu, reached: Reached) -> dict[str, tuple[int, float]]:
-    """Return number of launches and seconds of each kernel, the longest first."""
-    found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-    for launch in launches:
-        number, seconds = found[launch.kernel]
-        found[launch.kernel] = number + 1, seconds + launch.seconds(gpu, reached)
-    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+def _attack_step(launches: Sequence[Launch], images: float, parts: Parts) -> list[Launch]:
+    """Return a step's launches with the update of the images, of so many bytes in float32."""
+    if not (parts.stem_step and any(launch.kernel == "_back" for launch in launches)):
+        return [*launches, Launch("_pgd_update", 0, 3.5 * images)]
+    # It reads two images in float32 and writes one, in place of a gradient in bf16.
+    more = {"_back": 2.5 * images}
+    return [replace(one, bytes=one.bytes + more.get(one.kernel, 0.0)) for one in launches]

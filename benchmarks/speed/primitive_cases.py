@@ -233,7 +233,11 @@ def _stem(batch: int, size: int, channels: int, dtype: str, device: torch.device
 def _own_stem(x: Tensor, weight: Tensor, gradient: Tensor, dtype: str) -> dict[str, Call]:
     """Return a first layer on exact pixels with all that follows it: by cuDNN and Triton, by Triton alone."""
     from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
-    from fastpeer.kernels.fused.first_convolution import first_convolution, first_convolution_gradient
+    from fastpeer.kernels.fused.first_convolution import (
+        first_convolution,
+        first_convolution_gradient,
+        first_convolution_step,
+    )
 
     bias = torch.randn(len(weight), device=x.device)
     found: dict[str, Call] = {
@@ -242,6 +246,9 @@ def _own_stem(x: Tensor, weight: Tensor, gradient: Tensor, dtype: str) -> dict[s
         ).to(gradient.dtype),
         f"whole forward: Triton, {dtype}": lambda: first_convolution(x, weight, bias, True, gradient.dtype),
     }
+    found[f"input gradient and the attack's step: Triton, {dtype}"] = partial(
+        first_convolution_step, gradient, weight, x, x, 2 / 255, 8 / 255
+    )
     for stages in (1, 2, 3):
         found[f"input gradient: Triton, {stages} stages, {dtype}"] = partial(
             first_convolution_gradient, gradient, weight, stages

@@ -133,8 +133,8 @@ SPEED = [
         "ablation",
         # Without compiling, of which the full step has nothing left.
         f"--no-ladder --leave-out --rounds 6 --seconds 0.3 {BUDGET}"
-        " --parts fold chain kernels merge graph convolutions other_convolutions sign_bits stem head"
-        " batchnorm streams",
+        " --parts fold chain kernels merge graph convolutions other_convolutions sign_bits stem"
+        " stem_step head batchnorm streams",
         file="speed.ablation",
         short=f"--models resnet8 --batch-sizes 2 --no-ladder --leave-out --parts fold merge graph {BRIEF}",
         seconds=170,

@@ -259,6 +259,8 @@ class EngineConfig:
     back in place of the values."""
     stem: Switch = "auto"
     """Run the first convolution of a chain by kernels of its own; the attack is not compiled then."""
+    stem_step: Switch = "auto"
+    """With stem, take an L-infinity attack's step in the kernel that computes the gradient at the pixels."""
     head: Switch = "auto"
     """Run a chain's average pooling, classifier and loss, forward and back, in one Triton kernel; the attack
     is not compiled then."""

@@ -20,7 +20,16 @@ from fastpeer.step.precision import NumberFormat
 from fastpeer.victims.factory import OwnKernels, VictimFactory
 
 Result = TypeVar("Result")
-DOUBTFUL = ("streams", "convolutions", "other_convolutions", "sign_bits", "stem", "head", "batchnorm")
+DOUBTFUL = (
+    "streams",
+    "convolutions",
+    "other_convolutions",
+    "sign_bits",
+    "stem",
+    "stem_step",
+    "head",
+    "batchnorm",
+)
 """Parts that auto takes only where they were measured: they may be slower than what they are in place of, or
 cost the compiling of whole regions."""
 TOGETHER = {"stem": "convolutions", "head": "convolutions", "streams": "batchnorm"}
@@ -63,6 +72,7 @@ class Options:
     other_convolutions: bool = False
     sign_bits: bool = False
     stem: bool = False
+    stem_step: bool = False
     head: bool = False
     batchnorm: bool = False
     streams: bool = False
@@ -204,6 +214,8 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return "needs CUDA"
     if name in ("stem", "head"):
         return _lacking(("chain", "kernels"), choices)
+    if name == "stem_step":
+        return _lacking(("stem",), choices)
     if name in ("other_convolutions", "sign_bits"):
         return _lacking(("convolutions",), choices)
     if name == "compile":

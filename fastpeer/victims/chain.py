@@ -24,6 +24,7 @@ from fastpeer.victims.chain_steps import (
     Step,
 )
 from fastpeer.victims.convolution import Convolutions
+from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork
 from fastpeer.victims.head import Head, head_of
 from fastpeer.victims.interface import LogitsGradient
@@ -73,24 +74,35 @@ class Chain:
 
         `logits_gradient` maps logits (B, C) to it.
         """
-        values = self.forward(images, to_return=True)
-        gradients = {self.logits_number: logits_gradient(values[self.logits_number])}
-        return self._back(self.steps, values, gradients)
+        return self.gradient(images, logits_gradient, None)
 
-    def input_gradient_by_head(
-        self, images: Tensor, head: Head, features_gradient: Callable[[Tensor], Tensor]
+    def gradient(
+        self, images: Tensor, climb: Callable[[Tensor], Tensor], head: Head | None, to_first: bool = False
     ) -> Tensor:
-        """Return the same for a given gradient at the features (B, C, H, W), in front of the head's ReLU."""
-        values = self._forward(head.before, images, to_return=True)
-        gradients = {head.features: features_gradient(values[head.features])}
-        return self._back(head.before, values, gradients)
+        """Return the gradient at the images, (B, 3, H, W).
 
-    def _back(self, steps: Sequence[Step], values: dict[int, Tensor], gradients: dict[int, Tensor]) -> Tensor:
-        for step in reversed(steps):
+        Args:
+            images: (B, 3, H, W).
+            climb: returns the gradient at the logits (B, C) that it is given; with a head, at the features
+                (B, C, H, W), in front of their ReLU.
+            head: the chain's, to be left out.
+            to_first: return the gradient at the result of the first step in its place, in front of its ReLU.
+        """
+        steps, number = (self.steps, self.logits_number) if head is None else (head.before, head.features)
+        values = self._forward(steps, images, to_return=True)
+        gradients = {number: climb(values[number])}
+        for step in reversed(steps[1:] if to_first else steps):
             step.backward(values, gradients)
             # The steps that remain read earlier values only: free this one, as autograd would.
             del values[step.result]
-        return gradients[self.images_number]
+        return steps[0].gradient_before_relu(values, gradients) if to_first else gradients[self.images_number]
+
+    @property
+    def first(self) -> Convolve | None:
+        """The step that alone reads the images, if it is a convolution."""
+        readers = [step for step in self.steps if self.images_number in step.sources]
+        first = self.steps[0]
+        return first if isinstance(first, Convolve) and readers == [first] else None
 
 
 class _Builder:
@@ -247,21 +259,43 @@ class ChainVictim:
 
         The target is (B, C) probabilities, or int64 labels (B,).
         """
-        if self.head is not None:
-            return self._gradient_by_head(images, target, self.head)
-        return self.gradient_from(
-            images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
-        )
+        with self._without_autocast(images):
+            return self.chain.gradient(images, self._climb(target), self.head)
 
-    def _gradient_by_head(self, images: Tensor, target: Tensor, head: Head) -> Tensor:
+    def takes_steps(self, images: Tensor) -> bool:
+        """Tell whether `step` can take a step of images (B, 3, H, W)."""
+        first, convolutions = self.chain.first, self.chain.convolutions
+        if first is None or not isinstance(convolutions, FirstLayerConvolutions):
+            return False
+        return convolutions.takes_steps(first.conv, images)
+
+    @torch.no_grad()
+    def step(
+        self, adversarial: Tensor, images: Tensor, target: Tensor, step_size: float, epsilon: float,
+        nan_count: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Return the adversarial images after a step of PGD in L-infinity; see `pgd` for the arguments."""
+        first, convolutions = self.chain.first, self.chain.convolutions
+        # `takes_steps` said so.
+        assert first is not None
+        assert isinstance(convolutions, FirstLayerConvolutions)
+        with self._without_autocast(images):
+            gradient = self.chain.gradient(adversarial, self._climb(target), self.head, to_first=True)
+            return convolutions.step(first.conv, gradient, adversarial, images, step_size, epsilon, nan_count)
+
+    def _climb(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what turns logits, or the features before a head, into the gradient there."""
+        head = self.head
+        if head is None:
+            return lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
+
         def climb(features: Tensor) -> Tensor:
             # Where it does not take them, the formula does.
             run = self.kernels.attack_head if takes(features, head.linear.weight) else attack_head
             found: Tensor = run(features, head.linear.weight, head.linear.bias, target, self.scale, head.relu)
             return found.contiguous(memory_format=torch.channels_last)
 
-        with self._without_autocast(images):
-            return self.chain.input_gradient_by_head(images, head, climb)
+        return climb
 
     @torch.no_grad()
     def gradient_from(self, images: Tensor, logits_gradient: LogitsGradient) -> Tensor:

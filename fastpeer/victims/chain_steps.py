@@ -54,7 +54,7 @@ class Step:
         """Remove the result's gradient from `gradients`, and add the sources' gradients to it."""
         raise NotImplementedError
 
-    def _gradient(self, values: Values, gradients: Values) -> Tensor:
+    def gradient_before_relu(self, values: Values, gradients: Values) -> Tensor:
         """Remove the result's gradient from `gradients`, and return it as it is in front of the ReLU."""
         gradient = gradients.pop(self.result)
         return through_relu(gradient, values[self.result]) if self.relu and not self.masked else gradient
@@ -108,7 +108,7 @@ class Convolve(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Pass the masked gradient to the residual, and its transposed convolution to the source."""
-        gradient = self._gradient(values, gradients)
+        gradient = self.gradient_before_relu(values, gradients)
         if self.residual is not None:
             _accumulate(gradients, self.residual, gradient)
         # Pixels need more bits than bf16 has; their gradient does not, since the attack uses its sign. The
@@ -139,7 +139,7 @@ class Normalise(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Multiply the masked gradient by the BatchNorm's scale."""
-        gradient = self._gradient(values, gradients)
+        gradient = self.gradient_before_relu(values, gradients)
         _accumulate(gradients, self.source, self.norm.input_gradient(gradient))
 
 
@@ -177,7 +177,7 @@ class Add(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Pass the masked gradient to both summands; for x + x that counts twice."""
-        gradient = self._gradient(values, gradients)
+        gradient = self.gradient_before_relu(values, gradients)
         _accumulate(gradients, self.source, gradient)
         _accumulate(gradients, self.other, gradient)
 

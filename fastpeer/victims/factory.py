@@ -34,6 +34,7 @@ class OwnKernels:
     other_convolutions: bool = False
     sign_bits: bool = False
     stem: bool = False
+    stem_step: bool = False
     head: bool = False
 
     def __bool__(self) -> bool:
@@ -170,7 +171,7 @@ def choose_convolutions(
     """
     if own.stem and device.type == "cuda" and dtype != torch.float64:
         others = choose_convolutions(device, dtype, kernels, replace(own, stem=False))
-        return FirstLayerConvolutions(others, kernels)
+        return FirstLayerConvolutions(others, kernels, own.stem_step)
     if own.convolutions:
         return OwnConvolutions(
             kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient,

@@ -5,24 +5,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed.cost_model import profile_of, rate
-from benchmarks.speed.launches import (
-    BACK,
-    CONVOLUTION,
-    GPUS,
-    MASK,
-    SUM,
-    Launch,
-    Parts,
-    Reached,
-    by_kernel,
-    step_launches,
-)
+from benchmarks.speed.launch_costs import GPUS, Launch, Reached, by_kernel
+from benchmarks.speed.launches import BACK, CONVOLUTION, MASK, SUM, Parts, step_launches
 from benchmarks.steps.cases import Case
 from fastpeer.errors import UserError
 
 PROFILE = Path(__file__).parents[2] / "benchmarks/results/2026-11-27-nvidia-h200/3-throughput-own.json"
 CASE = Case("resnet18", "cifar10", 128)
-MEASURED = Parts(other_convolutions=False, sign_bits=False, head=False)
+MEASURED = Parts(other_convolutions=False, sign_bits=False, stem_step=False, head=False)
 """Those that ran when that was profiled."""
 
 
@@ -75,7 +65,7 @@ def test_a_kernel_takes_what_its_tightest_limit_allows():
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    "part", ["convolutions", "other_convolutions", "sign_bits", "stem", "head", "batchnorm"]
+    "part", ["convolutions", "other_convolutions", "sign_bits", "stem", "stem_step", "head", "batchnorm"]
 )
 def test_every_part_saves_time_where_it_runs(part):
     case = Case("resnet8", "cifar10", 128)

@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WORK = Workload(network="resnet18", size=32, batch=128, precision="bf16")
 H200 = Device(kind="cuda", name="NVIDIA H200", capability="9.0")
 # But for what only KDIGA has.
-UNMEASURED = {"other_convolutions", "sign_bits", "head"}
+UNMEASURED = {"other_convolutions", "sign_bits", "stem_step", "head"}
 DOUBTFUL = {"streams", "convolutions", "stem", "batchnorm", *UNMEASURED}
 PARTS = [field.name for field in fields(EngineConfig) if field.name != "double_backward"]
 
@@ -60,7 +60,8 @@ def test_auto_takes_all_but_the_doubtful_where_nothing_was_measured_and_calls_it
         " a guess)",
         "engine, not used: convolutions (a guess); other_convolutions (needs"
         " engine.convolutions); sign_bits (needs engine.convolutions);"
-        " stem (only with engine.convolutions); head (only with"
+        " stem (only with engine.convolutions); stem_step (needs"
+        " engine.stem); head (only with"
         " engine.convolutions); batchnorm (a guess);"
         " streams (only with engine.batchnorm)",
     ]
@@ -83,7 +84,8 @@ def test_auto_goes_by_what_was_measured(monkeypatch):
         " resnet18, 32×32, batch 128, bf16; compile, graph, kernels a guess)",
         "engine, not used: chain (measured 0.98× on NVIDIA H200);"
         " convolutions (needs engine.chain); other_convolutions (needs engine.convolutions);"
-        " sign_bits (needs engine.convolutions); stem (needs engine.chain); head (needs engine.chain)",
+        " sign_bits (needs engine.convolutions); stem (needs engine.chain); stem_step (needs engine.stem);"
+        " head (needs engine.chain)",
     ]
     # What was measured on a GPU says nothing of a CPU.
     assert used(options(CPU)[0]) == {"fold", "chain", "merge", "compile"}
@@ -131,7 +133,7 @@ def test_off_is_off(part):
 @pytest.mark.usefixtures("_triton_and_compiler")
 @pytest.mark.parametrize("part", PARTS)
 def test_on_is_on_where_it_can_be_had(part):
-    made, refused = options(CUDA, **{"convolutions": "on", part: "on"})
+    made, refused = options(CUDA, **{"convolutions": "on", "stem": "on", part: "on"})
     assert part in used(made)
     assert not refused
 

@@ -16,6 +16,7 @@ from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, Pla
 from fastpeer.victims.factory import CompiledVictim, OwnKernels, VictimFactory, choose_convolutions
 from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork
+from fastpeer.victims.pgd import pgd
 
 KERNELS = torch_kernels()
 CLASSES = 10
@@ -128,3 +129,48 @@ def test_other_kernels_run_the_layers_behind_it(images, target):
     found = chained(network, torch.float64, convolutions).input_gradient(images, target)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert set(counted.calls.values()) == {1}
+
+
+def test_a_whole_step_is_the_gradient_and_then_the_update(images, target):
+    network = resnet8(torch.float32)
+    keep_pixels_exact(network)
+    single = images.float().contiguous(memory_format=torch.channels_last)
+    steps = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 3, "kernels": KERNELS}
+    calls = []
+
+    def counted(*arguments):
+        calls.append(len(arguments))
+        return KERNELS.first_convolution_step(*arguments)
+
+    kernels = replace(KERNELS, first_convolution_step=counted)
+    found = []
+    for whole in (True, False):
+        count = torch.zeros(1, dtype=torch.int64)
+        for more in ({}, {"norm": "l2"}, {"mark_nan": True}):
+            victim = chained(
+                network, torch.bfloat16, FirstLayerConvolutions(PlainConvolutions(), kernels, whole)
+            )
+            found.append(pgd(victim, single, target.float(), single, **steps, **more, nan_count=count))
+    assert all(torch.equal(*pair) for pair in zip(found[:3], found[3:], strict=True))
+    # In L2, and where NaN is to be marked, the gradient itself is needed.
+    assert len(calls) == 3
+
+
+def test_only_a_layer_that_alone_reads_the_pixels_takes_whole_steps(images):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3, padding=1)
+
+        def forward(self, x):
+            return (self.conv(x).mean(1, keepdim=True) + x.mean(1, keepdim=True)).mean((2, 3))
+
+    class Once(Twice):
+        def forward(self, x):
+            return self.conv(x).mean((2, 3))
+
+    for kind, taken in ((Once, True), (Twice, False)):
+        network = kind().double().eval()
+        convolutions = FirstLayerConvolutions(PlainConvolutions(), KERNELS, steps=True)
+        assert chained(network, torch.float64, convolutions).takes_steps(images) == taken
+    assert not chained(Once().double(), torch.float64, PlainConvolutions()).takes_steps(images)
