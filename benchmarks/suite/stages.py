@@ -292,6 +292,14 @@ REST = [
         file="quality.checks",
     ),
     script(
+        "checks-own",
+        "--models resnet8 --no-tail --no-compile --precisions bf16 --part-precisions bf16"
+        " --parts convolutions other_convolutions sign_bits stem stem_step head",
+        short=CHECK_BRIEFLY,
+        seconds=90,
+        file="quality.checks",
+    ),
+    script(
         "checks-compiled",
         "--models resnet8 --no-tail --parts compile --precisions bf16 --part-precisions fp32",
         short=CHECK_BRIEFLY,
