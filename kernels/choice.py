@@ -6,9 +6,10 @@ from typing import Any
 
 from fastpeer.kernels import (
     attack_gradient,
+    attack_head,
     batch_norm,
     bias_sum_relu,
-    conv3x3,
+    convolution,
     crop_and_flip,
     distill_loss,
     first_convolution,
@@ -29,6 +30,7 @@ class Kernels:
 
     distill_loss: Callable[..., Any]
     attack_gradient: Callable[..., Any]
+    attack_head: Callable[..., Any]
     moving_attack_gradient: Callable[..., Any]
     pgd_update: Callable[..., Any]
     pgd_l2_update: Callable[..., Any]
@@ -37,6 +39,7 @@ class Kernels:
     convolution_input_gradient: Callable[..., Any]
     first_convolution: Callable[..., Any]
     first_convolution_gradient: Callable[..., Any]
+    first_convolution_step: Callable[..., Any]
     gaussian_start: Callable[..., Any]
     uniform_start: Callable[..., Any]
     uniform_l2_start: Callable[..., Any]
@@ -50,14 +53,16 @@ def torch_kernels() -> Kernels:
     return Kernels(
         distill_loss=distill_loss.distill_loss,
         attack_gradient=attack_gradient.attack_gradient,
+        attack_head=attack_head.attack_head,
         moving_attack_gradient=moving_attack_gradient.moving_attack_gradient,
         pgd_update=pgd_update.pgd_update,
         pgd_l2_update=pgd_l2_update.pgd_l2_update,
         bias_sum_relu=bias_sum_relu.bias_sum_relu,
-        convolution=conv3x3.convolution,
-        convolution_input_gradient=conv3x3.convolution_input_gradient,
+        convolution=convolution.convolution,
+        convolution_input_gradient=convolution.convolution_input_gradient,
         first_convolution=first_convolution.first_convolution,
         first_convolution_gradient=first_convolution.first_convolution_gradient,
+        first_convolution_step=first_convolution.first_convolution_step,
         gaussian_start=gaussian_start.gaussian_start,
         uniform_start=uniform_start.uniform_start,
         uniform_l2_start=uniform_l2_start.uniform_l2_start,
@@ -78,14 +83,16 @@ def triton_kernels() -> Kernels:
     return Kernels(
         distill_loss=fused.distill_loss.distill_loss,
         attack_gradient=fused.attack_gradient.attack_gradient,
+        attack_head=fused.attack_head.attack_head,
         moving_attack_gradient=fused.moving_attack_gradient.moving_attack_gradient,
         pgd_update=fused.pgd_update.pgd_update,
         pgd_l2_update=fused.pgd_l2_update.pgd_l2_update,
         bias_sum_relu=fused.bias_sum_relu.bias_sum_relu,
-        convolution=fused.conv3x3.convolution,
-        convolution_input_gradient=fused.conv3x3.convolution_input_gradient,
+        convolution=fused.convolution.convolution,
+        convolution_input_gradient=fused.convolution.convolution_input_gradient,
         first_convolution=fused.first_convolution.first_convolution,
         first_convolution_gradient=fused.first_convolution.first_convolution_gradient,
+        first_convolution_step=fused.first_convolution.first_convolution_step,
         gaussian_start=fused.gaussian_start.gaussian_start,
         uniform_start=fused.uniform_start.uniform_start,
         uniform_l2_start=fused.uniform_l2_start.uniform_l2_start,

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastpeer.kernels.pgd_update import pgd_update
+
 MOST_PIXEL_CHANNELS = 4
 MOST_CHANNELS = 160
 MOST_WIDTH = 256
@@ -46,3 +48,15 @@ def first_convolution_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     exact = torch.promote_types(gradient.dtype, torch.float32)
     rounded = weight.to(gradient.dtype).to(exact)
     return F.conv_transpose2d(gradient.to(exact), rounded, padding=1).to(gradient.dtype)
+
+
+def first_convolution_step(
+    gradient: Tensor, weight: Tensor, adversarial: Tensor, images: Tensor, step_size: float, epsilon: float,
+    nonfinite_count: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return `pgd_update` of the adversarial images by `first_convolution_gradient`, (B, C, H, W).
+
+    The arguments are those of these two functions.
+    """
+    found = first_convolution_gradient(gradient, weight)
+    return pgd_update(adversarial, found, images, step_size, epsilon, nonfinite_count=nonfinite_count)[0]

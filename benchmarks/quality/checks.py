@@ -140,6 +140,16 @@ def method_checks(
     return found
 
 
+IN_CHAIN = ("fold", "chain", "kernels")
+NEEDED: Mapping[str, Sequence[str]] = {
+    "chain": ("fold",),
+    **dict.fromkeys(("convolutions", "stem", "head"), IN_CHAIN),
+    **dict.fromkeys(("other_convolutions", "sign_bits"), (*IN_CHAIN, "convolutions")),
+    "stem_step": (*IN_CHAIN, "stem"),
+}
+"""By part, those without which it does nothing."""
+
+
 def checks(model: str, arguments: Arguments, device: torch.device) -> dict[str, Callable[[], Verdict]]:
     """Return all checks of a network, by name."""
     trial = Trial(model, arguments, device)
@@ -191,7 +201,7 @@ class Trial:
         the other has such a pixel is chance.
         """
         steps = self.steps if precision == "fp64" else 1
-        needed = ("fold", part) if part == "chain" else (part,)
+        needed = (*NEEDED.get(part, ()), part)
         plain = self._config(precision, every_part("off"))
         initial, (expected, _) = self._initial(plain), self._fast(plain, steps)
         networks, log = self._fast(self._config(precision, every_part("off", *needed)), steps)

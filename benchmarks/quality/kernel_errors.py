@@ -61,6 +61,11 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
         yield update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
         yield l2_update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
         yield random_start(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+        yield head(f"{dataset}, 8 x 512 x 4 x 4, {classes} classes, float16", classes, device)
+    for side in (1, 3):
+        for stride in (1, 2):
+            case = f"4 x 64 x 8 x 8 to 64, {side} x {side} at stride {stride}, float16"
+            yield convolution(case, side, stride, device)
     for dtype in DTYPES:
         yield epilogue(f"8 x 64 x 16 x 16, {str(dtype).removeprefix('torch.')}", dtype, device)
 
@@ -131,6 +136,36 @@ def epilogue(case: str, dtype: torch.dtype, device: torch.device) -> Comparison:
         return {"": kernels.bias_sum_relu(inputs[0].clone(), inputs[1], inputs[2], True)}
 
     return Comparison("bias_sum_relu", case, inputs, results)
+
+
+def convolution(case: str, side: int, stride: int, device: torch.device) -> Comparison:
+    """Run a layer with all that surrounds it: forward bias, residual and ReLU, back residual and mask."""
+    behind = 8 // stride
+    shapes = [(4, 64, 8, 8), (64, 64, side, side), (4, 64, behind, behind), (4, 64, 8, 8)]
+    made = [torch.randn(shape).to(device, torch.float16) for shape in shapes]
+    x, weight, y, like_x = (one.contiguous(memory_format=torch.channels_last) for one in made)
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        x, weight, y, like_x, bias = inputs
+        back = kernels.convolution_input_gradient(y, weight, like_x, x, stride)
+        return {"forward": kernels.convolution(x, weight, bias, y, True, stride), "back": back}
+
+    inputs = [x, weight / (8 * side), y, like_x, torch.randn(64, device=device)]
+    return Comparison("convolution", case, inputs, results)
+
+
+def head(case: str, classes: int, device: torch.device) -> Comparison:
+    """ResNet-18's last layers, behind a ReLU."""
+    features = torch.relu(torch.randn(8, 512, 4, 4)).to(device, torch.float16)
+    weight, logits = torch.randn(classes, 512, device=device) / 8, torch.randn(8, classes, device=device)
+    inputs = [
+        features.contiguous(memory_format=torch.channels_last), weight, weight[:, 0], torch.softmax(logits, 1)
+    ]  # fmt: skip
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"": kernels.attack_head(*inputs, relu=True)}
+
+    return Comparison("attack_head", case, inputs, results)
 
 
 def random_start(case: str, size: int, device: torch.device) -> Comparison:

@@ -18,19 +18,8 @@ from rich.table import Table
 from benchmarks.harness.display import short, show
 from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
-from benchmarks.speed.launches import (
-    BACK,
-    CONVOLUTION,
-    GPUS,
-    MASK,
-    SUM,
-    WEIGHTS,
-    Gpu,
-    Parts,
-    Reached,
-    by_kernel,
-    step_launches,
-)
+from benchmarks.speed.launch_costs import GPUS, Gpu, Reached, by_kernel
+from benchmarks.speed.launches import BACK, CONVOLUTION, MASK, SUM, WEIGHTS, Parts, step_launches
 from benchmarks.steps.cases import Case, cases
 from fastpeer.errors import UserError, one_line
 
@@ -48,12 +37,13 @@ KERNELS: dict[str, str] = {
         name: f"^{name}$"
         for name in (
             "_statistics", "_normalise", "_gradient_sums", "_input_gradient", "_bias_sum_relu", "_forward",
-            "_back", "_fold", "_pgd_update", "_attack_gradient", "loss_kernel",
+            "_back", "_fold", "_pgd_update", "_attack_gradient", "_attack_head", "loss_kernel",
         )
     },
 }  # fmt: skip
 """By predicted kernel: the profiler's names of it."""
 OTHERS = "others"
+PARTS = tuple(field.name for field in fields(Parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +60,14 @@ class Arguments(Common):
     """Whose kernels are listed one by one."""
     reached: Reached = field(default_factory=Reached)
     """What is expected of a kernel."""
+    without: tuple[str, ...] = ()
+    """Parts (fields of `Parts`) that do not run in the list of kernels, as where they were measured."""
     measured: Path | None = None
     """Records of benchmarks.throughput --profile, of the same case on that GPU."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.without) - set(PARTS):
+            raise UserError(f"--without must be among {', '.join(PARTS)}, got {unknown.pop()}")
 
 
 def main(arguments: Arguments) -> None:
@@ -87,7 +83,7 @@ def rates_of(case: Case, reached: Reached, report: Report) -> Table:
     """Predict images/s on each GPU with all parts and without each, and return the table."""
     table = Table("kernels", *GPUS, title=f"{case.title}, bf16: predicted images/s")
     every = Parts()
-    without = {f"without {part.name}": replace(every, **{part.name: False}) for part in fields(Parts)}
+    without = {f"without {name}": replace(every, **{name: False}) for name in PARTS}
     for name, parts in {"every part": every, **without}.items():
         rates = {gpu: rate(case, parts, limits, reached) for gpu, limits in GPUS.items()}
         report.add(*(counted(name, rate, "images/s", **case.labels, gpu=gpu) for gpu, rate in rates.items()))
@@ -102,7 +98,8 @@ def rate(case: Case, parts: Parts, gpu: Gpu, reached: Reached) -> float:
 
 def kernels_of(case: Case, arguments: Arguments, report: Report) -> Table:
     """Return a row for each kernel: predicted, and measured if there is a profile of the case."""
-    launches = step_launches(case, Parts().on(GPUS[arguments.gpu]))
+    parts = Parts(**dict.fromkeys(arguments.without, False))
+    launches = step_launches(case, parts.on(GPUS[arguments.gpu]))
     predicted = by_kernel(launches, GPUS[arguments.gpu], arguments.reached)
     measured = {} if arguments.measured is None else profile_of(arguments.measured, case, arguments.gpu)
     columns = ("launches", "MB", "GFLOP", "predicted ms", "measured launches", "measured ms", "× predicted")

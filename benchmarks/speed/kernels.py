@@ -3,6 +3,7 @@
 python -m benchmarks.speed.kernels --batch 128
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.harness.display import Panel, bar_plot, missing, short, show, sp
 from benchmarks.harness.measuring import Call, Rounds, Run, alternate, in_turn, replayed, sets_beyond_cache
 from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Record, Report, record
+from benchmarks.speed.layer_cases import Shape, shapes_of, tensors_of
 from benchmarks.steps.cases import SHAPES, Case
 from fastpeer.errors import UserError, one_line
 from fastpeer.kernels import crop_and_flip
@@ -23,7 +25,9 @@ from fastpeer.models import build_model
 from fastpeer.step.loss import LossTable
 from fastpeer.victims.folding import FoldedNetwork
 
-Shape = dict[str, str | int | float | bool | None]
+Labels = dict[str, str | int | float | bool | None]
+HEADS = {"resnet18": (512, 8), "wideresnet34x10": (640, 4), "mobilenetv2": (1280, 8)}
+"""Channels of a network's last feature map, and how many times smaller than an image its sides are."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,18 @@ class KernelCase:
         inputs: makes one set of inputs, anew at each call.
         function: takes an implementation out of a set of kernels, as a function of the inputs.
         bytes_moved: that it cannot avoid, read and written.
+        compiles: whether a compiled form of the PyTorch formula is worth measuring.
     """
 
     name: str
-    shape: Shape
+    shape: Labels
     inputs: Callable[[], Sequence[Any]]
     function: Callable[[Kernels], Callable[..., object]]
     bytes_moved: int
+    compiles: bool = True
 
 
-def kernel_cases(batch: int, device: torch.device) -> list[KernelCase]:
+def kernel_cases(batch: int, networks: Sequence[str], device: torch.device) -> list[KernelCase]:
     """Return every kernel on the shapes of the recipes."""
     return [
         *(
@@ -59,6 +65,18 @@ def kernel_cases(batch: int, device: torch.device) -> list[KernelCase]:
             for make in (update_case, l2_update_case, start_case, uniform_case, l2_start_case, crop_case)
         ),
         *(fold_case(model, device) for model in ("resnet18", "wideresnet34x10")),
+        *(
+            head_case(dataset, model, batch, device)
+            for dataset in SHAPES
+            for model in networks
+            if model in HEADS
+        ),
+        *(
+            convolution_case(model, shape, batch, device, back)
+            for model in networks
+            for shape in shapes_of(model)
+            for back in (False, True)
+        ),
     ]
 
 
@@ -94,6 +112,23 @@ def gradient_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
         lambda kernels: kernels.attack_gradient,
         moved,
     )
+
+
+def head_case(dataset: str, model: str, batch: int, device: torch.device) -> KernelCase:
+    """Gradient at a network's last bf16 feature map, which comes from a ReLU."""
+    size, classes = SHAPES[dataset]
+    channels, smaller = HEADS[model]
+    side = size // smaller
+
+    def inputs() -> Sequence[Any]:
+        features = torch.relu(normal(batch, channels, side, side, device=device, dtype=torch.bfloat16))
+        target = torch.softmax(normal(batch, classes, device=device), dim=1)
+        weight = normal(classes, channels, device=device) / 64
+        return features.contiguous(memory_format=torch.channels_last), weight, weight[:, 0], target, 1.0, True
+
+    shape: Labels = {"batch": batch, "classes": classes, "channels": channels, "size": side}
+    moved = 2 * batch * channels * side * side * 2 + classes * channels * 4
+    return KernelCase("attack_head", shape, inputs, lambda kernels: kernels.attack_head, moved)
 
 
 def moving_case(dataset: str, batch: int, device: torch.device) -> KernelCase:
@@ -216,6 +251,23 @@ def fold_case(model: str, device: torch.device) -> KernelCase:
     return KernelCase("fold", {"model": model}, lambda: (), function, weights * 6)
 
 
+def convolution_case(model: str, shape: Shape, batch: int, device: torch.device, back: bool) -> KernelCase:
+    """Return a layer of the attacked network in bf16, with all that may surround it."""
+
+    def inputs() -> Sequence[Any]:
+        of = tensors_of(shape, batch, torch.bfloat16, device)
+        if back:
+            return of.y, of.weight, of.like_x, of.x, shape.stride
+        return of.x, of.weight, of.bias, of.y, True, shape.stride
+
+    name = "convolution_input_gradient" if back else "convolution"
+    # The formula computes in float32: compiled or not, it is no rival.
+    return KernelCase(
+        name, {"batch": batch, "layer": f"{model}, {shape}"}, inputs, lambda kernels: getattr(kernels, name),
+        shape.bytes_moved(batch, back), compiles=False,
+    )  # fmt: skip
+
+
 def calls(function: Callable[..., object], sets: Sequence[Sequence[Any]]) -> list[Call]:
     """Bind a function to each set of inputs."""
     return [lambda inputs=inputs: function(*inputs) for inputs in sets]  # type: ignore[misc]
@@ -244,6 +296,8 @@ class Arguments(Timed):
     """Images in a step."""
     only: tuple[str, ...] = ()
     """Names of kernels; none: all."""
+    networks: tuple[str, ...] = ("resnet18", "wideresnet34x10", "mobilenetv2")
+    """Whose convolutions are measured."""
     compile: bool = True
     """Measure torch.compile of the PyTorch formulas, too."""
     seconds: float = 0.05
@@ -254,10 +308,16 @@ def main(arguments: Arguments) -> None:
     """Measure every kernel, show them and write."""
     device = arguments.chosen_device()
     report = Report("kernels", arguments, device, arguments.json)
-    for case in kernel_cases(arguments.batch, device):
-        if not arguments.only or case.name in arguments.only:
-            measure(case, arguments, device, report)
-            report.save()
+    deadline = time.perf_counter() + arguments.budget
+    for case in kernel_cases(arguments.batch, arguments.networks, device):
+        if arguments.only and case.name not in arguments.only:
+            continue
+        left = deadline - time.perf_counter()
+        if left > 0:
+            measure(case, replace(arguments, budget=left), device, report)
+        else:
+            report.miss(case.name, "no time left: raise --budget, or name it with --only", **case.shape)
+        report.save()
     show(table_of(report), *missing(report))
     if device.type != "cuda":
         show("Without CUDA there are no Triton kernels to measure: these are the PyTorch formulas on a CPU.")
@@ -270,7 +330,7 @@ def measure(case: KernelCase, arguments: Arguments, device: torch.device, report
     sets = [case.inputs() for _ in range(sets_beyond_cache(case.bytes_moved, device))]
     runs: dict[str, Run] = {}
     per_step: dict[str, int] = {}
-    for name, function in variants(case, arguments.compile).items():
+    for name, function in variants(case, arguments.compile and case.compiles).items():
         try:
             if name == "Triton" and device.type != "cuda":
                 raise UserError("needs CUDA")

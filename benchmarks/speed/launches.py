@@ -4,8 +4,7 @@ They are those of the program's own chain and layers, which run on tensors that 
 Without compiling: PyTorch's operators, cuDNN and the kernels of `fastpeer.kernels`.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -13,77 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.speed.launch_costs import Gpu, Launch
 from benchmarks.steps.cases import Case
 from fastpeer.kernels.choice import torch_kernels
-from fastpeer.kernels.conv3x3 import takes
+from fastpeer.kernels.convolution import empty_signs
 from fastpeer.kernels.first_convolution import takes as stem_takes
 from fastpeer.models import build_model
 from fastpeer.victims.chain import Chain
-from fastpeer.victims.chain_steps import Add, Convolve, Reshape
-from fastpeer.victims.convolution import PlainConvolutions, keeps_size
+from fastpeer.victims.chain_steps import Add, Convolve, Reshape, Step
+from fastpeer.victims.convolution import PlainConvolutions, is_own
 from fastpeer.victims.folding import FoldedConv2d, FoldedNetwork
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU's published limits.
-
-    Attributes:
-        flops: bf16 multiply-adds of the tensor cores without sparsity, FLOP/s, two for each multiply-add.
-        bandwidth: of its memory, B/s.
-        copy_engine: whether it has Hopper's, which the 3×3 convolution's kernel needs.
-    """
-
-    flops: float
-    bandwidth: float
-    copy_engine: bool = True
-
-
-GPUS = {
-    "A100": Gpu(312e12, 2.04e12, copy_engine=False),
-    "H100": Gpu(989e12, 3.35e12),
-    "H200": Gpu(989e12, 4.8e12),
-}
-"""80 GB SXM, 80 GB SXM, 141 GB SXM: NVIDIA's data sheets."""
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Which part of the limits kernels are expected to reach, and what the smallest takes.
-
-    An H200 copied at 0.88 of its bandwidth and multiplied large matrices at 0.77 of its rate
-    (`results/2026-11-27-nvidia-h200/3-throughput-own.json`); half the rate for convolutions is a guess.
-
-    Attributes:
-        arithmetic: of the tensor cores' rate, by convolutions.
-        memory: of the bandwidth, by all kernels.
-        least: seconds of a kernel that does next to nothing, in a CUDA graph.
-    """
-
-    arithmetic: float = 0.5
-    memory: float = 0.88
-    least: float = 2e-6
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch.
-
-    Attributes:
-        kernel: what runs; names of our own kernels as the profiler shows them.
-        flop: by tensor cores.
-        bytes: read and written, each tensor once.
-    """
-
-    kernel: str
-    flop: float
-    bytes: float
-
-    def seconds(self, gpu: Gpu, reached: Reached) -> float:
-        """Return the predicted time."""
-        arithmetic = self.flop / (gpu.flops * reached.arithmetic)
-        memory = self.bytes / (gpu.bandwidth * reached.memory)
-        return max(arithmetic, memory, reached.least)
+from fastpeer.victims.head import Head
 
 
 @dataclass(frozen=True)
@@ -91,7 +30,11 @@ class Parts:
     """Which of `EngineConfig`'s kernels run; fold, chain, merge, kernels and graph always do."""
 
     convolutions: bool = True
+    other_convolutions: bool = True
+    sign_bits: bool = True
     stem: bool = True
+    stem_step: bool = True
+    head: bool = True
     batchnorm: bool = True
 
     def on(self, gpu: Gpu) -> "Parts":
@@ -124,7 +67,7 @@ class CountedConvolutions(PlainConvolutions):
         """Note one launch where one kernel does all of it, else convolution, then bias, sum and ReLU."""
         out = _like(super().forward(conv, x, None, relu), conv.result_dtype)
         flop = _flop(out, conv.weight)
-        moved = size(x, conv.weight, out)
+        moved = _read_of(conv, x) + size(conv.weight, out)
         if self._is_stem(conv, x):
             self._note("_forward", 0, moved)
         elif self._is_own(conv, x):
@@ -142,11 +85,24 @@ class CountedConvolutions(PlainConvolutions):
         """Note the gradient's convolution, and the sum with what is accumulated."""
         return self._back(conv, x, gradient, accumulated, None)
 
+    def forward_with_signs(
+        self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Note what is stored beside the result."""
+        out = self.forward(conv, x, residual, relu=True)
+        if not self.parts.sign_bits or not self._is_own(conv, x) or self._is_stem(conv, x):
+            return out, None
+        signs = empty_signs(out.shape, out.device)
+        self.launches[-1] = replace(self.launches[-1], bytes=self.launches[-1].bytes + size(signs))
+        return out, signs
+
     def masked_input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
-    ) -> Tensor:
-        """Note the same, and the mask."""
-        return self._back(conv, x, gradient, accumulated, x)
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None,
+        signs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Note the same, and the mask or its signs."""
+        by_signs = signs is not None and self._is_own(conv, x)
+        return self._back(conv, x, gradient, accumulated, signs if by_signs else x)
 
     def _back(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None, mask: Tensor | None
@@ -166,7 +122,7 @@ class CountedConvolutions(PlainConvolutions):
         return found
 
     def _is_own(self, conv: FoldedConv2d, x: Tensor) -> bool:
-        return self.parts.convolutions and keeps_size(conv) and takes(x, conv.weight)
+        return self.parts.convolutions and is_own(conv, x, self.parts.other_convolutions)
 
     def _is_stem(self, conv: FoldedConv2d, x: Tensor) -> bool:
         return self.parts.stem and x.shape[1] == 3 and stem_takes(x.shape, conv.weight.shape)
@@ -177,6 +133,12 @@ class CountedConvolutions(PlainConvolutions):
 
 def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
+
+
+def _read_of(conv: FoldedConv2d, x: Tensor) -> float:
+    """Return the bytes of the pixels that a layer reads; 1×1 at a stride leaves out those between."""
+    left_out = conv.stride[0] * conv.stride[1] if list(conv.weight.shape[2:]) == [1, 1] else 1
+    return size(x) / left_out
 
 
 def _flop(out: Tensor, weight: Tensor) -> float:
@@ -211,32 +173,43 @@ def eval_passes(network: nn.Module, images: Tensor, parts: Parts) -> EvalPasses:
     convolutions = CountedConvolutions(parts)
     chain = Chain(FoldedNetwork(network, torch.bfloat16, torch_kernels().fold).module, convolutions)
     values = chain.forward(images)
-    forward = [*convolutions.launches, *_other_steps(chain, values)]
+    forward = [*convolutions.launches, *_other_steps(chain.steps, values)]
     convolutions.launches.clear()
     # It runs forward again.
     chain.input_gradient(images, torch.empty_like)
-    others = [*_other_steps(chain, values), *_other_steps_back(chain, values)]
+    head = chain.head if parts.head else None
+    steps = chain.steps if head is None else head.before
+    loss = _loss(values[chain.steps[-1].result]) if head is None else _head(head, values)
+    others = [*_other_steps(steps, values), *_other_steps_back(steps, values), loss]
     sums = [size(values[step.result]) for step in chain.steps if len(step.sources) > 1]
     return EvalPasses(forward, [*convolutions.launches, *others], sums)
 
 
-def _other_steps(chain: Chain, values: dict[int, Tensor]) -> Iterator[Launch]:
+def _loss(logits: Tensor) -> Launch:
+    return Launch("_attack_gradient", 0, 2 * size(logits))
+
+
+def _head(head: Head, values: dict[int, Tensor]) -> Launch:
+    features = values[head.features]
+    return Launch("_attack_head", 0, size(features, features, head.linear.weight))
+
+
+def _other_steps(steps: Sequence[Step], values: dict[int, Tensor]) -> Iterator[Launch]:
     """Yield the forward launches of what no convolution absorbed; reshaping takes none."""
-    for step in chain.steps:
+    for step in steps:
         read = sum(size(values[source]) for source in step.sources)
         if not isinstance(step, (Convolve, Reshape)):
             yield Launch(type(step).__name__, 0, read + size(values[step.result]))
 
 
-def _other_steps_back(chain: Chain, values: dict[int, Tensor]) -> Iterator[Launch]:
-    """Yield the same on the way back, and masks and the loss."""
-    for step in chain.steps:
+def _other_steps_back(steps: Sequence[Step], values: dict[int, Tensor]) -> Iterator[Launch]:
+    """Yield the same on the way back, and masks."""
+    for step in steps:
         result = size(values[step.result])
         if step.relu and not step.masked:
             yield Launch(MASK, 0, 3 * result)
         if not isinstance(step, (Convolve, Reshape, Add)):
             yield Launch(f"{type(step).__name__}{BACK}", 0, size(values[step.source]) + result)
-    yield Launch("_attack_gradient", 0, 2 * size(values[chain.steps[-1].result]))
 
 
 @dataclass(frozen=True)
@@ -342,7 +315,7 @@ def step_launches(case: Case, parts: Parts, steps: int = 10) -> tuple[Launch, ..
             for launch in training_launches(low, batch, [number * each for each in found.sums], parts)
         ]
     return (
-        *(steps * [*found.attack_step, Launch("_pgd_update", 0, 3.5 * size(images))]),
+        *(steps * _attack_step(found.attack_step, size(images), parts)),
         *found.forward,
         *trained,
         *(2 * [Launch("_fold", 0, 6.0 * weights), Launch("SGD", 0, 20.0 * weights)]),
@@ -350,10 +323,10 @@ def step_launches(case: Case, parts: Parts, steps: int = 10) -> tuple[Launch, ..
     )
 
 
-def by_kernel(launches: Iterable[Launch], gpu: Gpu, reached: Reached) -> dict[str, tuple[int, float]]:
-    """Return number of launches and seconds of each kernel, the longest first."""
-    found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-    for launch in launches:
-        number, seconds = found[launch.kernel]
-        found[launch.kernel] = number + 1, seconds + launch.seconds(gpu, reached)
-    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+def _attack_step(launches: Sequence[Launch], images: float, parts: Parts) -> list[Launch]:
+    """Return a step's launches with the update of the images, of so many bytes in float32."""
+    if not (parts.stem_step and any(launch.kernel == "_back" for launch in launches)):
+        return [*launches, Launch("_pgd_update", 0, 3.5 * images)]
+    # It reads two images in float32 and writes one, in place of a gradient in bf16.
+    more = {"_back": 2.5 * images}
+    return [replace(one, bytes=one.bytes + more.get(one.kernel, 0.0)) for one in launches]

@@ -178,8 +178,9 @@ def _cudnn_forms() -> dict[str, Callable[..., object]]:
 
 def _own_forms(sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Sequence[Call]]:
     """Our kernels: cuDNN with the epilogue behind it, and all in one, with several tiles."""
+    from fastpeer.kernels.convolution_tiles import TILES
     from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
-    from fastpeer.kernels.fused.conv3x3 import TILES, convolution, convolution_input_gradient
+    from fastpeer.kernels.fused.convolution import convolution, convolution_input_gradient
 
     def behind(x: Tensor, w: Tensor, r: Tensor, b: Tensor) -> object:
         return bias_sum_relu(F.conv2d(x, w, padding=1), b.float(), r, relu=True)
@@ -187,10 +188,10 @@ def _own_forms(sets: Sequence[tuple[Tensor, ...]]) -> dict[str, Sequence[Call]]:
     found: dict[str, Sequence[Call]] = {"forward: cuDNN, then Triton": _bound(behind, sets)}
     for tile in TILES:
         found[f"forward: Triton, {tile}"] = [
-            partial(convolution, x, w, b, r, True, tile) for x, w, r, b in sets
+            partial(convolution, x, w, b, r, True, tile=tile) for x, w, r, b in sets
         ]
         found[f"back: Triton, {tile}"] = [
-            partial(convolution_input_gradient, x, w, r, r, tile) for x, w, r, _ in sets
+            partial(convolution_input_gradient, x, w, r, r, tile=tile) for x, w, r, _ in sets
         ]
     return found
 
@@ -232,7 +233,11 @@ def _stem(batch: int, size: int, channels: int, dtype: str, device: torch.device
 def _own_stem(x: Tensor, weight: Tensor, gradient: Tensor, dtype: str) -> dict[str, Call]:
     """Return a first layer on exact pixels with all that follows it: by cuDNN and Triton, by Triton alone."""
     from fastpeer.kernels.fused.bias_sum_relu import bias_sum_relu
-    from fastpeer.kernels.fused.first_convolution import first_convolution, first_convolution_gradient
+    from fastpeer.kernels.fused.first_convolution import (
+        first_convolution,
+        first_convolution_gradient,
+        first_convolution_step,
+    )
 
     bias = torch.randn(len(weight), device=x.device)
     found: dict[str, Call] = {
@@ -241,6 +246,9 @@ def _own_stem(x: Tensor, weight: Tensor, gradient: Tensor, dtype: str) -> dict[s
         ).to(gradient.dtype),
         f"whole forward: Triton, {dtype}": lambda: first_convolution(x, weight, bias, True, gradient.dtype),
     }
+    found[f"input gradient and the attack's step: Triton, {dtype}"] = partial(
+        first_convolution_step, gradient, weight, x, x, 2 / 255, 8 / 255
+    )
     for stages in (1, 2, 3):
         found[f"input gradient: Triton, {stages} stages, {dtype}"] = partial(
             first_convolution_gradient, gradient, weight, stages

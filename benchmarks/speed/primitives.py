@@ -16,6 +16,7 @@ from benchmarks.harness.display import Panel, bar_plot, beside, missing, short, 
 from benchmarks.harness.measuring import Flags, Run, alternate, in_turn, replayed
 from benchmarks.harness.program import Timed, start
 from benchmarks.harness.record import Label, Record, Report, record
+from benchmarks.speed.layer_cases import layers
 from benchmarks.speed.primitive_cases import (
     STAGES,
     Group,
@@ -28,17 +29,18 @@ from benchmarks.speed.primitive_cases import (
 from benchmarks.speed.roofline import Limits, measured_limits
 from fastpeer.errors import UserError, one_line
 
-Piece = Literal["convolutions", "surroundings", "stem", "batchnorm"]
+Piece = Literal["convolutions", "surroundings", "stem", "batchnorm", "layers"]
+Network = Literal["resnet18", "wideresnet34x10", "mobilenetv2", "small"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Timed):
     """Measure the pieces of a step, and which share of the measured matrix product's rate they reach."""
 
-    pieces: tuple[Piece, ...] = ("convolutions", "surroundings", "stem", "batchnorm")
-    """What to measure."""
-    networks: tuple[Literal["resnet18", "wideresnet34x10", "small"], ...] = ("resnet18", "wideresnet34x10")
-    """Whose stages' shapes; small is one small shape."""
+    pieces: tuple[Piece, ...] = ("convolutions", "surroundings", "stem", "batchnorm", "layers")
+    """What to measure; layers are convolutions of 1×1 and at stride 2."""
+    networks: tuple[Network, ...] = ("resnet18", "wideresnet34x10")
+    """Whose stages' shapes; small is one small shape, mobilenetv2 has layers alone."""
     batches: tuple[int, ...] = (128, 256)
     """Images at once; 256 is what a merged student sees."""
     dtypes: tuple[Literal["bf16", "fp16", "fp32"], ...] = ("bf16", "fp16")
@@ -78,14 +80,16 @@ def main(arguments: Arguments) -> None:
 
 def groups(arguments: Arguments, device: torch.device) -> dict[Piece, Callable[[], Iterator[Group]]]:
     """Return what makes the groups of each piece."""
-    stages = [stage for network in arguments.networks for stage in STAGES[network]]
+    stages = [stage for network in arguments.networks for stage in STAGES.get(network, ())]
     batches, dtypes = arguments.batches, arguments.dtypes
-    size = stages[0].size
+    size = stages[0].size if stages else 32
+    models = ["resnet8" if network == "small" else network for network in arguments.networks]
     return {
         "convolutions": lambda: convolutions(stages, batches, dtypes, device),
         "surroundings": lambda: surroundings(stages, batches[:1], dtypes[:1], arguments.compile, device),
         "stem": lambda: stems(batches[:1], (*dtypes, "fp32"), size, device),
         "batchnorm": lambda: batchnorms(stages, batches[:1], dtypes, arguments.compile, device),
+        "layers": lambda: layers(models, batches[:1], dtypes[:1], device),
     }
 
 

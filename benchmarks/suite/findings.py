@@ -40,6 +40,7 @@ def headline(report: dict[str, Any] | None, ended: Ended) -> str:
         "minutes": _accuracies,
         "attack_run": _accuracies,
         "repeatability": _differences,
+        "tiles": _tiles,
     }
     found = scripts.get(report["script"], _count)(report)
     return "; ".join(part for part in (found, _lost(report), ended.reason) if part)
@@ -146,6 +147,10 @@ def _differences(report: dict[str, Any]) -> str:
     return ", ".join(
         f"{name}: {'the same bits' if value == 0 else f'off by {value:.1e}'}" for name, value in found
     )
+
+
+def _tiles(report: dict[str, Any]) -> str:
+    return f"the fastest tiles of {len(report['notes'].get('rows', []))} layers and directions"
 
 
 def _count(report: dict[str, Any]) -> str:

@@ -133,7 +133,8 @@ SPEED = [
         "ablation",
         # Without compiling, of which the full step has nothing left.
         f"--no-ladder --leave-out --rounds 6 --seconds 0.3 {BUDGET}"
-        " --parts fold chain kernels merge graph convolutions stem batchnorm streams",
+        " --parts fold chain kernels merge graph convolutions other_convolutions sign_bits stem"
+        " stem_step head batchnorm streams",
         file="speed.ablation",
         short=f"--models resnet8 --batch-sizes 2 --no-ladder --leave-out --parts fold merge graph {BRIEF}",
         seconds=170,
@@ -156,6 +157,13 @@ SPEED = [
         file="speed.primitives",
         short=f"--networks small --batches 4 --dtypes bf16 --no-compile {BRIEF}",
         seconds=120,
+    ),
+    script(
+        "tiles",
+        f"--most 3 --rounds 5 --table {{work}}/tiles.json {BUDGET}",
+        short="--table {work}/tiles.json --device cpu",
+        seconds=75,
+        file="speed.tiles",
     ),
     throughput("batch-512", "--batch-sizes 512 --rounds 5", seconds=110, least=60),
     throughput("wide", "--models wideresnet34x10 --rounds 4", seconds=220, least=120),
@@ -260,7 +268,7 @@ REST = [
     ),
     script(
         "kernel-times",
-        f"--rounds 5 --seconds 0.02 {BUDGET}",
+        f"--rounds 5 --seconds 0.02 --networks resnet18 mobilenetv2 {BUDGET}",
         short=f"--only attack_gradient --no-compile {BRIEF}",
         seconds=75,
         file="speed.kernels",
@@ -300,6 +308,14 @@ REST = [
         "--models wideresnet10x1 mobilenetv2 --no-compile --parts fold chain kernels merge streams",
         short=CHECK_BRIEFLY,
         seconds=120,
+        file="quality.checks",
+    ),
+    script(
+        "checks-own",
+        "--models resnet8 --no-tail --no-compile --precisions bf16 --part-precisions bf16"
+        " --parts convolutions other_convolutions sign_bits stem stem_step head",
+        short=CHECK_BRIEFLY,
+        seconds=90,
         file="quality.checks",
     ),
     script(

@@ -223,10 +223,20 @@ class EngineConfig:
     kernels: Switch = "auto"
     """Triton kernels in place of PyTorch's for loss, attack update, folding and noise."""
     convolutions: Switch = "auto"
-    """Run the attack's 3×3 convolutions, and whatever surrounds each, in one Triton kernel for Hopper; the
+    """Run the attack's 3×3 convolutions at stride 1, and whatever surrounds each, in one Triton kernel; the
     attack is then not compiled."""
+    other_convolutions: Switch = "auto"
+    """With convolutions, run those of 1×1 and those at stride 2 by that kernel too."""
+    sign_bits: Switch = "auto"
+    """With convolutions, write a bit for each value, whether a ReLU let it through, and read these on the way
+    back in place of the values."""
     stem: Switch = "auto"
     """Run the first convolution of a chain by kernels of its own; the attack is not compiled then."""
+    stem_step: Switch = "auto"
+    """With stem, take an L-infinity attack's step in the kernel that computes the gradient at the pixels."""
+    head: Switch = "auto"
+    """Run a chain's average pooling, classifier and loss, forward and back, in one Triton kernel; the attack
+    is not compiled then."""
     batchnorm: Switch = "auto"
     """Run BatchNorm, sum and ReLU of the training passes as one kernel, and do not compile these passes."""
     streams: Switch = "auto"

@@ -15,18 +15,30 @@ from fastpeer.kernels.batch_norm import BatchNorm
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
 from fastpeer.step.compile import Compiler
 from fastpeer.step.graph import captured
-from fastpeer.step.measured import Gain, Workload, describe_device, nearest_gain
+from fastpeer.step.measured import Device, Gain, Workload, describe_device, nearest_gain
 from fastpeer.step.precision import NumberFormat
-from fastpeer.victims.factory import VictimFactory
+from fastpeer.victims.factory import OwnKernels, VictimFactory
 
 Result = TypeVar("Result")
-DOUBTFUL = ("streams", "convolutions", "stem", "batchnorm")
-"""Parts that are likely to be slower where nothing was measured: they cost the compiling of whole regions."""
-TOGETHER = {"stem": "convolutions", "streams": "batchnorm"}
+DOUBTFUL = (
+    "streams",
+    "convolutions",
+    "other_convolutions",
+    "sign_bits",
+    "stem",
+    "stem_step",
+    "head",
+    "batchnorm",
+)
+"""Parts that auto takes only where they were measured: they may be slower than what they are in place of, or
+cost the compiling of whole regions."""
+TOGETHER = {"stem": "convolutions", "head": "convolutions", "streams": "batchnorm"}
 """Parts that auto takes only with another: by itself either costs the compiling of the attack, or of student
 and peer as one region, which with the other is gone in any case."""
-HOPPER = 9.0
-"""Its compute capability."""
+AMPERE, HOPPER = 8.0, 9.0
+"""Their compute capabilities."""
+OF_COPY_ENGINE = ("convolutions", "other_convolutions", "sign_bits")
+"""Parts that run otherwise on Hopper and later, whose copy engine moves their data, than on GPUs before."""
 GUESS = "a guess"
 """The reason given for a part that was not measured on any device of the kind."""
 
@@ -57,7 +69,11 @@ class Options:
     graph: bool = False
     kernels: bool = False
     convolutions: bool = False
+    other_convolutions: bool = False
+    sign_bits: bool = False
     stem: bool = False
+    stem_step: bool = False
+    head: bool = False
     batchnorm: bool = False
     streams: bool = False
     double_backward: bool = False
@@ -86,8 +102,7 @@ class Options:
             compiler=compiler,
             kernels=self.formulas(),
             context=lambda: number_format.autocasting(device),
-            own_convolutions=self.convolutions,
-            stem=self.stem,
+            own=OwnKernels(**{part.name: getattr(self, part.name) for part in fields(OwnKernels)}),
             gradient_scale=gradient_scale,
         )
 
@@ -171,10 +186,26 @@ def _choose(name: str, switch: Switch, obstacle: str, device: torch.device, work
         return Choice(False, obstacle)
     if switch == "on":
         return Choice(True, f"engine.{name} = on")
-    gain = nearest_gain(name, describe_device(device), workload)
+    gain = _gain(name, describe_device(device), workload)
     if gain is None:
         return Choice(name not in DOUBTFUL, GUESS)
     return Choice(gain.ratio >= 1, gain.reason, gain)
+
+
+def _gain(name: str, device: Device, workload: Workload) -> Gain | None:
+    """Return the nearest measurement that says something of a part on a device."""
+    gain = nearest_gain(name, device, workload)
+    if (
+        gain is not None
+        and name in OF_COPY_ENGINE
+        and _has_copy_engine(gain.device) != _has_copy_engine(device)
+    ):
+        return None
+    return gain
+
+
+def _has_copy_engine(device: Device) -> bool:
+    return float(device.capability or 0) >= HOPPER
 
 
 def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str, Choice]) -> str:
@@ -183,8 +214,12 @@ def _obstacle(name: str, device: torch.device, precision: str, choices: dict[str
         return "needs engine.fold"
     if name in ("graph", "streams") and device.type != "cuda":
         return "needs CUDA"
-    if name == "stem":
+    if name in ("stem", "head"):
         return _lacking(("chain", "kernels"), choices)
+    if name == "stem_step":
+        return _lacking(("stem",), choices)
+    if name in ("other_convolutions", "sign_bits"):
+        return _lacking(("convolutions",), choices)
     if name == "compile":
         return _compile_obstacle(device)
     if name == "convolutions":
@@ -218,9 +253,9 @@ def _convolutions_obstacle(device: torch.device, precision: str, choices: dict[s
         return lacking
     if precision not in ("bf16", "fp16"):
         return "needs bf16 or fp16"
-    # The copy engine that feeds the kernel came with Hopper.
-    capability = describe_device(device).capability
-    return "" if float(capability or 0) >= HOPPER else "needs a GPU of compute capability 9.0 or more"
+    # What its matrix products take came with Ampere.
+    capability = float(describe_device(device).capability or 0)
+    return "" if capability >= AMPERE else f"needs a GPU of compute capability {AMPERE} or more"
 
 
 def _triton_obstacle() -> str:

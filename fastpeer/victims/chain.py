@@ -5,12 +5,13 @@ The gradient at the images needs few operations then and no weight needs one. Bi
 convolution before them, where autograd would run and store each by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, fx
 
+from fastpeer.kernels.attack_head import attack_head, takes
 from fastpeer.kernels.choice import Kernels
 from fastpeer.victims.chain_steps import (
     Add,
@@ -23,7 +24,9 @@ from fastpeer.victims.chain_steps import (
     Step,
 )
 from fastpeer.victims.convolution import Convolutions
+from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork
+from fastpeer.victims.head import Head, head_of
 from fastpeer.victims.interface import LogitsGradient
 from fastpeer.victims.spellings import NotAChain as NotAChain
 from fastpeer.victims.spellings import Operation, is_in_place, is_shape, operation
@@ -38,6 +41,7 @@ class Chain:
 
     Attributes:
         images_number, logits_number: of these values.
+        head: its last layers, if one kernel can run them.
 
     Raises:
         NotAChain: the network has an operation that no step computes.
@@ -46,16 +50,23 @@ class Chain:
     def __init__(self, module: fx.GraphModule, convolutions: Convolutions) -> None:
         self.convolutions = convolutions
         self.steps, self.images_number, self.logits_number = _Builder(module, convolutions).build()
+        self.head = head_of(self.steps)
 
     def logits(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to logits (B, C)."""
         return self.forward(images)[self.logits_number]
 
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Return every step's result, keyed by its number; `images` (B, 3, H, W) among them."""
+    def forward(self, images: Tensor, to_return: bool = False) -> dict[int, Tensor]:
+        """Return every step's result, keyed by its number; `images` (B, 3, H, W) among them.
+
+        `to_return`: also what only the way back needs.
+        """
+        return self._forward(self.steps, images, to_return)
+
+    def _forward(self, steps: Sequence[Step], images: Tensor, to_return: bool) -> dict[int, Tensor]:
         values = {self.images_number: images}
-        for step in self.steps:
-            values[step.result] = step.forward(values)
+        for step in steps:
+            values[step.result] = step.forward_to_return(values) if to_return else step.forward(values)
         return values
 
     def input_gradient(self, images: Tensor, logits_gradient: Callable[[Tensor], Tensor]) -> Tensor:
@@ -63,13 +74,35 @@ class Chain:
 
         `logits_gradient` maps logits (B, C) to it.
         """
-        values = self.forward(images)
-        gradients = {self.logits_number: logits_gradient(values[self.logits_number])}
-        for step in reversed(self.steps):
+        return self.gradient(images, logits_gradient, None)
+
+    def gradient(
+        self, images: Tensor, climb: Callable[[Tensor], Tensor], head: Head | None, to_first: bool = False
+    ) -> Tensor:
+        """Return the gradient at the images, (B, 3, H, W).
+
+        Args:
+            images: (B, 3, H, W).
+            climb: returns the gradient at the logits (B, C) that it is given; with a head, at the features
+                (B, C, H, W), in front of their ReLU.
+            head: the chain's, to be left out.
+            to_first: return the gradient at the result of the first step in its place, in front of its ReLU.
+        """
+        steps, number = (self.steps, self.logits_number) if head is None else (head.before, head.features)
+        values = self._forward(steps, images, to_return=True)
+        gradients = {number: climb(values[number])}
+        for step in reversed(steps[1:] if to_first else steps):
             step.backward(values, gradients)
             # The steps that remain read earlier values only: free this one, as autograd would.
             del values[step.result]
-        return gradients[self.images_number]
+        return steps[0].gradient_before_relu(values, gradients) if to_first else gradients[self.images_number]
+
+    @property
+    def first(self) -> Convolve | None:
+        """The step that alone reads the images, if it is a convolution."""
+        readers = [step for step in self.steps if self.images_number in step.sources]
+        first = self.steps[0]
+        return first if isinstance(first, Convolve) and readers == [first] else None
 
 
 class _Builder:
@@ -182,6 +215,9 @@ def _move_masks(steps: list[Step]) -> None:
         writer = writers.get(step.source)
         if isinstance(step, Convolve) and step.source not in read and writer is not None and writer.relu:
             step.masks = writer.masked = True
+            # A convolution in groups is the library's, which reads no signs.
+            if isinstance(writer, Convolve) and step.conv.groups == 1:
+                writer.keeps_signs = True
         read |= step.sources
 
 
@@ -193,13 +229,17 @@ class ChainVictim:
         chain: made of it.
         kernels: for the gradient at the logits.
         scale: factor of the gradient at the logits.
+        by_head: run the last layers by one kernel, where it takes them.
     """
 
-    def __init__(self, folded: FoldedNetwork, chain: Chain, kernels: Kernels, scale: float) -> None:
+    def __init__(
+        self, folded: FoldedNetwork, chain: Chain, kernels: Kernels, scale: float, by_head: bool = False
+    ) -> None:
         self.folded = folded
         self.chain = chain
         self.kernels = kernels
         self.scale = scale
+        self.head = chain.head if by_head else None
         self.input_dtype: torch.dtype | None = folded.input_dtype
 
     def refresh(self) -> None:
@@ -219,9 +259,45 @@ class ChainVictim:
 
         The target is (B, C) probabilities, or int64 labels (B,).
         """
-        return self.gradient_from(
-            images, lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
-        )
+        with self._without_autocast(images):
+            return self.chain.gradient(images, self._climb(target), self.head)
+
+    def takes_steps(self, images: Tensor) -> bool:
+        """Tell whether `step` can take a step of images (B, 3, H, W)."""
+        first, convolutions = self.chain.first, self.chain.convolutions
+        if first is None or not isinstance(convolutions, FirstLayerConvolutions):
+            return False
+        return convolutions.takes_steps(first.conv, images)
+
+    @torch.no_grad()
+    def step(
+        self, adversarial: Tensor, images: Tensor, target: Tensor, step_size: float, epsilon: float,
+        nonfinite_count: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Return the adversarial images after a step of PGD in L-infinity; see `pgd` for the arguments."""
+        first, convolutions = self.chain.first, self.chain.convolutions
+        # `takes_steps` said so.
+        assert first is not None
+        assert isinstance(convolutions, FirstLayerConvolutions)
+        with self._without_autocast(images):
+            gradient = self.chain.gradient(adversarial, self._climb(target), self.head, to_first=True)
+            return convolutions.step(
+                first.conv, gradient, adversarial, images, step_size, epsilon, nonfinite_count
+            )
+
+    def _climb(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what turns logits, or the features before a head, into the gradient there."""
+        head = self.head
+        if head is None:
+            return lambda logits: self.kernels.attack_gradient(logits, target, self.scale)
+
+        def climb(features: Tensor) -> Tensor:
+            # Where it does not take them, the formula does.
+            run = self.kernels.attack_head if takes(features, head.linear.weight) else attack_head
+            found: Tensor = run(features, head.linear.weight, head.linear.bias, target, self.scale, head.relu)
+            return found.contiguous(memory_format=torch.channels_last)
+
+        return climb
 
     @torch.no_grad()
     def gradient_from(self, images: Tensor, logits_gradient: LogitsGradient) -> Tensor:

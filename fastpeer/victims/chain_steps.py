@@ -46,11 +46,15 @@ class Step:
         """Compute the step's result from the values of the steps before it; store nothing."""
         raise NotImplementedError
 
+    def forward_to_return(self, values: Values) -> Tensor:
+        """Compute the same, and store in `values` what only the way back needs of it."""
+        return self.forward(values)
+
     def backward(self, values: Values, gradients: Values) -> None:
         """Remove the result's gradient from `gradients`, and add the sources' gradients to it."""
         raise NotImplementedError
 
-    def _gradient(self, values: Values, gradients: Values) -> Tensor:
+    def gradient_before_relu(self, values: Values, gradients: Values) -> Tensor:
         """Remove the result's gradient from `gradients`, and return it as it is in front of the ReLU."""
         gradient = gradients.pop(self.result)
         return through_relu(gradient, values[self.result]) if self.relu and not self.masked else gradient
@@ -65,12 +69,14 @@ class Convolve(Step):
         convolutions: runs it.
         residual: number of the value that is added, if any.
         masks: whether the step that its source comes from ends in a ReLU, whose mask this one applies.
+        keeps_signs: whether it is of use to keep the signs of its own result, as the mask of its ReLU.
     """
 
     conv: FoldedConv2d
     convolutions: Convolutions
     residual: int | None = None
     masks: bool = False
+    keeps_signs: bool = False
 
     @property
     def sources(self) -> set[int]:
@@ -89,9 +95,20 @@ class Convolve(Step):
         out = self.convolutions.forward(self.conv, x, residual, self.relu)
         return out.to(self.conv.result_dtype)
 
+    def forward_to_return(self, values: Values) -> Tensor:
+        """Compute the same, and store the result's signs if they are kept."""
+        if not self.keeps_signs:
+            return self.forward(values)
+        x = values[self.source].to(self.conv.weight.dtype)
+        residual = None if self.residual is None else values[self.residual]
+        out, signs = self.convolutions.forward_with_signs(self.conv, x, residual)
+        if signs is not None:
+            values[signs_number(self.result)] = signs
+        return out.to(self.conv.result_dtype)
+
     def backward(self, values: Values, gradients: Values) -> None:
         """Pass the masked gradient to the residual, and its transposed convolution to the source."""
-        gradient = self._gradient(values, gradients)
+        gradient = self.gradient_before_relu(values, gradients)
         if self.residual is not None:
             _accumulate(gradients, self.residual, gradient)
         # Pixels need more bits than bf16 has; their gradient does not, since the attack uses its sign. The
@@ -100,8 +117,13 @@ class Convolve(Step):
         if x.dtype != gradient.dtype:
             # Without a mask, shape and dtype are all that the gradient depends on: nothing is converted.
             x = x.to(gradient.dtype) if self.masks else torch.empty_like(x, dtype=gradient.dtype)
-        run = self.convolutions.masked_input_gradient if self.masks else self.convolutions.input_gradient
-        gradients[self.source] = run(self.conv, x, gradient, gradients.get(self.source))
+        accumulated = gradients.get(self.source)
+        if self.masks:
+            signs = values.pop(signs_number(self.source), None)
+            found = self.convolutions.masked_input_gradient(self.conv, x, gradient, accumulated, signs)
+        else:
+            found = self.convolutions.input_gradient(self.conv, x, gradient, accumulated)
+        gradients[self.source] = found
 
 
 @dataclass
@@ -117,7 +139,7 @@ class Normalise(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Multiply the masked gradient by the BatchNorm's scale."""
-        gradient = self._gradient(values, gradients)
+        gradient = self.gradient_before_relu(values, gradients)
         _accumulate(gradients, self.source, self.norm.input_gradient(gradient))
 
 
@@ -155,7 +177,7 @@ class Add(Step):
 
     def backward(self, values: Values, gradients: Values) -> None:
         """Pass the masked gradient to both summands; for x + x that counts twice."""
-        gradient = self._gradient(values, gradients)
+        gradient = self.gradient_before_relu(values, gradients)
         _accumulate(gradients, self.source, gradient)
         _accumulate(gradients, self.other, gradient)
 
@@ -263,6 +285,11 @@ class ApplyLinear(Step):
         """Multiply the result's gradient by the weights."""
         gradient = gradients.pop(self.result).to(self.linear.weight.dtype) @ self.linear.weight
         _accumulate(gradients, self.source, gradient.to(values[self.source].dtype))
+
+
+def signs_number(number: int) -> int:
+    """Return the number under which a value's signs are kept beside it."""
+    return -1 - number
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastpeer.errors import brief
-from fastpeer.kernels.conv3x3 import takes
+from fastpeer.kernels.convolution import empty_signs, takes
 from fastpeer.victims.folding import FoldedConv2d
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,11 @@ class Convolutions(Protocol):
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         """Return [relu](conv(x) + bias [+ residual]), in the weights' dtype or that of the layer's result."""
 
+    def forward_with_signs(
+        self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return relu(conv(x) + bias [+ residual]), and its signs (`signs_of`), if any are kept."""
+
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
@@ -36,9 +41,13 @@ class Convolutions(Protocol):
         """
 
     def masked_input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
-    ) -> Tensor:
-        """Return the input gradient in front of the ReLU that x comes from: 0 where x is not positive."""
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None,
+        signs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return the input gradient in front of the ReLU that x comes from: 0 where x is not positive.
+
+        `signs` are those of x, if they were kept.
+        """
 
 
 class PlainConvolutions:
@@ -56,6 +65,12 @@ class PlainConvolutions:
             out = out + residual
         return (torch.relu(out) if relu else out).to(x.dtype)
 
+    def forward_with_signs(
+        self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `forward` does, with the ReLU; no signs are kept."""
+        return self.forward(conv, x, residual, relu=True), None
+
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
@@ -67,8 +82,9 @@ class PlainConvolutions:
         return found if accumulated is None else found + accumulated
 
     def masked_input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
-    ) -> Tensor:
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None,
+        signs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the input gradient, and then 0 where x is not positive."""
         return through_relu(self.input_gradient(conv, x, gradient, accumulated), x)
 
@@ -107,46 +123,73 @@ class CudnnConvolutions(PlainConvolutions):
 
 
 class OwnConvolutions(CudnnConvolutions):
-    """3×3 convolutions at stride 1 by our own kernel, with all that surrounds them; cuDNN's for all others.
+    """3×3 convolutions at stride 1 by our own kernel, with all that surrounds them; cuDNN's for the rest.
 
     Args:
         bias_sum_relu: see `CudnnConvolutions`.
-        forward, input_gradient: the kernel (`fastpeer.kernels.conv3x3`'s functions, or their Triton version).
+        forward, input_gradient: the kernel (`fastpeer.kernels.convolution`, or its Triton form).
+        others: run those of 1×1, and at stride 2, by the kernel too.
+        keeps_signs: write which values a ReLU let through as bits, and read these on the way back.
     """
 
     def __init__(
         self, bias_sum_relu: Callable[..., Any], forward: Callable[..., Tensor],
-        input_gradient: Callable[..., Tensor],
+        input_gradient: Callable[..., Tensor], others: bool = False, keeps_signs: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(bias_sum_relu)
         self._own_forward = forward
         self._own_input_gradient = input_gradient
+        self._others = others
+        self._keeps_signs = keeps_signs
 
     def forward(self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         """Return [relu](conv(x) + bias [+ residual]), in the dtype of x."""
-        if _is_own(conv, x):
-            return self._own_forward(x, conv.weight, conv.bias, residual, relu)
+        if is_own(conv, x, self._others):
+            return self._own_forward(x, conv.weight, conv.bias, residual, relu, conv.stride[0])
         return super().forward(conv, x, residual, relu)
+
+    def forward_with_signs(
+        self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return relu(conv(x) + bias [+ residual]), and its signs if our own kernel computes it."""
+        if not self._keeps_signs or not is_own(conv, x, self._others):
+            return super().forward_with_signs(conv, x, residual)
+        stride = conv.stride[0]
+        shape = len(x), len(conv.weight), x.shape[2] // stride, x.shape[3] // stride
+        signs = empty_signs(shape, x.device)
+        return self._own_forward(x, conv.weight, conv.bias, residual, True, stride, signs=signs), signs
 
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
         """Return the gradient at x, plus what is accumulated."""
-        if _is_own(conv, x):
-            return self._own_input_gradient(_channels_last(gradient), conv.weight, accumulated)
+        if is_own(conv, x, self._others):
+            return self._back(conv, gradient, accumulated, None)
         return super().input_gradient(conv, x, gradient, accumulated)
 
     def masked_input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
-    ) -> Tensor:
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None,
+        signs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the gradient at x, plus what is accumulated, where x is positive."""
-        if _is_own(conv, x):
-            return self._own_input_gradient(_channels_last(gradient), conv.weight, accumulated, x)
+        if is_own(conv, x, self._others):
+            return self._back(conv, gradient, accumulated, x if signs is None else signs)
         return super().masked_input_gradient(conv, x, gradient, accumulated)
 
+    def _back(
+        self, conv: FoldedConv2d, gradient: Tensor, accumulated: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        gradient = _channels_last(gradient)
+        return self._own_input_gradient(gradient, conv.weight, accumulated, mask, conv.stride[0])
 
-def _is_own(conv: FoldedConv2d, x: Tensor) -> bool:
-    return keeps_size(conv) and takes(x, conv.weight)
+
+def is_own(conv: FoldedConv2d, x: Tensor, others: bool) -> bool:
+    """Tell whether our own kernel runs a layer on x (B, C, H, W): `others` than 3×3 at stride 1, too."""
+    side, stride = conv.weight.shape[2], conv.stride[0]
+    usual = side == 3 and keeps_size(conv)
+    padded = conv.padding == 2 * [side // 2] and conv.dilation == [1, 1] and conv.groups == 1
+    fits = usual or (others and padded and conv.stride == [stride, stride])
+    return fits and takes(x, conv.weight, stride)
 
 
 def keeps_size(conv: FoldedConv2d) -> bool:

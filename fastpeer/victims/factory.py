@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import torch
 from torch import nn
@@ -27,6 +27,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class OwnKernels:
+    """Which parts of a chain are run by kernels of our own; `EngineConfig` says what each is."""
+
+    convolutions: bool = False
+    other_convolutions: bool = False
+    sign_bits: bool = False
+    stem: bool = False
+    stem_step: bool = False
+    head: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether there are any: they take the place of compiling."""
+        return any(astuple(self))
+
+
+@dataclass(frozen=True)
 class VictimFactory:
     """Makes the victims of a run, one for each network.
 
@@ -36,8 +52,7 @@ class VictimFactory:
         compiler: compiles logits and input gradients; None: nothing is compiled.
         kernels: gradients at the logits, folding, and convolutions with what surrounds them.
         context: makes the context in which autograd runs a network, such as autocast.
-        own_convolutions: see `EngineConfig.convolutions`.
-        stem: see `EngineConfig`.
+        own: parts of chains that kernels of our own run.
         gradient_scale: factor of the gradients in float16; other dtypes need none.
     """
 
@@ -47,8 +62,7 @@ class VictimFactory:
     compiler: Compile | None
     kernels: Kernels
     context: Context
-    own_convolutions: bool = False
-    stem: bool = False
+    own: OwnKernels = OwnKernels()
     gradient_scale: float = 1024.0
     _victims: dict[nn.Module, "EagerVictim | CompiledVictim"] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -115,8 +129,7 @@ class VictimFactory:
 
     def _compiler_for(self, victim: EagerVictim) -> Compile | None:
         """Return what compiles a victim: nothing, if it is a chain of our own kernels."""
-        own = self.own_convolutions or self.stem
-        return None if own and isinstance(victim, ChainVictim) else self.compiler
+        return None if self.own and isinstance(victim, ChainVictim) else self.compiler
 
     def _unfolded(self, network: nn.Module) -> AutogradVictim:
         return AutogradVictim(network, self.kernels, self._scale, self.context)
@@ -144,15 +157,13 @@ class VictimFactory:
             return None
         device = next(folded.module.buffers()).device
         try:
-            convolutions = choose_convolutions(
-                device, self.dtype, self.kernels, self.own_convolutions, self.stem
-            )
+            convolutions = choose_convolutions(device, self.dtype, self.kernels, self.own)
             chain = Chain(folded.module, convolutions)
         except NotAChain as reason:
             log.info("engine.chain: the %s is run through autograd: %s", name, reason)
             self._reasons[network] = f": {reason}"
             return None
-        return ChainVictim(folded, chain, self.kernels, self._scale)
+        return ChainVictim(folded, chain, self.kernels, self._scale, self.own.head)
 
     @property
     def _scale(self) -> float:
@@ -161,7 +172,7 @@ class VictimFactory:
 
 
 def choose_convolutions(
-    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: bool = False, stem: bool = False
+    device: torch.device, dtype: torch.dtype, kernels: Kernels, own: OwnKernels = OwnKernels()
 ) -> Convolutions:
     """Return the fastest way to run an uncompiled chain's convolutions on a device in a dtype.
 
@@ -169,13 +180,16 @@ def choose_convolutions(
         device: runs them.
         dtype: of all but the first layer.
         kernels: those that may be used.
-        own: 3×3 convolutions by kernels of our own.
-        stem: so also the first layer, on CUDA.
+        own: which layers kernels of our own run; the first layer, on CUDA alone.
     """
-    if stem and device.type == "cuda" and dtype != torch.float64:
-        return FirstLayerConvolutions(choose_convolutions(device, dtype, kernels, own), kernels)
-    if own:
-        return OwnConvolutions(kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient)
+    if own.stem and device.type == "cuda" and dtype != torch.float64:
+        others = choose_convolutions(device, dtype, kernels, replace(own, stem=False))
+        return FirstLayerConvolutions(others, kernels, own.stem_step)
+    if own.convolutions:
+        return OwnConvolutions(
+            kernels.bias_sum_relu, kernels.convolution, kernels.convolution_input_gradient,
+            own.other_convolutions, own.sign_bits,
+        )  # fmt: skip
     if device.type == "cuda" and dtype != torch.float64:
         return CudnnConvolutions(kernels.bias_sum_relu)
     if device.type == "cpu" and onednn_supports(dtype):

@@ -16,11 +16,13 @@ class FirstLayerConvolutions:
 
     Args:
         others: run all other convolutions.
-        kernels: `first_convolution` and `first_convolution_gradient` of these run the first.
+        kernels: those named `first_convolution…` run the first.
+        steps: the last of them may be used.
     """
 
-    def __init__(self, others: Convolutions, kernels: Kernels) -> None:
+    def __init__(self, others: Convolutions, kernels: Kernels, steps: bool = False) -> None:
         self.others = others
+        self._step = kernels.first_convolution_step if steps else None
         self._forward = kernels.first_convolution
         self._gradient = kernels.first_convolution_gradient
 
@@ -35,6 +37,14 @@ class FirstLayerConvolutions:
         out: Tensor = self._forward(x, conv.weight, conv.bias, relu, conv.result_dtype)
         return out
 
+    def forward_with_signs(
+        self, conv: FoldedConv2d, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the others do; of the first layer no signs are kept."""
+        if residual is not None or not _is_first(conv, x):
+            return self.others.forward_with_signs(conv, x, residual)
+        return self.forward(conv, x, residual, relu=True), None
+
     def input_gradient(
         self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
     ) -> Tensor:
@@ -45,10 +55,26 @@ class FirstLayerConvolutions:
         return found if accumulated is None else found + accumulated
 
     def masked_input_gradient(
-        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None
-    ) -> Tensor:
+        self, conv: FoldedConv2d, x: Tensor, gradient: Tensor, accumulated: Tensor | None,
+        signs: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return what the others do: no ReLU comes before the first layer."""
-        return self.others.masked_input_gradient(conv, x, gradient, accumulated)
+        return self.others.masked_input_gradient(conv, x, gradient, accumulated, signs)
+
+    def takes_steps(self, conv: FoldedConv2d, images: Tensor) -> bool:
+        """Tell whether `step` can take a step of images (B, 3, H, W), which this layer reads."""
+        return self._step is not None and images.dtype == conv.weight.dtype and _is_first(conv, images)
+
+    def step(
+        self, conv: FoldedConv2d, gradient: Tensor, adversarial: Tensor, images: Tensor, step_size: float,
+        epsilon: float, nonfinite_count: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Return the adversarial images after a step; `gradient` is that at conv(adversarial)."""
+        assert self._step is not None  # `takes_steps` said so
+        moved: Tensor = self._step(
+            gradient, conv.weight, adversarial, images, step_size, epsilon, nonfinite_count
+        )
+        return moved
 
 
 def _is_first(conv: FoldedConv2d, x: Tensor) -> bool:

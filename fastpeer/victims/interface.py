@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,3 +46,17 @@ class Victim(Protocol):
 
         The target is (B, C) probabilities, or int64 labels (B,).
         """
+
+
+@runtime_checkable
+class SteppingVictim(Protocol):
+    """A victim that may take a step of the attack as a whole, without a gradient in memory."""
+
+    def takes_steps(self, images: Tensor) -> bool:
+        """Tell whether it can take a step of images (B, 3, H, W)."""
+
+    def step(
+        self, adversarial: Tensor, images: Tensor, target: Tensor, step_size: float, epsilon: float,
+        nonfinite_count: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Return `adversarial` after a step of PGD in the L-infinity ball, see `pgd`."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastpeer.config import Norm
 from fastpeer.kernels.choice import Kernels
-from fastpeer.victims.interface import Victim
+from fastpeer.victims.interface import SteppingVictim, Victim
 
 
 @torch.no_grad()
@@ -56,6 +56,12 @@ def pgd(
     victim_images = adversarial if copy is None else adversarial.to(copy)
     update = kernels.pgd_l2_update if norm == "l2" else kernels.pgd_update
     gradient = None
+    # What marks NaN needs the gradient itself.
+    whole = norm == "linf" and copy is None and not mark_nan
+    if whole and isinstance(victim, SteppingVictim) and victim.takes_steps(adversarial):
+        for _ in range(steps):
+            adversarial = victim.step(adversarial, images, target, step_size, epsilon, nonfinite_count)
+        return adversarial
     for _ in range(steps):
         gradient = victim.input_gradient(victim_images, target)
         adversarial, victim_images = update(

@@ -5,9 +5,10 @@ They run on CUDA tensors, and in Triton's interpreter (TRITON_INTERPRET=1) on CP
 
 from fastpeer.kernels.fused import (
     attack_gradient,
+    attack_head,
     batch_norm,
     bias_sum_relu,
-    conv3x3,
+    convolution,
     crop_and_flip,
     distill_loss,
     first_convolution,
@@ -22,9 +23,10 @@ from fastpeer.kernels.fused import (
 
 __all__ = [
     "attack_gradient",
+    "attack_head",
     "batch_norm",
     "bias_sum_relu",
-    "conv3x3",
+    "convolution",
     "crop_and_flip",
     "distill_loss",
     "first_convolution",

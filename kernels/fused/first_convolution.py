@@ -10,6 +10,7 @@ the map is read three times, partly from the cache, rather than nine times.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastpeer.kernels.first_convolution import MOST_CHANNELS, MOST_PIXEL_CHANNELS, MOST_WIDTH, takes
+from fastpeer.kernels.fused.pgd_update import stepped
 from fastpeer.kernels.refusal import require
 
 _PIXELS = 128
@@ -64,18 +66,54 @@ def first_convolution_gradient(gradient: Tensor, weight: Tensor, stages: int = 1
     Raises:
         KernelRefusal: a shape, dtype or device does not fit.
     """
+    return _back_to_pixels(gradient, weight, None, stages)
+
+
+def first_convolution_step(
+    gradient: Tensor, weight: Tensor, adversarial: Tensor, images: Tensor, step_size: float, epsilon: float,
+    nonfinite_count: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the adversarial images after a step of the attack, (B, C, H, W) in channels-last memory.
+
+    Arguments and result are those of `fastpeer.kernels.first_convolution.first_convolution_step`, with images
+    in float32. A pixel's gradient is rounded as `first_convolution_gradient` rounds it, so that the result is
+    that of both kernels one after the other, to the last bit; the gradient is written to no memory.
+
+    Raises:
+        KernelRefusal: a shape, dtype or device does not fit.
+    """
+    _check_step(gradient, weight, adversarial, images, nonfinite_count)
+    counter = images if nonfinite_count is None else nonfinite_count
+    step = _Step(_last(adversarial), _last(images), counter, step_size, epsilon, nonfinite_count is not None)
+    return _back_to_pixels(gradient, weight, step, stages=1)
+
+
+class _Step(NamedTuple):
+    """A step of the attack, as the kernel takes it."""
+
+    adversarial: Tensor
+    images: Tensor
+    nonfinite_count: Tensor
+    step_size: float
+    epsilon: float
+    counts: bool
+
+
+def _back_to_pixels(gradient: Tensor, weight: Tensor, step: _Step | None, stages: int) -> Tensor:
     _check_back(gradient, weight)
     batch, out, height, width = gradient.shape
     into = weight.shape[1]
-    found = torch.empty(batch, height, width, into, dtype=gradient.dtype, device=gradient.device)
+    dtype = gradient.dtype if step is None else step.images.dtype
+    found = torch.empty(batch, height, width, into, dtype=dtype, device=gradient.device)
     columns = triton.next_power_of_2(width)
     pixels = max(_PIXELS, columns)
+    taken = step or _Step(found, found, found, 0.0, 0.0, False)
     with torch.cuda.device_of(gradient):
         _back[(triton.cdiv(batch * height, pixels // columns),)](
-            _last(gradient), _last(weight), found, batch * height,
+            _last(gradient), _last(weight), found, *taken[:5], batch * height,
             INTO=into, HEIGHT=height, WIDTH=width, OUT=out,
             PIXELS=pixels, COLUMNS=columns, DEPTH=min(_WIDEST_PRODUCT, out & -out), STAGES=stages,
-            num_warps=4, enable_fp_fusion=True,
+            STEPS=step is not None, COUNTS=taken.counts, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return found.permute(0, 3, 1, 2)
 
@@ -104,6 +142,24 @@ def _check_back(gradient: Tensor, weight: Tensor) -> None:
     _require(fits, f"{must}, got {described}")
     _check_shapes([len(gradient), weight.shape[1], *gradient.shape[2:]], weight.shape)
     _check_devices(gradient, weight)
+
+
+def _check_step(
+    gradient: Tensor, weight: Tensor, adversarial: Tensor, images: Tensor, nonfinite_count: Tensor | None
+) -> None:
+    _check_back(gradient, weight)
+    shape = len(gradient), weight.shape[1], *gradient.shape[2:]
+    for given in (adversarial, images):
+        found = f"{given.dtype} {tuple(given.shape)}"
+        fits = given.shape == shape and given.dtype == torch.float32
+        _require(fits, f"adversarial and images must be float32 {shape}, got {found}")
+    counters = [] if nonfinite_count is None else [nonfinite_count]
+    for counter in counters:
+        fits = counter.dtype == torch.int64 and counter.numel() == 1
+        _require(
+            fits, f"nonfinite_count must be one int64 number, got {counter.dtype} {tuple(counter.shape)}"
+        )
+    _check_devices(gradient, adversarial, images, *counters)
 
 
 def _check_shapes(images: Sequence[int], weight: Sequence[int]) -> None:
@@ -167,9 +223,15 @@ def _back(
     gradient,  # (rows, WIDTH, OUT)
     weight,  # (OUT, 3, 3, INTO)
     found,  # (rows, WIDTH, INTO)
+    adversarial,  # like found, as all below only where STEPS
+    images,  # like found
+    nonfinite_count,  # (1,), only where COUNTS
+    step_size: tl.float64,
+    epsilon: tl.float64,
     rows,  # of all images
     INTO: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
     PIXELS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+    STEPS: tl.constexpr, COUNTS: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = PIXELS // COLUMNS
     pixel = tl.arange(0, PIXELS)
@@ -199,7 +261,18 @@ def _back(
     summed = tl.sum(tl.reshape(moved, (PIXELS, 4, 4)), axis=1)
     channel = tl.arange(0, 4)
     stored = present[:, None] & (channel < INTO)[None, :]
-    tl.store(found + place[:, None] * INTO + channel[None, :], summed.to(found.dtype.element_ty), mask=stored)
+    offset = place[:, None] * INTO + channel[None, :]
+    if STEPS:
+        climb = summed.to(gradient.dtype.element_ty).to(tl.float32)
+        if COUNTS:
+            lost = ((climb != climb) | (tl.abs(climb) == float("inf"))) & stored
+            count = tl.sum(tl.sum(lost.to(tl.int64), axis=1), axis=0)
+            tl.atomic_add(nonfinite_count, count, mask=count > 0, sem="relaxed")
+        before = tl.load(adversarial + offset, mask=stored, other=0.0)
+        center = tl.load(images + offset, mask=stored, other=0.0)
+        tl.store(found + offset, stepped(before, climb, center, step_size, epsilon), mask=stored)
+    else:
+        tl.store(found + offset, summed.to(found.dtype.element_ty), mask=stored)
 
 
 @triton.jit

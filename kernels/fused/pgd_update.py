@@ -124,8 +124,6 @@ def _pgd_update(
     COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    exact: tl.constexpr = updated.dtype.element_ty
-    everything: tl.constexpr = tl.PropagateNan.ALL
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     present = pixel < count
     climb = tl.load(gradient + pixel, mask=present, other=0.0)
@@ -135,16 +133,24 @@ def _pgd_update(
         lost = (climb != climb) | (tl.abs(climb) == float("inf"))
         found = tl.sum(lost.to(tl.int64), axis=0)
         tl.atomic_add(nonfinite_count, found, mask=found > 0, sem="relaxed")
-    step = tl.full((), step_size, exact)
-    # Neither comparison holds for NaN, whose pixel stays: sign(NaN) is 0 in PyTorch.
-    step = tl.where(climb > 0, step, tl.where(climb < 0, -step, 0.0))
-    moved = tl.load(adversarial + pixel, mask=present) + step
+    before = tl.load(adversarial + pixel, mask=present)
     center = tl.load(images + pixel, mask=present)
-    radius = tl.full((), epsilon, exact)
-    moved = tl.maximum(moved, center - radius, propagate_nan=everything)
-    moved = tl.minimum(moved, center + radius, propagate_nan=everything)
-    moved = tl.maximum(moved, 0.0, propagate_nan=everything)
-    moved = tl.minimum(moved, 1.0, propagate_nan=everything)
+    moved = stepped(before, climb, center, step_size, epsilon)
     tl.store(updated + pixel, moved, mask=present)
     if COPIES:
         tl.store(low + pixel, moved.to(low.dtype.element_ty), mask=present)
+
+
+@triton.jit
+def stepped(before, climb, center, step_size, epsilon):
+    """Return pixels after a step along the gradient's sign, in the box around `center` and in [0, 1]."""
+    everything: tl.constexpr = tl.PropagateNan.ALL
+    step = tl.full((), step_size, before.dtype)
+    # Neither comparison holds for NaN, whose pixel stays: sign(NaN) is 0 in PyTorch.
+    step = tl.where(climb > 0, step, tl.where(climb < 0, -step, 0.0))
+    moved = before + step
+    radius = tl.full((), epsilon, before.dtype)
+    moved = tl.maximum(moved, center - radius, propagate_nan=everything)
+    moved = tl.minimum(moved, center + radius, propagate_nan=everything)
+    moved = tl.maximum(moved, 0.0, propagate_nan=everything)
+    return tl.minimum(moved, 1.0, propagate_nan=everything)

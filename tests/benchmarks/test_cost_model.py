@@ -5,28 +5,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed.cost_model import profile_of, rate
-from benchmarks.speed.launches import (
-    BACK,
-    CONVOLUTION,
-    GPUS,
-    MASK,
-    SUM,
-    Launch,
-    Parts,
-    Reached,
-    by_kernel,
-    step_launches,
-)
+from benchmarks.speed.launch_costs import GPUS, Launch, Reached, by_kernel
+from benchmarks.speed.launches import BACK, CONVOLUTION, MASK, SUM, Parts, step_launches
 from benchmarks.steps.cases import Case
 from fastpeer.errors import UserError
 
 PROFILE = Path(__file__).parents[2] / "benchmarks/results/2026-11-27-nvidia-h200/3-throughput-own.json"
 CASE = Case("resnet18", "cifar10", 128)
+MEASURED = Parts(other_convolutions=False, sign_bits=False, stem_step=False, head=False)
+"""Those that ran when that was profiled."""
 
 
 @pytest.fixture(scope="module")
 def launches():
-    return step_launches(CASE, Parts())
+    return step_launches(CASE, MEASURED)
 
 
 def test_as_many_kernels_are_launched_as_were_measured(launches):
@@ -53,6 +45,17 @@ def test_bytes_and_operations_of_a_step_are_those_counted_by_hand(launches):
     assert sum(launch.kernel == "_convolution" for launch in launches) == 21 * 13
 
 
+def test_other_convolutions_take_what_follows_them_too(launches):
+    every = step_launches(CASE, Parts(sign_bits=False))
+    of_attack = [launch for launch in every if launch.kernel == "_convolution"]
+    assert len(of_attack) == 21 * 13 + 21 * 6
+    # The trained networks' own are left to cuDNN, and a shortcut's 1×1 reads every fourth pixel.
+    assert sum(launch.kernel == CONVOLUTION + BACK for launch in every) == 2 * 19
+    plane, weight = 128 * 64 * 32 * 32 * 2, 64 * 128 * 2
+    flop = 2 * 128 * 128 * 16 * 16 * 64
+    assert Launch("_convolution", flop, plane / 4 + weight + 2 * plane / 2) in every
+
+
 def test_a_kernel_takes_what_its_tightest_limit_allows():
     gpu, reached = GPUS["H200"], Reached(arithmetic=0.5, memory=1.0, least=2e-6)
     assert Launch("k", 989e12, 0).seconds(gpu, reached) == 2.0
@@ -61,13 +64,16 @@ def test_a_kernel_takes_what_its_tightest_limit_allows():
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("part", ["convolutions", "stem", "batchnorm"])
+@pytest.mark.parametrize(
+    "part", ["convolutions", "other_convolutions", "sign_bits", "stem", "stem_step", "head", "batchnorm"]
+)
 def test_every_part_saves_time_where_it_runs(part):
     case = Case("resnet8", "cifar10", 128)
     with_it, without = Parts(), Parts(**{part: False})
     for gpu in GPUS.values():
         rates = [rate(case, parts, gpu, Reached()) for parts in (with_it, without)]
-        assert rates[0] == rates[1] if part == "convolutions" and not gpu.copy_engine else rates[0] > rates[1]
+        idle = part in ("convolutions", "other_convolutions", "sign_bits") and not gpu.copy_engine
+        assert rates[0] == rates[1] if idle else rates[0] > rates[1]
 
 
 def test_a_profile_of_something_else_is_refused(tmp_path):

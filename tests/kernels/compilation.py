@@ -4,7 +4,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import triton
@@ -49,14 +49,22 @@ def _pretended_gpu(capability: int) -> mock.Mock:
     return gpu
 
 
-def bytes_of_local_memory(kernel: Any, folder: Path) -> int:
-    """Return how much local memory a thread of a compiled kernel needs: what did not fit into registers."""
+class Resources(NamedTuple):
+    """What a thread of a compiled kernel takes: registers, and bytes of local memory for what did not fit."""
+
+    registers: int
+    spilled: int
+
+
+def resources_of(kernel: Any, folder: Path) -> Resources:
+    """Return what a compiled kernel takes; its code is written into the folder."""
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(kernel.asm["cubin"])
     usage = subprocess.run(
         [CUOBJDUMP, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True
     ).stdout
-    return sum(int(number) for number in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+    registers, local = (re.findall(rf"(?:{kind}):(\d+)", usage) for kind in ("REG", "STACK|LOCAL"))
+    return Resources(sum(map(int, registers)), sum(map(int, local)))
 
 
 def interpreting() -> bool:

@@ -2,7 +2,7 @@
 
 The launches are the CASES of the files in ahead_of_time/, one file for each kernel, on tensors of memory that
 nothing touches; one that is made for some GPUs alone has CAPABILITIES, one that takes more than one launch
-says so in LAUNCHES.
+says so in LAUNCHES, and one with many cases names those that are compiled daily in DAILY.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from tests.kernels.compilation import bytes_of_local_memory, compiled_for, interpreting
+from tests.kernels.compilation import compiled_for, interpreting, resources_of
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="Triton interprets in this process")
 
@@ -22,8 +22,10 @@ KERNELS = {
 }
 
 
-def daily(kernel, number):
-    """Return the GPU that a kernel's case is compiled for in make test: Ampere or Hopper, in turn."""
+def daily(kernel, number, case):
+    """Return the GPU that a case is compiled for in make test: Ampere or Hopper, in turn, or none."""
+    if case not in getattr(kernel, "DAILY", kernel.CASES):
+        return None
     known = [capability for capability in capabilities(kernel) if capability < 100]
     return known[number % len(known)]
 
@@ -37,7 +39,7 @@ LAUNCHES = {
         launch,
         capability,
         getattr(kernel, "LAUNCHES", 1),
-        marks=() if capability == daily(kernel, number) else pytest.mark.soak,
+        marks=() if capability == daily(kernel, number, case) else pytest.mark.soak,
     )
     for name, kernel in KERNELS.items()
     for number, (case, launch) in enumerate(kernel.CASES.items())
@@ -49,4 +51,4 @@ LAUNCHES = {
 def test_compiles_as_one_launch_without_spilling(launch, capability, count, tmp_path):
     kernels = compiled_for(capability, launch)
     assert len(kernels) == count
-    assert [bytes_of_local_memory(kernel, tmp_path) for kernel in kernels] == [0] * count
+    assert [resources_of(kernel, tmp_path).spilled for kernel in kernels] == [0] * count

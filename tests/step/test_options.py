@@ -13,7 +13,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WORK = Workload(network="resnet18", size=32, batch=128, precision="bf16")
 H200 = Device(kind="cuda", name="NVIDIA H200", capability="9.0")
 # But for what only KDIGA has.
-DOUBTFUL = {"streams", "convolutions", "stem", "batchnorm"}
+UNMEASURED = {"other_convolutions", "sign_bits", "stem_step", "head"}
+DOUBTFUL = {"streams", "convolutions", "stem", "batchnorm", *UNMEASURED}
 PARTS = [field.name for field in fields(EngineConfig) if field.name != "double_backward"]
 
 
@@ -57,7 +58,11 @@ def test_auto_takes_all_but_the_doubtful_where_nothing_was_measured_and_calls_it
     assert made.describe() == [
         "engine: fold, chain, merge, compile, graph, kernels (fold, chain, merge, compile, graph, kernels"
         " a guess)",
-        "engine, not used: convolutions (a guess); stem (only with engine.convolutions); batchnorm (a guess);"
+        "engine, not used: convolutions (a guess); other_convolutions (needs"
+        " engine.convolutions); sign_bits (needs engine.convolutions);"
+        " stem (only with engine.convolutions); stem_step (needs"
+        " engine.stem); head (only with"
+        " engine.convolutions); batchnorm (a guess);"
         " streams (only with engine.batchnorm)",
     ]
 
@@ -72,13 +77,15 @@ def test_auto_goes_by_what_was_measured(monkeypatch):
     gains += [gain("batchnorm", 1.1), gain("streams", 1.03)]
     monkeypatch.setattr("fastpeer.step.measured.shipped_gains", lambda: gains)
     made, refused = options(CUDA)
-    assert used(made) == set(PARTS) - {"chain", "convolutions", "stem"}
+    assert used(made) == set(PARTS) - {"chain", "convolutions", "stem", *UNMEASURED}
     assert not refused
     assert made.describe() == [
         "engine: fold, merge, compile, graph, kernels, batchnorm, streams (measured on NVIDIA H200 with"
         " resnet18, 32×32, batch 128, bf16; compile, graph, kernels a guess)",
         "engine, not used: chain (measured 0.98× on NVIDIA H200);"
-        " convolutions (needs engine.chain); stem (needs engine.chain)",
+        " convolutions (needs engine.chain); other_convolutions (needs engine.convolutions);"
+        " sign_bits (needs engine.convolutions); stem (needs engine.chain); stem_step (needs engine.stem);"
+        " head (needs engine.chain)",
     ]
     # What was measured on a GPU says nothing of a CPU.
     assert used(options(CPU)[0]) == {"fold", "chain", "merge", "compile"}
@@ -86,7 +93,7 @@ def test_auto_goes_by_what_was_measured(monkeypatch):
 
 @pytest.mark.usefixtures("_triton_and_compiler")
 def test_an_h200_takes_what_was_measured_on_one():
-    assert used(options(CUDA)[0]) == set(PARTS)
+    assert used(options(CUDA)[0]) == set(PARTS) - UNMEASURED
     # Without its own kernels, the attack is compiled, and student and peer as one region.
     alone = used(options(CUDA, convolutions="off", batchnorm="off")[0])
     assert not {"stem", "streams"} & alone
@@ -126,7 +133,7 @@ def test_off_is_off(part):
 @pytest.mark.usefixtures("_triton_and_compiler")
 @pytest.mark.parametrize("part", PARTS)
 def test_on_is_on_where_it_can_be_had(part):
-    made, refused = options(CUDA, **{part: "on"})
+    made, refused = options(CUDA, **{"convolutions": "on", "stem": "on", part: "on"})
     assert part in used(made)
     assert not refused
 
@@ -140,6 +147,10 @@ def test_on_is_on_where_it_can_be_had(part):
         ({"fold": "off", "chain": "on"}, "engine.chain: not used, needs engine.fold"),
         ({"chain": "off", "stem": "on"}, "engine.stem: not used, needs engine.chain and engine.kernels"),
         ({"stem": "on"}, "engine.stem: not used, needs engine.kernels"),
+        (
+            {"other_convolutions": "on"},
+            "engine.other_convolutions: not used, needs engine.convolutions",
+        ),
     ],
 )
 def test_on_where_it_cannot_be_had_is_told_in_one_line(switches, reason):
@@ -163,12 +174,29 @@ def test_own_convolutions_need_a_chain_kernels_and_half_precision(precision, oth
     assert "convolutions" not in used(made)
 
 
+def of_capability(monkeypatch, capability):
+    older = replace(H200, name="an older one", capability=capability)
+    monkeypatch.setattr("fastpeer.step.options.describe_device", lambda device: older)
+
+
 @pytest.mark.usefixtures("_triton_and_compiler")
-def test_own_convolutions_need_hopper(monkeypatch):
-    ampere = replace(H200, name="NVIDIA A100", capability="8.0")
-    monkeypatch.setattr("fastpeer.step.options.describe_device", lambda device: ampere)
+def test_own_convolutions_need_ampere(monkeypatch):
+    of_capability(monkeypatch, "7.5")
     _, refused = options(CUDA, convolutions="on")
-    assert refused == ["engine.convolutions: not used, needs a GPU of compute capability 9.0 or more"]
+    assert refused == ["engine.convolutions: not used, needs a GPU of compute capability 8.0 or more"]
+
+
+@pytest.mark.usefixtures("_triton_and_compiler")
+def test_what_the_copy_engine_brought_says_nothing_of_a_gpu_without(monkeypatch):
+    of_capability(monkeypatch, "8.0")
+    monkeypatch.setattr(
+        "fastpeer.step.measured.shipped_gains", lambda: [gain("convolutions", 2.0), gain("merge", 0.9)]
+    )
+    made, _ = options(CUDA)
+    assert made.reasons["convolutions"] == "a guess"
+    assert made.reasons["merge"] == "measured 0.9× on NVIDIA H200"
+    assert not {"convolutions", "stem", "merge"} & used(made)
+    assert options(CUDA, convolutions="on")[0].convolutions
 
 
 @pytest.mark.usefixtures("_triton_and_compiler")

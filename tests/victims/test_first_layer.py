@@ -14,9 +14,10 @@ from fastpeer.step.precision import keep_pixels_exact
 from fastpeer.victims.chain import Chain, ChainVictim
 from fastpeer.victims.compiled import CompiledVictim
 from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, PlainConvolutions
-from fastpeer.victims.factory import VictimFactory, choose_convolutions
+from fastpeer.victims.factory import OwnKernels, VictimFactory, choose_convolutions
 from fastpeer.victims.first_layer import FirstLayerConvolutions
 from fastpeer.victims.folding import FoldedNetwork
+from fastpeer.victims.pgd import pgd
 
 KERNELS = torch_kernels()
 CLASSES = 10
@@ -102,16 +103,22 @@ def test_layers_that_the_kernels_do_not_take_fall_to_others():
 
 def test_with_the_switch_chains_are_not_compiled_but_other_networks_are():
     for fold, kind in ((True, ChainVictim), (False, CompiledVictim)):
-        factory = VictimFactory(torch.float64, fold, True, Compiler(), KERNELS, nullcontext, stem=True)
+        factory = VictimFactory(
+            torch.float64, fold, True, Compiler(), KERNELS, nullcontext, OwnKernels(stem=True)
+        )
         assert isinstance(factory.victim(resnet8(), "student"), kind)
 
 
 def test_only_cuda_gets_it():
     cuda = torch.device("cuda")
-    assert isinstance(choose_convolutions(cuda, torch.bfloat16, KERNELS, stem=True), FirstLayerConvolutions)
+    assert isinstance(
+        choose_convolutions(cuda, torch.bfloat16, KERNELS, OwnKernels(stem=True)), FirstLayerConvolutions
+    )
     assert isinstance(choose_convolutions(cuda, torch.bfloat16, KERNELS), CudnnConvolutions)
     cpu = torch.device("cpu")
-    assert not isinstance(choose_convolutions(cpu, torch.float32, KERNELS, stem=True), FirstLayerConvolutions)
+    assert not isinstance(
+        choose_convolutions(cpu, torch.float32, KERNELS, OwnKernels(stem=True)), FirstLayerConvolutions
+    )
 
 
 def test_other_kernels_run_the_layers_behind_it(images, target):
@@ -123,3 +130,48 @@ def test_other_kernels_run_the_layers_behind_it(images, target):
     found = chained(network, torch.float64, convolutions).input_gradient(images, target)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert set(counted.calls.values()) == {1}
+
+
+def test_a_whole_step_is_the_gradient_and_then_the_update(images, target):
+    network = resnet8(torch.float32)
+    keep_pixels_exact(network)
+    single = images.float().contiguous(memory_format=torch.channels_last)
+    steps = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 3, "kernels": KERNELS}
+    calls = []
+
+    def counted(*arguments):
+        calls.append(len(arguments))
+        return KERNELS.first_convolution_step(*arguments)
+
+    kernels = replace(KERNELS, first_convolution_step=counted)
+    found = []
+    for whole in (True, False):
+        count = torch.zeros(1, dtype=torch.int64)
+        for more in ({}, {"norm": "l2"}, {"mark_nan": True}):
+            victim = chained(
+                network, torch.bfloat16, FirstLayerConvolutions(PlainConvolutions(), kernels, whole)
+            )
+            found.append(pgd(victim, single, target.float(), single, **steps, **more, nonfinite_count=count))
+    assert all(torch.equal(*pair) for pair in zip(found[:3], found[3:], strict=True))
+    # In L2, and where NaN is to be marked, the gradient itself is needed.
+    assert len(calls) == 3
+
+
+def test_only_a_layer_that_alone_reads_the_pixels_takes_whole_steps(images):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3, padding=1)
+
+        def forward(self, x):
+            return (self.conv(x).mean(1, keepdim=True) + x.mean(1, keepdim=True)).mean((2, 3))
+
+    class Once(Twice):
+        def forward(self, x):
+            return self.conv(x).mean((2, 3))
+
+    for kind, taken in ((Once, True), (Twice, False)):
+        network = kind().double().eval()
+        convolutions = FirstLayerConvolutions(PlainConvolutions(), KERNELS, steps=True)
+        assert chained(network, torch.float64, convolutions).takes_steps(images) == taken
+    assert not chained(Once().double(), torch.float64, PlainConvolutions()).takes_steps(images)

@@ -10,7 +10,7 @@ from torch import nn
 from fastpeer.data.stream import Batch
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import label_pgd
-from fastpeer.kernels import conv3x3
+from fastpeer.kernels import convolution
 from fastpeer.kernels.bias_sum_relu import bias_sum_relu
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.kernels.fold import Fold
@@ -20,7 +20,7 @@ from fastpeer.victims.autograd import AutogradVictim, FoldedVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.compiled import CompiledVictim
 from fastpeer.victims.convolution import CudnnConvolutions, OwnConvolutions, PlainConvolutions
-from fastpeer.victims.factory import VictimFactory, choose_convolutions
+from fastpeer.victims.factory import OwnKernels, VictimFactory, choose_convolutions
 from fastpeer.victims.folding import FoldedNetwork, NotFoldable
 from fastpeer.victims.onednn import OnednnConvolutions
 from fastpeer.victims.pgd import pgd
@@ -282,35 +282,59 @@ def test_where_cudnn_refuses_plain_operators_take_over_with_one_line(images, tar
     assert logged[0].startswith("engine.chain: convolutions run without fused epilogues")
 
 
-def test_own_convolutions_take_those_of_3x3_at_stride_1_and_the_masks_around_them(images, target):
+def counting(calls):
+    """Return the plain formulas of our own convolutions, which write down how they are called."""
+
+    def forward(x, weight, bias, residual, relu, stride, signs=None):
+        calls.append("forward" if signs is None else "signs")
+        return convolution.convolution(x, weight, bias, residual, relu, stride, signs=signs)
+
+    def back(gradient, weight, residual, mask, stride):
+        calls.append("back" if mask is None else "by signs" if mask.dtype == torch.uint8 else "masked")
+        return convolution.convolution_input_gradient(gradient, weight, residual, mask, stride)
+
+    return forward, back
+
+
+def test_own_convolutions_take_what_they_are_given_and_the_masks_around_them(images, target):
     network = model("resnet18").float().to(memory_format=torch.channels_last)
-    calls = []
-
-    def forward(x, weight, bias, residual, relu):
-        calls.append("forward")
-        return conv3x3.convolution(x, weight, bias, residual, relu)
-
-    def back(gradient, weight, residual=None, mask=None):
-        calls.append("back" if mask is None else "masked")
-        return conv3x3.convolution_input_gradient(gradient, weight, residual, mask)
-
-    own = OwnConvolutions(bias_sum_relu, forward, back)
     single = images.float(), target.float()
-    found = chained(network, torch.bfloat16, own).input_gradient(*single)
-    # All but the first layer, the three at stride 2 and the three of 1×1.
-    assert calls.count("forward") == 13
-    assert calls.count("masked") == 13
-    exact = chained(network.double()).input_gradient(images, target)
-    plain = chained(network.float(), torch.bfloat16, PlainConvolutions()).input_gradient(*single)
-    errors = [(one - exact).norm() / exact.norm() for one in (found, plain)]
-    assert errors[0] <= 1.2 * errors[1]
+    plain = chained(network, torch.bfloat16, PlainConvolutions()).input_gradient(*single)
+    exact = chained(copy.deepcopy(network).double()).input_gradient(images, target)
+    # All but the first layer, and but the three at stride 2 and the three of 1×1; then these, too.
+    expected = {False: (13, 13, 0), True: (19, 16, 3)}
+    for others, counts in expected.items():
+        calls = []
+        own = OwnConvolutions(bias_sum_relu, *counting(calls), others)
+        found = chained(network, torch.bfloat16, own).input_gradient(*single)
+        assert tuple(map(calls.count, ("forward", "masked", "back"))) == counts
+        errors = [(one - exact).norm() / exact.norm() for one in (found, plain)]
+        assert errors[0] <= 1.2 * errors[1]
+
+
+def test_what_a_relu_let_through_is_read_from_its_signs(images, target):
+    network = model("resnet8").float().to(memory_format=torch.channels_last)
+    single = images.float(), target.float()
+    calls, gradients = {False: [], True: []}, []
+    for keeps_signs, of in calls.items():
+        own = OwnConvolutions(bias_sum_relu, *counting(of), True, keeps_signs)
+        victim = chained(network, torch.bfloat16, own)
+        gradients.append(victim.input_gradient(*single))
+    assert torch.equal(*gradients)
+    # All masks but the one behind the first layer, which is not ours; behind the last ReLU is no convolution.
+    names = ("forward", "signs", "masked", "by signs", "back")
+    assert [tuple(map(of.count, names)) for of in calls.values()] == [(8, 0, 6, 0, 2), (3, 5, 1, 5, 2)]
+    # Whoever goes no way back keeps none.
+    calls[True].clear()
+    victim.logits(single[0])
+    assert "signs" not in calls[True]
 
 
 def test_chains_of_own_convolutions_are_not_compiled():
     network = model("resnet8").float()
     for own in (False, True):
         factory = VictimFactory(
-            torch.bfloat16, True, True, Compiler(), KERNELS, nullcontext, own_convolutions=own
+            torch.bfloat16, True, True, Compiler(), KERNELS, nullcontext, OwnKernels(convolutions=own)
         )
         assert isinstance(factory.victim(network, "student"), ChainVictim if own else CompiledVictim)
 

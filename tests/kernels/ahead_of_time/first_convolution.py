@@ -2,7 +2,11 @@
 
 import torch
 
-from fastpeer.kernels.fused.first_convolution import first_convolution, first_convolution_gradient
+from fastpeer.kernels.fused.first_convolution import (
+    first_convolution,
+    first_convolution_gradient,
+    first_convolution_step,
+)
 
 
 def forward(channels, side=32, into=3, dtype=torch.bfloat16):
@@ -18,6 +22,18 @@ def back(channels, side=32, into=3, dtype=torch.bfloat16, stages=1):
     return lambda: first_convolution_gradient(gradient, weight, stages)
 
 
+def step(channels, side=32, dtype=torch.bfloat16):
+    gradient = torch.empty(128, channels, side, side, dtype=dtype, memory_format=torch.channels_last)
+    weight = torch.empty(channels, 3, 3, 3, memory_format=torch.channels_last)
+    images = torch.empty(128, 3, side, side, memory_format=torch.channels_last)
+    count = torch.empty(1, dtype=torch.int64)
+    return lambda: first_convolution_step(gradient, weight, images, images.clone(), 0.1, 0.1, count)
+
+
+DAILY = (
+    "forward-64", "forward-16", "forward-160", "forward-32-float32", "back-16", "back-160", "back-32-float32",
+    "back-64-copied", "step-64",
+)  # fmt: skip
 CASES = {
     "forward-64": forward(64),
     "forward-16": forward(16),
@@ -29,4 +45,6 @@ CASES = {
     "back-32-float32": back(32, 28, 1, torch.float32),
     "back-64-copied": back(64, stages=3),
     "back-64-wide": back(64, 224),
+    "step-64": step(64),
+    "step-16-float16": step(16, 64, torch.float16),
 }

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from fastpeer.kernels.first_convolution import first_convolution as oracle
 from fastpeer.kernels.first_convolution import first_convolution_gradient as gradient_oracle
-from fastpeer.kernels.fused.first_convolution import first_convolution, first_convolution_gradient
+from fastpeer.kernels.fused.first_convolution import (
+    first_convolution,
+    first_convolution_gradient,
+    first_convolution_step,
+)
+from fastpeer.kernels.pgd_update import pgd_update
 from tests.kernels.accuracy import assert_at_most_twice, errors, stored
 
 LAYOUT = torch.channels_last
@@ -66,6 +71,22 @@ def test_back(device, seed, shape, dtype):
     assert_at_most_twice(errors([found], [plain], [truth]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_step_is_the_gradient_and_then_the_update(device, dtype):
+    images, weight, _, gradient = drawn(0, device, SHAPES[0])
+    gradient = gradient.to(dtype)
+    gradient[1, 0, 7, 0] = float("nan")
+    moving = (images + 0.02 * torch.randn(images.shape).to(images)).contiguous(memory_format=LAYOUT)
+    expected_count, count = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
+    climb = first_convolution_gradient(gradient, weight)
+    ball = images, 2 / 255, 8 / 255
+    expected = pgd_update(moving, climb, *ball, nonfinite_count=expected_count)[0]
+    found = first_convolution_step(gradient, weight, moving, *ball, count)
+    assert torch.equal(found, expected)
+    assert count.item() == expected_count.item() == 12
+    assert torch.equal(first_convolution_step(gradient, weight, moving, *ball), expected)
+
+
 def test_other_memory_formats_are_converted(device):
     images, weight, bias, gradient = drawn(0, device, SHAPES[0])
     expected = first_convolution(images, weight, bias, True, torch.float32)
@@ -106,6 +127,16 @@ IMAGES, WEIGHT, BIAS = torch.zeros(1, 3, 2, 2), torch.zeros(16, 3, 3, 3), torch.
 def test_what_does_not_fit_forward_is_refused(arguments):
     with pytest.raises(ValueError, match=r"fused first convolution: .* must "):
         first_convolution(*arguments)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"images": IMAGES.double()}, {"adversarial": IMAGES[:, :2]}, {"nonfinite_count": torch.zeros(1)}],
+)
+def test_what_does_not_fit_of_a_step_is_refused(changed):
+    fitting = {"adversarial": IMAGES, "images": IMAGES, "step_size": 0.1, "epsilon": 0.1}
+    with pytest.raises(ValueError, match=r"fused first convolution: .* must "):
+        first_convolution_step(torch.zeros(1, 16, 2, 2), WEIGHT, **{**fitting, **changed})
 
 
 @pytest.mark.parametrize(

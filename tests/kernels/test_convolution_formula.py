@@ -3,22 +3,23 @@
 import pytest
 import torch
 
-from fastpeer.kernels.conv3x3 import convolution, convolution_input_gradient
+from fastpeer.kernels.convolution import convolution, convolution_input_gradient
 
 
 @pytest.mark.parametrize("summed", [True, False])
-def test_the_way_back_is_autograds(summed):
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (1, 1), (3, 2), (1, 2)])
+def test_the_way_back_is_autograds(side, stride, summed):
     random = torch.Generator().manual_seed(0)
     before, weight, bias, other = (
         torch.randn(*shape, generator=random).double()
-        for shape in [(2, 4, 5, 6), (3, 4, 3, 3), (3,), (2, 4, 5, 6)]
+        for shape in [(2, 4, 6, 8), (3, 4, side, side), (3,), (2, 4, 6, 8)]
     )
     x = torch.relu(before).requires_grad_()
-    out = convolution(x, weight, bias)
+    out = convolution(x, weight, bias, stride=stride)
     gradient = torch.randn(out.shape, generator=random).double()
     loss = (out * gradient).sum() + ((x * other).sum() if summed else 0)
     expected = torch.autograd.grad(loss, x)[0] * (x > 0)
-    found = convolution_input_gradient(gradient, weight, other if summed else None, x.detach())
+    found = convolution_input_gradient(gradient, weight, other if summed else None, x.detach(), stride)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
