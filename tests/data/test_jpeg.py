@@ -168,8 +168,9 @@ def test_no_thread_is_left_of_an_epoch_left_early(loader):
 def test_labels_and_metadata_are_unchanged(loader, ffcvs):
     assert loader.labels.tolist() == ffcvs.labels.tolist() == [0] * 11 + [1] * 11
     metadata = ffcvs._loader.reader.metadata
-    again = box_decoder.with_boxes(metadata, "f0")
-    assert again.dtype == metadata.dtype
+    once = box_decoder.with_boxes(metadata, "f0")
+    again = box_decoder.with_boxes(once, "f0")
+    assert again.dtype == once.dtype
     assert np.array_equal(again["f0"]["data_ptr"], metadata["f0"]["data_ptr"])
 
 
