@@ -179,7 +179,7 @@ def test_a_pipe_gets_whole_lines(fastpeer, finished: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--attacks foo", ["foo", "clean", "pgd20"]),
+        ("--attacks foo", ["foo", "clean", "pgdN takes N steps"]),
         ("--attacks pgd0", ["pgd0", "pgd20"]),
         ("--attacks clean,pgd-20", ["pgd-20", "pgd20"]),
         ("--attacks ''", ["--attacks"]),
