@@ -26,6 +26,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def counted(count: int, what: str) -> str:
+    """Return "1 image" or "3 images" for a count and "image"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def printable(text: object) -> str:
     """Return a text with its control characters spelled out: a name in a file may not steer a terminal."""
     return "".join(

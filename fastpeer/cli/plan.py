@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastpeer.config import format_fraction
+from fastpeer.errors import counted
 from fastpeer.step.attacks import overruled
 from fastpeer.training.forecast import describe_parts
 from fastpeer.training.memory import peak_memory
@@ -70,13 +71,9 @@ def _length(trainer: "Trainer") -> str:
     begun = f", {done} of them done" if done else ""
     return (
         f"{images} training images in batches of {config.train.batch_size}:"
-        f" {_counted(config.train.epochs, 'epoch')} of {_counted(trainer.steps_per_epoch, 'step')},"
+        f" {counted(config.train.epochs, 'epoch')} of {counted(trainer.steps_per_epoch, 'step')},"
         f" {trainer.total_steps} in all{limit}{begun}"
     )
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _attack(trainer: "Trainer") -> str:

@@ -7,7 +7,6 @@ installed everywhere.
 import os
 import weakref
 from collections.abc import Generator
-from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fastpeer.data.beton_file import Samples, common_size, map_samples
+from fastpeer.data.loader import MappedLoader
 from fastpeer.errors import UserError
-from fastpeer.kernels.crop_and_flip import augmented
 
 
-class RawLoader:
+class RawLoader(MappedLoader):
     """Reads the samples of a .beton file in any order; see `fastpeer.data.loader.Loader`.
 
     Args:
@@ -31,32 +30,13 @@ class RawLoader:
         UserError: the file cannot be read (`map_samples`), or its images are compressed or of several sizes.
     """
 
-    one_size = True
-
     def __init__(self, path: Path, batch_size: int, samples: Samples | None = None) -> None:
-        self.path = path
-        self.batch_size = batch_size
-        self._samples = samples or map_samples(path)
+        super().__init__(path, batch_size, samples or map_samples(path))
         if not self._samples.all_raw:
             raise UserError(f"{path}: its images are compressed: read it with --data.reader auto")
         self._size = common_size(path, self._samples)
         self._starts = self._samples.images["pointer"].astype(np.int64)
         self._file = _OpenFile(path)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Labels of all samples, int64 (N,)."""
-        return self._samples.labels
-
-    def with_batch_size(self, batch_size: int) -> "RawLoader":
-        """Return a loader of the same file with another batch size."""
-        other = copy(self)
-        other.batch_size = batch_size
-        return other
-
-    def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
-        """Apply the whole augmentation; see `kernels.crop_and_flip.augmented`."""
-        return augmented(images, indices, key)
 
     def batches(
         self, order: np.ndarray, key: int | None = None

@@ -5,7 +5,6 @@ FFCV's own pipelines (`beton.py`) give the same batches; numba compiles them for
 
 from collections.abc import Generator
 from contextlib import closing
-from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,10 @@ from fastpeer.data.beton_file import Samples, common_size, map_samples, require_
 from fastpeer.data.crops import boxes_of, flipped
 from fastpeer.data.decoding_threads import DecodingThreads
 from fastpeer.data.jpeg_decoder import JpegDecoder, ffcv_library
-from fastpeer.kernels.crop_and_flip import augmented
+from fastpeer.data.loader import MappedLoader
 
 
-class ThreadedLoader:
+class ThreadedLoader(MappedLoader):
     """Reads images of one size, some or all of them JPEGs; see `fastpeer.data.loader.Loader`.
 
     Args:
@@ -32,30 +31,11 @@ class ThreadedLoader:
             several sizes.
     """
 
-    one_size = True
-
     def __init__(self, path: Path, batch_size: int, samples: Samples | None = None) -> None:
-        self.path = path
-        self.batch_size = batch_size
         library = ffcv_library(path)
-        self._samples = samples or map_samples(path)
+        super().__init__(path, batch_size, samples or map_samples(path))
         size = common_size(path, self._samples)
         self._threads = DecodingThreads(JpegDecoder(library, path, self._samples), size)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Labels of all samples, int64 (N,)."""
-        return self._samples.labels
-
-    def with_batch_size(self, batch_size: int) -> "ThreadedLoader":
-        """Return a loader of the same file with another batch size, which shares the threads."""
-        other = copy(self)
-        other.batch_size = batch_size
-        return other
-
-    def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:
-        """Apply the whole augmentation; see `kernels.crop_and_flip.augmented`."""
-        return augmented(images, indices, key)
 
     def batches(
         self, order: np.ndarray, key: int | None = None
@@ -89,11 +69,10 @@ class ThreadedCropLoader(ThreadedLoader):
     one_size = False
 
     def __init__(self, path: Path, batch_size: int, side: int, scale: tuple[float, float]) -> None:
-        self.path = path
-        self.batch_size = batch_size
-        self._scale = scale
         library = ffcv_library(path)
-        self._samples = require_jpegs(path, map_samples(path))
+        # Not as the other threaded loader: its decoder keeps the images' size.
+        MappedLoader.__init__(self, path, batch_size, require_jpegs(path, map_samples(path)))
+        self._scale = scale
         self._threads = DecodingThreads(JpegDecoder(library, path, self._samples, side), (side, side))
 
     def augmented(self, images: Tensor, indices: Tensor, key: int) -> Tensor:

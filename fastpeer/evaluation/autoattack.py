@@ -8,6 +8,7 @@ from pyautoattack import checks
 from torch import Tensor, nn
 
 from fastpeer.data.stream import Batch, EvaluationStream
+from fastpeer.errors import counted
 from fastpeer.evaluation.attacks import AttackSettings, Progress
 from fastpeer.evaluation.autoattack_parts import standard
 from fastpeer.evaluation.autoattack_parts.network import AttackedNetwork, Passes
@@ -147,8 +148,8 @@ class _Run:
         left = self.time.left()
         time_left = f", at most about {format_seconds(left)} left" if left else ""
         part = f"{name} ({place} of {len(verdicts.attacks)})"
-        images = f"{standing} image{'' if standing == 1 else 's'} left"
-        return verdicts.number_done, f"{part}, {robust}, {images}{time_left}"
+        images = counted(standing, "image")
+        return verdicts.number_done, f"{part}, {robust}, {images} left{time_left}"
 
 
 def _no_attack(images: Tensor, labels: Tensor) -> Found:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastpeer.config import format_fraction
-from fastpeer.errors import UserError
+from fastpeer.errors import UserError, counted
 from fastpeer.evaluation.attack_names import heading
 from fastpeer.evaluation.results import Result, images_of
 from fastpeer.evaluation.targets import Target
@@ -111,10 +111,6 @@ def _compared(first: tuple[Target, Result], second: tuple[Target, Result]) -> Co
 def _in_words(first: str, second: str, found: Comparison) -> str:
     chance = ", which may be chance" if found.p > CHANCE else ""
     return (
-        f"{first} is right on {_images(found.first_only)} where {second} is wrong, {found.second_only} the"
-        f" other way, of {found.images}: p = {found.p:.2g}{chance}"
+        f"{first} is right on {counted(found.first_only, 'image')} where {second} is wrong,"
+        f" {found.second_only} the other way, of {found.images}: p = {found.p:.2g}{chance}"
     )
-
-
-def _images(count: int) -> str:
-    return f"{count} image" if count == 1 else f"{count} images"

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastpeer.kernels.first_convolution import MOST_CHANNELS, MOST_PIXEL_CHANNELS, MOST_WIDTH, takes
-from fastpeer.kernels.fused.pgd_update import stepped
+from fastpeer.kernels.fused.pgd_update import not_finite, stepped
 from fastpeer.kernels.refusal import require
 
 _PIXELS = 128
@@ -265,7 +265,7 @@ def _back(
     if STEPS:
         climb = summed.to(gradient.dtype.element_ty).to(tl.float32)
         if COUNTS:
-            lost = ((climb != climb) | (tl.abs(climb) == float("inf"))) & stored
+            lost = not_finite(climb) & stored
             count = tl.sum(tl.sum(lost.to(tl.int64), axis=1), axis=0)
             tl.atomic_add(nonfinite_count, count, mask=count > 0, sem="relaxed")
         before = tl.load(adversarial + offset, mask=stored, other=0.0)

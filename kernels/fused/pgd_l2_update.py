@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpeer.kernels.fused.pgd_update import launchable
+from fastpeer.kernels.fused.pgd_update import launchable, not_finite
 
 _BLOCK = 2048
 """Values of an image at a time: four for each thread, 16 bytes in float32."""
@@ -114,7 +114,7 @@ def _scale_and_norm(
     for first in range(0, VALUES, BLOCK):
         value = first + tl.arange(0, BLOCK)
         climb = tl.load(gradient + value, mask=value < VALUES, other=0.0).to(kind)
-        lost += ((climb != climb) | (tl.abs(climb) == float("inf"))).to(tl.int32)
+        lost += not_finite(climb).to(tl.int32)
         peaks = tl.maximum(peaks, tl.abs(_finite(climb)))
     if COUNTS:
         found = tl.sum(lost, axis=0).to(tl.int64)

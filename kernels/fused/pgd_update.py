@@ -130,8 +130,7 @@ def _pgd_update(
     if gradient.dtype.element_ty != tl.float64:
         climb = climb.to(tl.float32)
     if COUNTS:
-        lost = (climb != climb) | (tl.abs(climb) == float("inf"))
-        found = tl.sum(lost.to(tl.int64), axis=0)
+        found = tl.sum(not_finite(climb).to(tl.int64), axis=0)
         tl.atomic_add(nonfinite_count, found, mask=found > 0, sem="relaxed")
     before = tl.load(adversarial + pixel, mask=present)
     center = tl.load(images + pixel, mask=present)
@@ -139,6 +138,12 @@ def _pgd_update(
     tl.store(updated + pixel, moved, mask=present)
     if COPIES:
         tl.store(low + pixel, moved.to(low.dtype.element_ty), mask=present)
+
+
+@triton.jit
+def not_finite(values):
+    """Tell which values are NaN or infinite."""
+    return (values != values) | (tl.abs(values) == float("inf"))
 
 
 @triton.jit
