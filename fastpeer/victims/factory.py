@@ -180,9 +180,9 @@ def choose_convolutions(
         device: runs them.
         dtype: of all but the first layer.
         kernels: those that may be used.
-        own: which layers kernels of our own run; the first layer, on CUDA alone.
+        own: which layers kernels of our own run.
     """
-    if own.stem and device.type == "cuda" and dtype != torch.float64:
+    if own.stem:
         others = choose_convolutions(device, dtype, kernels, replace(own, stem=False))
         return FirstLayerConvolutions(others, kernels, own.stem_step)
     if own.convolutions:
