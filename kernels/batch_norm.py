@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastpeer.kernels.sign_bits import packed, unpacked
+
 
 class Running(NamedTuple):
     """Running statistics, which `forward` moves: r ← (1 − momentum)·r + momentum·(a part's own).
@@ -69,11 +71,13 @@ class BatchNorm:
         fits: tells whether it takes x in so many parts.
         forward: see `forward`.
         backward: see `backward`.
+        keeps_signs: what a ReLU behind a sum lets through is kept as bits for the way back.
     """
 
     fits: Callable[[Tensor, int], bool]
     forward: Callable[..., Normalised]
     backward: Callable[..., Gradients]
+    keeps_signs: bool = False
 
 
 def fits(x: Tensor, parts: int) -> bool:
@@ -83,7 +87,8 @@ def fits(x: Tensor, parts: int) -> bool:
 
 def forward(
     x: Tensor, parts: int, weight: Tensor, bias: Tensor, eps: float,
-    residual: Tensor | None = None, relu: bool = False, running: Running | None = None,
+    residual: Tensor | None = None, relu: bool = False, running: Running | None = None, *,
+    signs: Tensor | None = None,
 ) -> Normalised:  # fmt: skip
     """Compute [relu]((x − mean)·rstd·weight + bias [+ residual]), and move the running statistics.
 
@@ -98,6 +103,7 @@ def forward(
         residual: like x, or none.
         relu: let nothing below zero through; NaN stays.
         running: statistics to move in place, or none.
+        signs: uint8 (B, H, W, C / 8), overwritten with what ReLU lets through, `packed`: all but y <= 0.
     """
     exact = _exact(x)
     by_part = _by_part(x, parts)
@@ -110,7 +116,10 @@ def forward(
     y = torch.relu(y) if relu else y
     if running is not None:
         _move(running, mean, variance, x.numel() // x.shape[1] // parts)
-    return Normalised(torch.empty_like(x, memory_format=_layout(x)).copy_(y), mean, variance, rstd)
+    rounded = torch.empty_like(x, memory_format=_layout(x)).copy_(y)
+    if signs is not None:
+        signs.copy_(packed(~(rounded <= 0)))
+    return Normalised(rounded, mean, variance, rstd)
 
 
 def backward(
@@ -122,8 +131,8 @@ def backward(
     Args:
         gradient: at y, (B, C, H, W).
         x: as in `forward`.
-        y: the result of `forward`; needed, and read, only with ReLU and residual. Without a residual, what
-            ReLU let through is computed again from x.
+        y: the result of `forward`, or its signs; needed, and read, only with ReLU and residual. Without a
+            residual, what ReLU let through is computed again from x.
         mean: from `forward`, (parts, C).
         rstd: from `forward`, (parts, C).
         weight: (C,).
@@ -138,7 +147,7 @@ def backward(
     if relu:
         if residual:
             assert y is not None
-            stopped = _by_part(y, parts) <= 0
+            stopped = (~unpacked(y) if y.dtype == torch.uint8 else y <= 0).view_as(at_sum)
         else:
             stopped = normalised * weight.to(exact).view(1, 1, -1, 1, 1) + bias.view(1, 1, -1, 1, 1) <= 0
         at_sum = at_sum.masked_fill(stopped, 0.0)

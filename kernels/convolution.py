@@ -1,10 +1,10 @@
 """A convolution and all that surrounds it in a folded residual network, forward and back to its input."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fastpeer.kernels.sign_bits import above_zero, signs_of
 
 SIDES = (1, 3)
 STRIDES = (1, 2)
@@ -42,28 +42,6 @@ def takes(x: Tensor, weight: Tensor, stride: int = 1, back: bool = False) -> boo
 def _fits(length: int, stride: int) -> bool:
     """Tell whether an image's side is a power of two from the stride to the longest."""
     return stride <= length <= LONGEST_SIDE and length & (length - 1) == 0
-
-
-def empty_signs(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return memory for the signs of a map of a shape (B, C, H, W): uint8 (B, H, W, C / 8)."""
-    batch, channels, height, width = shape
-    return torch.empty(batch, height, width, channels // 8, dtype=torch.uint8, device=device)
-
-
-def signs_of(y: Tensor) -> Tensor:
-    """Return which values of y (B, C, H, W) are above zero: bit k of byte c of a pixel is channel 8 c + k."""
-    batch, channels, height, width = y.shape
-    eights = (y > 0).permute(0, 2, 3, 1).reshape(batch, height, width, channels // 8, 8)
-    packed = torch.sum(eights << torch.arange(8, device=y.device), dim=4)
-    return packed.to(torch.uint8)
-
-
-def above_zero(mask: Tensor) -> Tensor:
-    """Return truths (B, C, H, W): where a mask of that shape is above zero, or what `signs_of` has packed."""
-    if mask.dtype != torch.uint8:
-        return mask > 0
-    bits = (mask[..., None] >> torch.arange(8, device=mask.device)) & 1
-    return bits.flatten(3).permute(0, 3, 1, 2) != 0
 
 
 def convolution(

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.speed.launch_costs import Gpu, Launch
 from benchmarks.steps.cases import Case
 from fastpeer.kernels.choice import torch_kernels
-from fastpeer.kernels.convolution import empty_signs
 from fastpeer.kernels.first_convolution import takes as stem_takes
+from fastpeer.kernels.sign_bits import empty_signs
 from fastpeer.models import build_model
 from fastpeer.victims.chain import Chain
 from fastpeer.victims.chain_steps import Add, Convolve, Reshape, Step
@@ -285,10 +285,12 @@ def _norm(layer: Layer, share: float, parts: Parts) -> Iterator[Launch]:
     x = size(layer.x)
     if parts.batchnorm:
         yield Launch("_statistics", 0, x)
-        yield Launch("_normalise", 0, (2 + share) * x)
-        # Where nothing is added, the ReLU's mask is computed again from x.
-        yield Launch("_gradient_sums", 0, (2 + share) * x)
-        yield Launch("_input_gradient", 0, (3 + 2 * share) * x)
+        # Where nothing is added, the ReLU's mask is computed again from x; else it is read, a bit of 16.
+        bits = share / 16
+        mask, written = (bits, bits) if parts.sign_bits else (share, 0)
+        yield Launch("_normalise", 0, (2 + share + written) * x)
+        yield Launch("_gradient_sums", 0, (2 + mask) * x)
+        yield Launch("_input_gradient", 0, (3 + share + mask) * x)
     else:
         yield Launch("BatchNorm, statistics", 0, x)
         yield Launch("BatchNorm", 0, 2 * x)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from benchmarks.harness.measuring import sets_beyond_cache
 from benchmarks.harness.record import Label
 from benchmarks.speed.primitive_cases import DTYPES, Group, Item
-from fastpeer.kernels.convolution import SIDES, STRIDES, empty_signs, signs_of
+from fastpeer.kernels.convolution import SIDES, STRIDES
+from fastpeer.kernels.sign_bits import empty_signs, signs_of
 from fastpeer.models import build_model
 
 if TYPE_CHECKING:

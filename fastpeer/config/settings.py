@@ -229,7 +229,7 @@ class EngineConfig:
     """With convolutions, run those of 1×1 and those at stride 2 by that kernel too."""
     sign_bits: Switch = "auto"
     """With convolutions, write a bit for each value, whether a ReLU let it through, and read these on the way
-    back in place of the values."""
+    back in place of the values; the kernels of batchnorm do so too, where a sum comes before the ReLU."""
     stem: Switch = "auto"
     """Run the first convolution of a chain by kernels of its own; the attack is not compiled then."""
     stem_step: Switch = "auto"

@@ -7,6 +7,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from fastpeer.kernels.batch_norm import BatchNorm, Running
+from fastpeer.kernels.sign_bits import empty_signs
 
 
 def normalised(
@@ -26,20 +27,23 @@ class _Normalised(Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, kernels: BatchNorm,
         parts: int, eps: float, relu: bool, running: Running | None,
     ) -> Tensor:  # fmt: skip
-        y, mean, _, rstd = kernels.forward(x, parts, weight, bias, eps, residual, relu, running)
+        # The backward reads y only where it cannot find from x what ReLU let through.
+        masked = relu and residual is not None
+        packs = masked and kernels.keeps_signs and x.shape[1] % 8 == 0
+        signs = empty_signs(x.shape, x.device) if packs else None
+        y, mean, _, rstd = kernels.forward(x, parts, weight, bias, eps, residual, relu, running, signs=signs)
         ctx.kernels, ctx.parts, ctx.relu = kernels, parts, relu
         ctx.residual = None if residual is None else residual.dtype
-        # The backward reads y only where it cannot find from x what ReLU let through.
-        read = y if relu and residual is not None else None
+        read = (y if signs is None else signs) if masked else None
         ctx.save_for_backward(x, read, mean, rstd, weight, bias)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, mean, rstd, weight, bias = ctx.saved_tensors
+        x, read, mean, rstd, weight, bias = ctx.saved_tensors
         back = ctx.kernels.backward(
-            gradient, x, y, mean, rstd, weight, bias, ctx.parts, ctx.relu, ctx.residual is not None
+            gradient, x, read, mean, rstd, weight, bias, ctx.parts, ctx.relu, ctx.residual is not None
         )
         at_residual = None if ctx.residual is None else back.residual.to(ctx.residual)
         return back.x, back.weight.to(weight.dtype), back.bias.to(bias.dtype), at_residual, *[None] * 5

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -88,7 +88,7 @@ class Options:
 
     def batch_norm(self) -> BatchNorm | None:
         """Return what normalises in the training passes; none: PyTorch's own operators do."""
-        return self.formulas().batch_norm if self.batchnorm else None
+        return replace(self.formulas().batch_norm, keeps_signs=self.sign_bits) if self.batchnorm else None
 
     def victim_factory(
         self, number_format: NumberFormat, device: torch.device, compiler: Compiler | None = None,

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastpeer.errors import brief
-from fastpeer.kernels.convolution import empty_signs, takes
+from fastpeer.kernels.convolution import takes
+from fastpeer.kernels.sign_bits import empty_signs
 from fastpeer.victims.folding import FoldedConv2d
 
 log = logging.getLogger(__name__)

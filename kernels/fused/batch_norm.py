@@ -41,7 +41,8 @@ def fits(x: Tensor, parts: int) -> bool:
 
 def forward(
     x: Tensor, parts: int, weight: Tensor, bias: Tensor, eps: float,
-    residual: Tensor | None = None, relu: bool = False, running: Running | None = None,
+    residual: Tensor | None = None, relu: bool = False, running: Running | None = None, *,
+    signs: Tensor | None = None,
 ) -> Normalised:  # fmt: skip
     """Compute [relu]((x − mean)·rstd·weight + bias [+ residual]), and move the running statistics.
 
@@ -53,6 +54,7 @@ def forward(
         KernelRefusal: a shape, dtype, memory format or device does not fit.
     """
     _check(x, parts, weight, bias, residual)
+    _check_signs(signs, x)
     work = _work(x, parts)
     y = torch.empty_like(x)
     partial = x.new_empty(parts, 2, work.splits, work.channels, dtype=torch.float32)
@@ -71,9 +73,9 @@ def forward(
             0.0 if running is None else float(running.momentum),
             float(eps), work.rows, work.chunk, work.splits, work.channels,
             # Not needed but for the running statistics, of which a single value has none.
-            work.rows / (work.rows - 1),
+            work.rows / (work.rows - 1), signs,
             UPDATES=() if running is None else tuple(running.updates),
-            SUMS=residual is not None, RECTIFIES=relu, SPLITS=work.padded_splits,
+            SUMS=residual is not None, RECTIFIES=relu, SIGNS=signs is not None, SPLITS=work.padded_splits,
             # Loads do not wait for sums here, but stores are not overtaken: more of them at once.
             ROWS=work.tile * (1 if work.chunk <= work.tile else 2), COLUMNS=_COLUMNS,
             num_warps=work.warps, enable_fp_fusion=True,
@@ -93,7 +95,9 @@ def backward(
     Raises:
         KernelRefusal: a shape, dtype, memory format or device does not fit.
     """
-    _check(x, parts, weight, bias, y)
+    bits = y if y is not None and y.dtype == torch.uint8 else None
+    _check(x, parts, weight, bias, y if bits is None else None)
+    _check_signs(bits, x)
     require(
         gradient.shape == x.shape, _NAME, f"gradient must be {tuple(x.shape)}, got {tuple(gradient.shape)}"
     )
@@ -110,7 +114,7 @@ def backward(
     at_weight, at_bias = (x.new_empty(work.channels, dtype=torch.float32) for _ in range(2))
     weight, bias = weight.detach().contiguous(), bias.detach().contiguous()
     read = y if y is not None and relu and residual else x
-    stops = 0 if not relu else 2 if residual else 1
+    stops = _how_it_stops(relu, residual, bits)
     with torch.cuda.device_of(x):
         gradient_sums[work.grid](
             gradient, x, read, mean, rstd, weight, bias, partial,
@@ -127,6 +131,13 @@ def backward(
             ROWS=work.tile, COLUMNS=_COLUMNS, num_warps=work.warps, enable_fp_fusion=True,
         )  # fmt: skip
     return Gradients(at_x, at_weight, at_bias, at_residual if relu or not residual else gradient)
+
+
+def _how_it_stops(relu: bool, residual: bool, bits: Tensor | None) -> int:
+    """Return the kernels' STOPS: how they find what ReLU let through."""
+    if not relu:
+        return 0
+    return 1 if not residual else 2 if bits is None else 3
 
 
 KERNELS = BatchNorm(fits, forward, backward)
@@ -191,3 +202,16 @@ def _check(x: Tensor, parts: int, weight: Tensor, bias: Tensor, other: Tensor | 
     )  # fmt: skip
     devices = {tensor.device for tensor in given}
     require(len(devices) == 1, _NAME, f"all tensors must be on one device, got {sorted(map(str, devices))}")
+
+
+def _check_signs(signs: Tensor | None, x: Tensor) -> None:
+    if signs is None:
+        return
+    batch, channels, height, width = x.shape
+    must = (batch, height, width, channels // 8)
+    fits = signs.dtype == torch.uint8 and signs.shape == must and signs.is_contiguous()
+    require(
+        fits and signs.device == x.device, _NAME,
+        f"signs must be contiguous uint8 {must} on {x.device}, got {signs.dtype} {tuple(signs.shape)} "
+        f"on {signs.device}",
+    )  # fmt: skip

@@ -11,6 +11,8 @@ A map (B, H, W, C) is read and written in boxes by the copy engine (BOXES), or e
 import triton
 import triton.language as tl
 
+from fastpeer.kernels.fused.sign_bits import packed, unpacked
+
 
 @triton.jit(do_not_specialize=["batch"])
 def _convolution(
@@ -71,7 +73,7 @@ def _convolution(
             batch, image, row, low, late, first // 8,
             WRITTEN, HEIGHT, WIDTH, OUT // 8, IMAGES, ROWS, CHANNELS // 8,
         )  # fmt: skip
-        out = tl.where(_unpacked(tl.load(mask + place, mask=inside, other=0)), out, 0.0)
+        out = tl.where(unpacked(tl.load(mask + place, mask=inside, other=0)), out, 0.0)
     elif MASKS:
         let_through = _read_like_y(
             mask, batch, image, row, low, late, first,
@@ -84,25 +86,11 @@ def _convolution(
             batch, image, row, low, late, first // 8,
             WRITTEN, HEIGHT, WIDTH, OUT // 8, IMAGES, ROWS, CHANNELS // 8,
         )  # fmt: skip
-        tl.store(signs + place, _packed(rounded.to(tl.float32) > 0), mask=inside)
+        tl.store(signs + place, packed(rounded.to(tl.float32) > 0), mask=inside)
     _write(
         y, rounded, batch, image, row, low, late, first,
         WRITTEN, HEIGHT, WIDTH, OUT, IMAGES, ROWS, CHANNELS, BOXES,
     )  # fmt: skip
-
-
-@triton.jit
-def _packed(truths):
-    """Pack truths (pixels, CHANNELS) into bytes (pixels, CHANNELS / 8), the first channel lowest."""
-    eights = truths.to(tl.int32).reshape(truths.shape[0], truths.shape[1] // 8, 8)
-    return tl.sum(eights << tl.arange(0, 8)[None, None, :], axis=2).to(tl.uint8)
-
-
-@triton.jit
-def _unpacked(signs):
-    """Return the truths that `_packed` has packed."""
-    bits = (signs.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
-    return bits.reshape(signs.shape[0], signs.shape[1] * 8) != 0
 
 
 @triton.jit

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from fastpeer.kernels.fused.sign_bits import packed, unpacked
+
 
 @triton.jit
 def _program(channels, COLUMNS: tl.constexpr):
@@ -20,6 +22,16 @@ def _rows(split, part, channel, rows, chunk, channels, ROWS: tl.constexpr):
     count = tl.minimum(chunk, rows - split * chunk)
     place = (part * rows + split * chunk + slot)[:, None] * channels + channel[None, :]
     return slot, count, place
+
+
+@triton.jit
+def _bits(split, part, rows, chunk, done, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return where the bits of a tile are in memory, and which are the program's: (ROWS, COLUMNS / 8)."""
+    slot = done + tl.arange(0, ROWS)
+    byte = tl.program_id(2) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
+    place = (part * rows + split * chunk + slot)[:, None] * (channels // 8) + byte[None, :]
+    count = tl.minimum(chunk, rows - split * chunk)
+    return place, (slot < count)[:, None] & (byte < channels // 8)[None, :]
 
 
 @triton.jit
@@ -126,9 +138,11 @@ def normalise(
     splits,
     channels,
     unbiased,  # variance for a biased one
+    signs,  # (parts · rows, channels / 8), what ReLU lets through; only where SIGNS
     UPDATES: tl.constexpr,
     SUMS: tl.constexpr,
     RECTIFIES: tl.constexpr,
+    SIGNS: tl.constexpr,
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -168,6 +182,10 @@ def normalise(
         if RECTIFIES:
             value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
         tl.store(y + place, value.to(y.dtype.element_ty), mask=present)
+        if SIGNS:
+            rounded = value.to(y.dtype.element_ty).to(tl.float32)
+            bits, kept = _bits(split, part, rows, chunk, done, channels, ROWS, COLUMNS)
+            tl.store(signs + bits, packed((rounded <= 0) == 0), mask=kept)
         place += ROWS * channels
 
 
@@ -179,12 +197,19 @@ def _scaled(off, scale, shift):
 
 
 @triton.jit
-def _let_through(gradient, off, y, place, present, scale, shift, STOPS: tl.constexpr):
-    """Return the gradient before ReLU; STOPS: 0 there is none, 1 found from x, 2 from y."""
+def _let_through(
+    gradient, off, read, place, present, scale, shift, split, part, rows, chunk, done, channels,
+    STOPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Return the gradient before ReLU; STOPS: 0 there is none, 1 found from x, 2 from y, 3 from its signs."""
     if STOPS == 1:
         gradient = tl.where(_scaled(off, scale, shift) <= 0, 0.0, gradient)
     if STOPS == 2:
-        gradient = tl.where(tl.load(y + place, mask=present, other=0.0).to(tl.float32) <= 0, 0.0, gradient)
+        y = tl.load(read + place, mask=present, other=0.0)
+        gradient = tl.where(y.to(tl.float32) <= 0, 0.0, gradient)
+    if STOPS == 3:
+        bits, kept = _bits(split, part, rows, chunk, done, channels, ROWS, COLUMNS)
+        gradient = tl.where(unpacked(tl.load(read + bits, mask=kept, other=0)), gradient, 0.0)
     return gradient
 
 
@@ -192,7 +217,7 @@ def _let_through(gradient, off, y, place, present, scale, shift, STOPS: tl.const
 def gradient_sums(
     gradient,  # at y, (parts · rows, channels)
     x,  # like gradient
-    y,  # like gradient; only where STOPS == 2
+    read,  # like gradient, y, where STOPS == 2; its signs where it is 3
     mean,  # (parts, channels)
     rstd,  # (parts, channels)
     weight,  # (channels,)
@@ -218,7 +243,10 @@ def gradient_sums(
         present = (slot < count - done)[:, None] & known[None, :]
         off = tl.load(x + place, mask=present, other=0.0).to(tl.float32) - own_mean[None, :]
         at = tl.load(gradient + place, mask=present, other=0.0).to(tl.float32)
-        at = _let_through(at, off, y, place, present, scale, shift, STOPS)
+        at = _let_through(
+            at, off, read, place, present, scale, shift, split, part, rows, chunk, done, channels,
+            STOPS, ROWS, COLUMNS,
+        )  # fmt: skip
         sums += at
         products += at * off
         place += ROWS * channels
@@ -240,14 +268,14 @@ def _summed(partial, part, which, channel, splits, channels, SPLITS: tl.constexp
 def input_gradient(
     gradient,  # at y, (parts · rows, channels)
     x,  # like gradient
-    y,  # like gradient; only where STOPS == 2
+    read,  # like gradient, y, where STOPS == 2; its signs where it is 3
     mean,  # (parts, channels)
     rstd,  # (parts, channels)
     weight,  # (channels,)
     bias,  # (channels,)
     partial,  # from gradient_sums
     at_x,  # like x
-    at_residual,  # like x; only where STOPS == 2
+    at_residual,  # like x; only where STOPS >= 2
     at_weight,  # (channels,)
     at_bias,  # (channels,)
     rows,
@@ -280,8 +308,11 @@ def input_gradient(
         present = (slot < count - done)[:, None] & known[None, :]
         off = tl.load(x + place, mask=present, other=0.0).to(tl.float32) - own_mean[None, :]
         at = tl.load(gradient + place, mask=present, other=0.0).to(tl.float32)
-        at = _let_through(at, off, y, place, present, scale, shift, STOPS)
-        if STOPS == 2:
+        at = _let_through(
+            at, off, read, place, present, scale, shift, split, part, rows, chunk, done, channels,
+            STOPS, ROWS, COLUMNS,
+        )  # fmt: skip
+        if STOPS >= 2:
             tl.store(at_residual + place, at.to(at_residual.dtype.element_ty), mask=present)
         change = at - average[None, :] - off * slope[None, :]
         tl.store(at_x + place, (change * scale[None, :]).to(at_x.dtype.element_ty), mask=present)

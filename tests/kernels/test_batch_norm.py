@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fastpeer.kernels.batch_norm import Running, backward, fits, forward
+from fastpeer.kernels.sign_bits import empty_signs, unpacked
 
 EPS = 1e-3
 
@@ -69,3 +70,17 @@ def test_equal_parts_of_more_than_one_value_fit():
     assert not fits(torch.zeros(2, 3, 1, 1), 2)
     assert not fits(torch.zeros(5, 3, 2, 2), 2)
     assert not fits(torch.zeros(4, 3), 2)
+
+
+def test_signs_are_what_the_relu_let_through_and_serve_as_well_as_y():
+    random = torch.Generator().manual_seed(3)
+    x, residual, gradient = (torch.randn(4, 16, 3, 5, generator=random).double() for _ in range(3))
+    x[1, 2] = float("nan")
+    weight, bias = torch.ones(16).double(), torch.zeros(16).double()
+    signs = empty_signs(x.shape, x.device)
+    y, mean, _, rstd = forward(x, 2, weight, bias, EPS, residual, True, signs=signs)
+    assert torch.equal(unpacked(signs), ~(y <= 0))
+    by_y, by_signs = (
+        backward(gradient, x, read, mean, rstd, weight, bias, 2, True, True) for read in (y, signs)
+    )
+    torch.testing.assert_close(by_signs, by_y, rtol=0, atol=0, equal_nan=True)

@@ -2,9 +2,9 @@
 
 import torch
 
-from fastpeer.kernels.convolution import empty_signs
 from fastpeer.kernels.convolution_tiles import Tile
 from fastpeer.kernels.fused.convolution import convolution, convolution_input_gradient
+from fastpeer.kernels.sign_bits import empty_signs
 
 # Hopper brought the engine that copies its boxes.
 CAPABILITIES = (90, 100)

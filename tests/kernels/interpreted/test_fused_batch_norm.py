@@ -8,6 +8,7 @@ import torch
 from fastpeer.kernels import batch_norm as oracle
 from fastpeer.kernels.batch_norm import Running
 from fastpeer.kernels.fused import batch_norm as fused
+from fastpeer.kernels.sign_bits import empty_signs, unpacked
 from fastpeer.models import build_model
 from fastpeer.step.fused_norms import NormsFused
 from fastpeer.step.split_batchnorm import set_updates, split_batchnorms
@@ -119,6 +120,27 @@ def test_the_backward_stops_what_the_forward_stopped(device):
     read = fused.backward(gradient, x, y, mean, rstd, weight, bias, 1, True, True)
     assert torch.equal(again.x, read.x)
     assert torch.equal(read.residual, torch.where(y <= 0, 0.0, gradient))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_signs_serve_as_well_as_what_relu_let_through(device, dtype):
+    """Of 40 channels, so that a program has none in a part of its bytes; one of them is NaN."""
+    x, residual, gradient, weight, bias = tensors(4, device, (6, 40, 7, 9), dtype)
+    x[:, 3] = float("nan")
+    signs = empty_signs(x.shape, device)
+    y, mean, _, rstd = fused.forward(x, 2, weight, bias, EPS, residual, relu=True, signs=signs)
+    assert torch.equal(unpacked(signs), ~(y <= 0))
+    by_y, by_signs = (
+        fused.backward(gradient, x, read, mean, rstd, weight, bias, 2, True, True) for read in (y, signs)
+    )
+    torch.testing.assert_close(by_signs, by_y, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2, 2), (2, 2, 2)])
+def test_signs_that_do_not_fit_are_refused(shape):
+    signs = torch.zeros(shape, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="signs must be contiguous uint8"):
+        fused.forward(X, 1, EIGHT, EIGHT, EPS, X, relu=True, signs=signs)
 
 
 def test_nan_stays(device):

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fastpeer.kernels.convolution import above_zero, empty_signs, signs_of
 from fastpeer.kernels.convolution import convolution as oracle
 from fastpeer.kernels.convolution import convolution_input_gradient as gradient_oracle
 from fastpeer.kernels.convolution_tiles import Tile
 from fastpeer.kernels.fused.convolution import convolution, convolution_input_gradient
+from fastpeer.kernels.sign_bits import above_zero, empty_signs, signs_of
 from tests.kernels.accuracy import assert_at_most_twice, errors
 
 LAYOUT = torch.channels_last
