@@ -5,7 +5,7 @@ step's backward removes the gradient of its result, and adds to the gradients of
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -54,6 +54,10 @@ class Step:
         """Remove the result's gradient from `gradients`, and add the sources' gradients to it."""
         raise NotImplementedError
 
+    def broadcasts(self, values: Mapping[int, Tensor]) -> bool:
+        """Tell whether it adds tensors of different shapes."""
+        return False
+
     def gradient_before_relu(self, values: Values, gradients: Values) -> Tensor:
         """Remove the result's gradient from `gradients`, and return it as it is in front of the ReLU."""
         gradient = gradients.pop(self.result)
@@ -92,12 +96,17 @@ class Convolve(Step):
         """Compute in the weights' dtype and convert to the dtype of the layers behind."""
         x = values[self.source].to(self.conv.weight.dtype)
         residual = None if self.residual is None else values[self.residual]
-        out = self.convolutions.forward(self.conv, x, residual, self.relu)
+        if residual is not None and self.broadcasts(values):
+            # No library's epilogue does that.
+            out = self.convolutions.forward(self.conv, x, None, relu=False) + residual
+            out = torch.relu_(out) if self.relu else out
+        else:
+            out = self.convolutions.forward(self.conv, x, residual, self.relu)
         return out.to(self.conv.result_dtype)
 
     def forward_to_return(self, values: Values) -> Tensor:
         """Compute the same, and store the result's signs if they are kept."""
-        if not self.keeps_signs:
+        if not self.keeps_signs or self.broadcasts(values):
             return self.forward(values)
         x = values[self.source].to(self.conv.weight.dtype)
         residual = None if self.residual is None else values[self.residual]
@@ -110,7 +119,8 @@ class Convolve(Step):
         """Pass the masked gradient to the residual, and its transposed convolution to the source."""
         gradient = self.gradient_before_relu(values, gradients)
         if self.residual is not None:
-            _accumulate(gradients, self.residual, gradient)
+            _accumulate(gradients, self.residual, _like(gradient, values[self.residual]))
+            gradient = gradient.sum_to_size(self._convolved_shape(values[self.source]))
         # Pixels need more bits than bf16 has; their gradient does not, since the attack uses its sign. The
         # first layer's backward therefore stays in the dtype of the layers behind it.
         x = values[self.source]
@@ -124,6 +134,22 @@ class Convolve(Step):
         else:
             found = self.convolutions.input_gradient(self.conv, x, gradient, accumulated)
         gradients[self.source] = found
+
+    def broadcasts(self, values: Mapping[int, Tensor]) -> bool:
+        """Tell whether the residual has another shape than the convolution's result."""
+        if self.residual is None:
+            return False
+        return values[self.residual].shape != self._convolved_shape(values[self.source])
+
+    def _convolved_shape(self, x: Tensor) -> torch.Size:
+        conv = self.conv
+        sides = [
+            (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for side, kernel, stride, padding, dilation in zip(
+                x.shape[2:], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation, strict=True
+            )
+        ]
+        return torch.Size([len(x), len(conv.weight), *sides])
 
 
 @dataclass
@@ -170,6 +196,10 @@ class Add(Step):
         """Numbers of both summands."""
         return {self.source, self.other}
 
+    def broadcasts(self, values: Mapping[int, Tensor]) -> bool:
+        """Tell whether the summands have different shapes."""
+        return values[self.source].shape != values[self.other].shape
+
     def forward(self, values: Values) -> Tensor:
         """Add; the ReLU overwrites the fresh sum, which nothing else reads."""
         out = values[self.source] + values[self.other]
@@ -178,8 +208,8 @@ class Add(Step):
     def backward(self, values: Values, gradients: Values) -> None:
         """Pass the masked gradient to both summands; for x + x that counts twice."""
         gradient = self.gradient_before_relu(values, gradients)
-        _accumulate(gradients, self.source, gradient)
-        _accumulate(gradients, self.other, gradient)
+        _accumulate(gradients, self.source, _like(gradient, values[self.source]))
+        _accumulate(gradients, self.other, _like(gradient, values[self.other]))
 
 
 class ApplyRelu(Step):
@@ -300,6 +330,11 @@ def _in_memory(gradient: Tensor) -> Tensor:
     """Lay out a gradient as the convolutions behind it want it: planes in channels-last memory."""
     planes = gradient.dim() == 4
     return gradient.contiguous(memory_format=torch.channels_last if planes else torch.contiguous_format)
+
+
+def _like(gradient: Tensor, summand: Tensor) -> Tensor:
+    """Return the gradient at a summand for the one at the sum, whose shape and dtype may be wider."""
+    return gradient.sum_to_size(summand.shape).to(summand.dtype)
 
 
 def _accumulate(gradients: Values, number: int, gradient: Tensor) -> None:

@@ -105,7 +105,8 @@ def _reached_in_part(
     found: list[Step] = []
     for step in steps:
         dense = not isinstance(step, Convolve) or step.conv.groups == 1
-        if not isinstance(step, LOCAL) or not dense or values[step.result].dtype != torch.float32:
+        local = isinstance(step, LOCAL) and dense and not step.broadcasts(values)
+        if not local or values[step.result].dtype != torch.float32:
             break
         planes = values[step.result].shape[2:]
         height, width = (min(_most_reached(step, sides, axis), limit) for axis, limit in enumerate(planes))

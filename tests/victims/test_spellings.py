@@ -8,10 +8,13 @@ from torch.nn import functional as F
 from fastpeer.victims.autograd import AutogradVictim
 from fastpeer.victims.chain import Chain, ChainVictim, NotAChain
 from fastpeer.victims.convolution import PlainConvolutions
+from fastpeer.victims.factory import choose_convolutions
+from fastpeer.victims.windowed import windowed_logits
 from tests.victims.folds import KERNELS, folded, images, moved
 
 CLASSES, CHANNELS = 7, 6
 SIDE = 8
+CPU = torch.device("cpu")
 
 
 class Ending(nn.Module):
@@ -26,6 +29,10 @@ class Ending(nn.Module):
         self.flatten, self.pool, self.average = nn.Flatten(), nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(SIDE)
         self.identity, self.body, self.head = nn.Identity(), body, head
         self.linear = classifier(features, CLASSES)
+        self.conv2, self.mix, self.one = (
+            nn.Conv2d(CHANNELS, out, side, padding=side // 2)
+            for out, side in ((CHANNELS, 3), (CHANNELS, 1), (1, 3))
+        )
 
     def forward(self, x):
         x = self.body(self, self.norm(self.conv(x)))
@@ -108,19 +115,28 @@ BODIES = {
     "F.avg_pool2d within": lambda net, x: F.avg_pool2d(x, 3, 1, 1).relu(),
     "what nothing reads": unread,
 }
+BROADCAST = {
+    "x and its means": lambda net, x: x + x.mean((2, 3), keepdim=True),
+    "a convolution and means": lambda net, x: (net.conv2(x) + x.mean((2, 3), keepdim=True)).relu(),
+    "x and a convolution of means": lambda net, x: (x + net.mix(x.mean((2, 3), keepdim=True))).relu(),
+    "x and one channel": lambda net, x: torch.relu(x) + net.one(x),
+    "one channel and x": lambda net, x: net.norm2(net.one(x) + torch.relu(x)),
+    "a convolution and one channel": lambda net, x: torch.relu(net.conv2(x) + net.one(x)),
+}
+"""Sums of tensors of different shapes."""
 
 
-def assert_chained(network, batch):
+def assert_chained(network, batch, dtype=torch.float64, within=1e-12):
     """Require a chain with the logits and the input gradient of the network in eval mode."""
-    network = moved(network.double()).eval()
-    made = folded(network)
-    chain = ChainVictim(made, Chain(made.module, PlainConvolutions()), KERNELS, 1.0)
+    network, batch = moved(network.to(dtype)).eval(), batch.to(dtype)
+    made = folded(network, dtype)
+    victim = ChainVictim(made, Chain(made.module, choose_convolutions(CPU, dtype, KERNELS)), KERNELS, 1.0)
     live, labels = AutogradVictim(network, KERNELS), torch.arange(len(batch))
-    torch.testing.assert_close(chain.logits(batch), live.logits(batch), rtol=0, atol=1e-12)
+    torch.testing.assert_close(victim.logits(batch), live.logits(batch), rtol=0, atol=within)
     expected = live.input_gradient(batch, labels)
     assert expected.abs().max() > 0
-    found = chain.input_gradient(batch, labels)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    found = victim.input_gradient(batch, labels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=within)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -131,6 +147,26 @@ def test_the_usual_ends_of_a_network_are_a_chain(name):
 @pytest.mark.parametrize("name", BODIES)
 def test_the_usual_blocks_of_a_network_are_a_chain(name):
     assert_chained(Ending(HEADS["x.mean((2, 3))"], BODIES[name]), images(2 * SIDE))
+
+
+@pytest.mark.parametrize("name", BROADCAST)
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_summands_may_have_different_shapes(name, dtype, within):
+    """In float32 by the library that has a sum of its own behind a convolution."""
+    assert_chained(Ending(HEADS["x.mean((2, 3))"], BROADCAST[name]), images(2 * SIDE), dtype, within)
+
+
+@pytest.mark.parametrize("name", BROADCAST)
+def test_summands_of_different_shapes_are_followed_in_no_window(name):
+    network = Ending(HEADS["x.mean((2, 3))"], BROADCAST[name]).eval()
+    chain = Chain(folded(network, torch.float32).module, choose_convolutions(CPU, torch.float32, KERNELS))
+    batch = images(2 * SIDE).float()
+    with torch.no_grad():
+        windowed = windowed_logits(chain, batch, 2)
+        changed = batch.clone()
+        changed[:, :, 3:5, 6:8] = 0.5
+        found = windowed.change(((3, 5), (6, 8)), changed[:, :, 3:5, 6:8])
+        torch.testing.assert_close(found, chain.logits(changed), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["nn.Flatten", "x.flatten(1)", "x.reshape(x.shape[0], -1)"])
