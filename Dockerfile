@@ -8,6 +8,9 @@
 # Another BASE must be Debian or Ubuntu with Python 3.10 to 3.13, its headers and pip. The PyTorch in it is replaced
 # unless it is the version in constraints.txt.
 #
+# Built by buildah 1.28, not by Docker, from Debian bookworm's own Python 3.11 with pip 24.0 in place of the image that
+# BASE names, with TORCH_INDEX. In it, on a CPU, as root and with --user 1000: prep, an epoch of the demo, eval, and a
+# Triton kernel compiled ahead of time. Never built: the default BASE, and PyTorch with CUDA; never run: on a GPU.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 
