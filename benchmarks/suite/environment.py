@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +106,10 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what has metadata."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Return the versions of what has metadata, and of fastpeer, which may lie here without any."""
+    from fastpeer.versions import version_of
+
+    return {name: version for name in PACKAGES if (version := version_of(name))}
 
 
 def torch_facts() -> dict[str, object]:

@@ -266,7 +266,8 @@ def _back(
         climb = summed.to(gradient.dtype.element_ty).to(tl.float32)
         if COUNTS:
             lost = not_finite(climb) & stored
-            count = tl.sum(tl.sum(lost.to(tl.int64), axis=1), axis=0)
+            # In one sum: Triton 3.6 compiles one axis after the other for no Blackwell GPU.
+            count = tl.sum(lost.to(tl.int64))
             tl.atomic_add(nonfinite_count, count, mask=count > 0, sem="relaxed")
         before = tl.load(adversarial + offset, mask=stored, other=0.0)
         center = tl.load(images + offset, mask=stored, other=0.0)

@@ -67,7 +67,8 @@ def test_absent_and_nonsense_devices_are_refused_in_one_line(name):
     assert "\n" not in text
     assert text.startswith("--device ")
     assert name in text
-    assert name != "gpu" or "CUDA" in text
+    # PyTorch without CUDA says so, with it and without a GPU it misses a driver of NVIDIA.
+    assert name != "gpu" or "CUDA" in text or "NVIDIA" in text
 
 
 def test_of_the_convolution_that_sees_the_pixels_only_the_result_is_rounded():

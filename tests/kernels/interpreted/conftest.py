@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.soak)
 
 
+@pytest.fixture(scope="session", autouse=INTERPRETING)
+def interpreter_of_any_version() -> None:
+    """Let an older Triton interpret under a newer NumPy."""
+    from tests.kernels.interpreter import take_arrays_of_one_as_bounds
+
+    take_arrays_of_one_as_bounds()
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where the tensors of a launch belong."""
