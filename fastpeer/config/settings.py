@@ -257,7 +257,7 @@ class LogConfig:
     seconds; 0: only with the lines of metrics.jsonl."""
     to: tuple[LoggerName, ...] = ("tensorboard",)
     """Where the numbers of metrics.jsonl go too: tensorboard, csv, wandb, mlflow, or nowhere else. The last
-    two are extras: pip install fastpeer[wandb], fastpeer[mlflow]."""
+    two are extras: pip install 'fastpeer[wandb]' 'fastpeer[mlflow]'."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "every")
