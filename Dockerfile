@@ -9,8 +9,9 @@
 # unless it is the version in constraints.txt.
 #
 # Built by buildah 1.28, not by Docker, from Debian bookworm's own Python 3.11 with pip 24.0 in place of the image that
-# BASE names, with TORCH_INDEX. In it, on a CPU, as root and with --user 1000: prep, an epoch of the demo, eval, and a
-# Triton kernel compiled ahead of time. Never built: the default BASE, and PyTorch with CUDA; never run: on a GPU.
+# BASE names, with TORCH_INDEX. In its root, by chroot and on a CPU, as root and as user 1000: prep, an epoch of the
+# demo, eval, and a Triton kernel compiled ahead of time. Never built: the default BASE, and PyTorch with CUDA; never
+# run: by Docker itself, and on a GPU.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 

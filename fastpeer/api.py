@@ -24,7 +24,7 @@ from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.opening import Wanted, open_network
 from fastpeer.evaluation.results import wilson_interval
-from fastpeer.own_code import trusting
+from fastpeer.own_code import Untrusted, trusting
 from fastpeer.step.precision import number_format
 
 
@@ -107,7 +107,10 @@ def load(
         weights_key=weights_key,
     )  # fmt: skip
     with trusting(None if trust else {model}):
-        opened = open_network(Path(path), wanted, flag="")
+        try:
+            opened = open_network(Path(path), wanted, flag="")
+        except Untrusted as error:
+            raise Untrusted(str(error).replace("--trust", "trust=True")) from None
     return placed(opened.network, choose_device(device), torch.float32).eval()
 
 
@@ -189,6 +192,10 @@ def _check_settings(norm: Norm, epsilon: float, step_size: float, batch_size: in
 
 
 def _device_of(model: nn.Module) -> torch.device:
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the model must be a torch.nn.Module, got {type(model).__name__}: fastpeer.load(path) opens one"
+        )
     parameters = list(model.parameters())
     if not parameters:
         raise UserError("the model must have parameters, which tell its device: wrap it together with them")

@@ -49,16 +49,28 @@ def import_own(module: str, kind: str, name: str) -> ModuleType:
         UserError: there is no such module, or importing it raises an error.
         Untrusted: a file names it, and the command line neither does nor trusts it.
     """
-    trusted, what = _TRUSTED.get(), f"{kind} {name}"
-    if trusted is not None and name not in trusted:
-        raise Untrusted(
-            f"{what}: a file names it, and importing it runs code: pass --trust if you know whose code it is"
-        )
+    refuse_untrusted(kind, name)
+    what = f"{kind} {name}"
     with current_folder_first():
         try:
             return importlib.import_module(module)
         except (Exception, SystemExit) as error:  # The user's own code may raise anything.
             raise UserError(f"{what}: {module} cannot be imported ({error_text(error)})") from None
+
+
+def refuse_untrusted(kind: str, name: str) -> None:
+    """Raise `Untrusted` for code that a file names, and the command line neither names nor trusts.
+
+    Args:
+        kind: what it is, such as network; for the error.
+        name: what the user calls it, such as `nets.small:Net`.
+    """
+    trusted = _TRUSTED.get()
+    if trusted is not None and name not in trusted:
+        raise Untrusted(
+            f"{kind} {name}: a file names it, and importing it runs code:"
+            " pass --trust if you know whose code it is"
+        )
 
 
 @contextmanager

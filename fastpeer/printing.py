@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from rich.box import HEAVY_HEAD
@@ -50,7 +51,8 @@ def print_line(console: Console, text: str, style: str = "") -> None:
 def print_tables(console: Console, tables: Sequence[FigureTable], boxed: bool = True) -> None:
     """Print tables, several of them with columns of the same width; no name and no figure is cut.
 
-    Where a terminal is too narrow for one of them, each figure has a line of its own below its row's name.
+    Where a terminal is too narrow for one of them, headings are broken between words; where it is too narrow
+    for that too, each figure has a line of its own below its row's name.
 
     Args:
         console: where to print.
@@ -58,12 +60,12 @@ def print_tables(console: Console, tables: Sequence[FigureTable], boxed: bool = 
         boxed: whether to draw lines.
     """
     tables = [_printable(table) for table in tables]
-    name_width, *widths = _widths(tables)
-    drawn = [_drawn(table, [name_width if len(tables) > 1 else 1, *widths], boxed) for table in tables]
-    measured = [_measured(console, table) for table in drawn]
+    drawn = _all_drawn(tables, boxed)
     if not console.is_terminal:
-        console.width = max(console.width, *(measure.maximum for measure in measured), 1)
-    fits = all(measure.minimum <= console.width for measure in measured)
+        console.width = max(console.width, *(_measured(console, table).maximum for table in drawn), 1)
+    elif not _fit(console, drawn):
+        drawn = _all_drawn([_with_broken_headings(table) for table in tables], boxed)
+    fits = _fit(console, drawn)
     for table, whole in zip(tables, drawn, strict=True):
         if table.title:
             console.print()
@@ -83,8 +85,27 @@ def _printable(table: FigureTable) -> FigureTable:
     return FigureTable([printable(heading) for heading in table.headings], sections, table.title)
 
 
+def _with_broken_headings(table: FigureTable) -> FigureTable:
+    """Return a table whose headings are broken between words, to no less than the width of their figures."""
+    name, *columns = _columns(table)
+    headings = [name[0]]
+    for heading, *figures in columns:
+        width = max(map(len, [*figures, *heading.split()]), default=1)
+        headings.append(fill(heading, max(width, 1), break_long_words=False, break_on_hyphens=False))
+    return FigureTable(headings, table.sections, table.title)
+
+
+def _fit(console: Console, tables: Sequence[Table]) -> bool:
+    return all(_measured(console, table).minimum <= console.width for table in tables)
+
+
+def _all_drawn(tables: Sequence[FigureTable], boxed: bool) -> list[Table]:
+    name_width, *widths = _widths(tables)
+    return [_drawn(table, [name_width if len(tables) > 1 else 1, *widths], boxed) for table in tables]
+
+
 def _widths(tables: Sequence[FigureTable]) -> list[int]:
-    columns = [[heading, *cells] for table in tables for heading, *cells in _columns(table)]
+    columns = [[*heading.splitlines(), *cells] for table in tables for heading, *cells in _columns(table)]
     count = len(tables[0].headings)
     return [max(len(cell) for column in columns[number::count] for cell in column) for number in range(count)]
 
@@ -125,6 +146,13 @@ def _print_figure_by_figure(console: Console, table: FigureTable) -> None:
                 if figure:
                     line = f"  {heading:<{widest_heading}}  {figure:>{widest_figure}}"
                     console.print(Text(line, row.style), soft_wrap=True)
+
+
+def at_the_end_of_every(epochs: int) -> str:
+    """Return when something happens that is done every so many epochs, and at the end of a training."""
+    return (
+        "at each epoch's end" if epochs == 1 else f"at the end of every {epochs} epochs, and of the last one"
+    )
 
 
 def format_seconds(seconds: float) -> str:

@@ -94,6 +94,10 @@ def in_place(model):
         (lambda model, images, labels: (model, (images[..., :3], labels)), "does not accept images"),
         (lambda model, images, labels: (model.half(), (images, labels)), "float32, got float16"),
         (lambda model, images, labels: (nn.Flatten(), (images, labels)), "must have parameters"),
+        (
+            lambda model, images, labels: ("runs/a", (images, labels)),
+            "got str: fastpeer.load(path) opens one",
+        ),
         (lambda model, images, labels: (in_place(model), (images, labels)), "changes them in place"),
     ],
 )

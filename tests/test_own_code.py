@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fastpeer.api import load
 from fastpeer.cli.main import main
 from fastpeer.errors import UserError
 from fastpeer.models import build_model
@@ -92,6 +93,9 @@ def test_run_folder_is_evaluated_and_resumed_with_trust_alone(run: Path, mark: P
         assert "network strange_nets:Net: a file names it" in complaint
         assert complaint.count("\n") == 1
         assert "strange_nets" not in sys.modules
+    assert "run: network strange_nets:Net" in line(evaluate)[1]
+    with pytest.raises(UserError, match="pass trust=True"):
+        load("run")
     # What is listed is not imported.
     assert [line(words)[0] for words in ("info run", "runs .")] == [0, 0]
     assert not mark.exists()

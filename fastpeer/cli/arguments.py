@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -37,6 +38,8 @@ from fastpeer.suggestions import did_you_mean
 from fastpeer.table_formats import TableFormat
 
 BOOLEANS = ("true", "false")
+LISTS = ("--attacks", "--checkpoints", "--curve", "--formats")
+"""Flags whose values are separated by commas, not by spaces."""
 Arguments = TypeVar("Arguments")
 
 
@@ -208,8 +211,19 @@ def parse(
         raise UserError(f"{_lacking(complaint.getvalue(), words, kind)}: see {prog} --help") from None
     table, unexpected = read
     if unexpected:
-        raise UserError(f"unexpected {unexpected[0]!r}: {prog} --help tells what may be given")
+        joined = _joined_by_commas(words, unexpected[0])
+        advice = f"write {joined}" if joined else f"{prog} --help tells what may be given"
+        raise UserError(f"unexpected {unexpected[0]!r}: {advice}")
     return fit(table, kind, getattr(base, "config", Config).method, _flag)
+
+
+def _joined_by_commas(words: Sequence[str], unexpected: str) -> str:
+    """Return how values of a flag that stand apart are written together; empty: there are none."""
+    index = words.index(unexpected) if unexpected in words else 0
+    if index < 2 or words[index - 2] not in LISTS:
+        return ""
+    values = itertools.takewhile(lambda word: not word.startswith("-"), words[index - 1 :])
+    return f"{words[index - 2]} {','.join(value.strip(',') for value in values)}"
 
 
 def _lacking(complaint: str, words: Sequence[str], kind: Any) -> str:

@@ -57,6 +57,8 @@ def eval_command(words: Sequence[str]) -> None:
         for target in targets if not arguments.stored else ():
             # Before hours of attacks, not after them.
             check_storable(target.results_file)
+            if not arguments.model:
+                target.refuse_untrusted()
         measure = other_measure(arguments)
         if measure is None:
             _evaluate(targets, protocol, arguments, console)

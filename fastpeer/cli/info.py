@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from fastpeer.cli.arguments import parse
 from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.cli.summary import NAMES
-from fastpeer.errors import UserError, brief, printable
+from fastpeer.errors import UserError, brief, counted, printable
 from fastpeer.links import student_weights
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.printing import print_line
@@ -142,7 +142,7 @@ def _progress_of_file(file: Path, facts: "WeightFacts") -> Iterator[Row]:
     entry = state.get("selected") if file.stem == "student" else None
     entry = entry or _mapping(state.get("summary")).get(name)
     step = facts.step or _mapping(state.get("position")).get("step")
-    yield "trained for", f"{step} steps" if step else UNKNOWN
+    yield "trained for", counted(step, "step") if step else UNKNOWN
     if isinstance(entry, Mapping):
         yield "accuracy in %", _accuracies(entry)
 
@@ -161,7 +161,8 @@ def _rows_of_run(run: RunFolder) -> Iterator[Row]:
         yield role.replace("_", " "), f"{teacher.get('network', UNKNOWN)}, {teacher.get('file', UNKNOWN)}"
     position = _mapping(state.get("position"))
     if position:
-        yield "trained for", f"{position['step']} steps, {position['epoch']} of {config.train.epochs} epochs"
+        epochs = f"{position['epoch']} of {counted(config.train.epochs, 'epoch')}"
+        yield "trained for", f"{counted(position['step'], 'step')}, {epochs}"
     else:
         yield "trained for", "no checkpoint yet"
     summary = _mapping(state.get("summary"))
@@ -179,6 +180,7 @@ def _rows_of_run(run: RunFolder) -> Iterator[Row]:
 
 def _rows_of_data(folder: Path) -> Iterator[Row]:
     from fastpeer.data.dataset import open_dataset
+    from fastpeer.data_prep.sources.official import OFFICIAL_SETS
 
     dataset = open_dataset(folder)
     height, width = dataset.size
@@ -187,7 +189,8 @@ def _rows_of_data(folder: Path) -> Iterator[Row]:
     yield "classes", str(len(dataset.classes))
     yield "images", ", ".join(f"{split['count']} {name}" for name, split in dataset.splits.items())
     yield "size", "many, as JPEG" if dataset.encoding == "jpeg" else f"{height}x{width}"
-    yield "pixels", dataset.pixels or UNKNOWN
+    if dataset.pixels or dataset.name in OFFICIAL_SETS:
+        yield "pixels", dataset.pixels or UNKNOWN
 
 
 def _networks(run: RunFolder, names: Sequence[str]) -> Iterator[Row]:

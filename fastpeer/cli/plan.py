@@ -9,6 +9,7 @@ from torch import nn
 
 from fastpeer.config import format_fraction
 from fastpeer.errors import counted
+from fastpeer.printing import at_the_end_of_every
 from fastpeer.step.attacks import overruled
 from fastpeer.training.forecast import describe_parts
 from fastpeer.training.memory import peak_memory
@@ -33,8 +34,7 @@ def plan(trainer: "Trainer") -> Iterator[str]:
     yield _attack(trainer)
     yield from trainer.step.describe()
     peer = "; the peer's on the student's examples" if "peer" in setup.networks else ""
-    often = f"each {config.selection.every} epochs'" if config.selection.every > 1 else "each epoch's"
-    yield f"at {often} end: {trainer.selection.describe()}{peer}"
+    yield f"{at_the_end_of_every(config.selection.every)}: {trainer.selection.describe()}{peer}"
     if config.record.cross_robustness:
         yield trainer.cross_robustness.describe()
     yield from _contention(setup.device)
@@ -86,6 +86,6 @@ def _attack(trainer: "Trainer") -> str:
     return (
         f"attack on the {' and the '.join(victims)}: PGD, norm {settings.norm}, epsilon"
         f" {format_fraction(settings.epsilon)}, step size {format_fraction(settings.step_size)},"
-        f" {settings.steps} steps,"
+        f" {counted(settings.steps, 'step')},"
         f" start {' and '.join(starts)}{'' if settings.precision == 'run' else f', in {settings.precision}'}"
     )

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fastpeer.cli.arguments import parse
 from fastpeer.data_prep import PrepOptions, PrepSummary, prepare
-from fastpeer.errors import printable
+from fastpeer.printing import print_line
 from fastpeer.training.signals import ending_on_signals
 
 
@@ -22,7 +22,7 @@ def prep_command(words: Sequence[str]) -> None:
     with ending_on_signals(), _Bars(console) as bars:
         summary = prepare(options, bars.show)
     for line in filter(None, (_closing_line(summary), summary.pixels, *summary.notes)):
-        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+        print_line(console, line)
 
 
 def _closing_line(summary: PrepSummary) -> str:

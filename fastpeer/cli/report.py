@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
@@ -68,6 +69,7 @@ def report_command(words: Sequence[str]) -> None:
     paths = list(dict.fromkeys(arguments.runs)) or [newest_run().path]
     out = arguments.out or (paths[0] / "report" if len(paths) == 1 else Path("report"))
     _refuse_foreign(out)
+    _refuse_unwritable(out)
     # Imported here: they need a second that --help and errors in the words need not wait for.
     import_pytorch()
     from fastpeer.evaluation.targets import check_checkpoint_name
@@ -107,6 +109,16 @@ def _refuse_foreign(out: Path) -> None:
     foreign = [name for name in names if not re.fullmatch(r"report\.html|figures|\.?measured-.*", name)]
     if foreign:
         raise UserError(f"{out} holds {printable(foreign[0])}, which no report wrote: name another --out")
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Refuse a folder in which nothing can be written: before minutes of attacks, not after them."""
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    try:
+        with TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}): name another --out") from None
 
 
 def _chapters(

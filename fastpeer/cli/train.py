@@ -25,7 +25,7 @@ from fastpeer.methods import loss_settings, method_names
 from fastpeer.models.pixel_range import check_pixel_range
 from fastpeer.printing import print_line
 from fastpeer.provenance import begun, ended, with_start
-from fastpeer.run_folder import RunFolder, newest_run_of
+from fastpeer.run_folder import RunFolder, newest_run, newest_run_of
 
 if TYPE_CHECKING:
     from fastpeer.training.setup import TrainingSetup
@@ -73,7 +73,10 @@ def _next_words(trainer: "Trainer") -> list[str]:
     from fastpeer.evaluation.autoattack_parts.standard import FEW_CLASSES, MIN_CLASSES
 
     autoattack = "aa" if trainer.setup.classes >= MIN_CLASSES else FEW_CLASSES
-    return ["eval", str(trainer.run.path), "--attacks", f"clean,fgsm,pgd20,{autoattack}", *_trust(trainer)]
+    attacks = ["--attacks", f"clean,fgsm,pgd20,{autoattack}"]
+    # eval attacks in the paper's ball, which is of L-infinity.
+    ball = trainer.config.attack.ball_flags if trainer.config.attack.norm == "l2" else []
+    return ["eval", str(trainer.run.path), *attacks, *ball, *_trust(trainer)]
 
 
 def _trust(trainer: "Trainer") -> list[str]:
@@ -86,6 +89,10 @@ def _run_folder(given: TrainArguments, name: str) -> RunFolder:
     if given.out is not None:
         return RunFolder(given.out)
     newest = newest_run_of(name) if given.resume else None
+    if newest is None and given.resume and not RunFolder(Path("runs") / name).exists:
+        raise UserError(
+            f"no run of {name} in runs/: name the run by --out, such as --out {newest_run().path}"
+        )
     if newest is None:
         return RunFolder(Path("runs") / name)
     log.info("resuming %s, the newest run of %s", newest.path, name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastpeer.config.checks import check_at_least
-from fastpeer.config.distances import Norm, PixelDistance, check_distances
+from fastpeer.config.distances import Norm, PixelDistance, check_distances, format_fraction
 
 AttackPrecision = Literal["run", "bf16", "fp16"]
 
@@ -44,3 +44,9 @@ class AttackConfig:
         if not 0 < self.gradient_scale < math.inf:
             raise ValueError(f"gradient_scale must be a finite number above 0, got {self.gradient_scale}")
         check_distances(self.norm, epsilon=self.epsilon, step_size=self.step_size)
+
+    @property
+    def ball_flags(self) -> list[str]:
+        """The words by which `fastpeer eval` attacks in this ball, with steps of this size."""
+        radius, step = format_fraction(self.epsilon), format_fraction(self.step_size)
+        return ["--norm", self.norm, "--epsilon", radius, "--step-size", step]

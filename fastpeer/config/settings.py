@@ -114,7 +114,8 @@ class OptimConfig:
     """Epochs, counted from 0, from which on the learning rate is a tenth of what it was."""
     freeze: tuple[str, ...] = ()
     """Parameters that keep their first values, by patterns such as 'student.conv1*' 'peer.layer1.*': they get
-    no gradient, weight decay or momentum. BatchNorm's running statistics are none, and still move."""
+    no gradient, weight decay or momentum. BatchNorm's running statistics are not parameters,
+    and still move."""
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "lr", "momentum", "weight_decay")
@@ -256,7 +257,7 @@ class LogConfig:
     seconds; 0: only with the lines of metrics.jsonl."""
     to: tuple[LoggerName, ...] = ("tensorboard",)
     """Where the numbers of metrics.jsonl go too: tensorboard, csv, wandb, mlflow, or nowhere else. The last
-    two are extras: pip install fastpeer[wandb], fastpeer[mlflow]."""
+    two are extras: pip install 'fastpeer[wandb]' 'fastpeer[mlflow]'."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "every")

@@ -134,9 +134,8 @@ def _notes_on_run(config: Config, result: Result) -> Iterator[str]:
     if paper is not None and others:
         yield f"not the paper's settings ({paper.row}): other {', '.join(others)}"
     if config.attack.norm == "l2" and result.norm != "l2":
-        epsilon, step_size = map(format_fraction, (config.attack.epsilon, config.attack.step_size))
-        ball = f"--epsilon {epsilon} --step-size {step_size}"
-        yield f"trained with attack.norm = l2, attacked here in L-infinity (--norm l2 {ball})"
+        ball = " ".join(config.attack.ball_flags)
+        yield f"trained with attack.norm = l2, attacked here in L-infinity ({ball})"
     split = "test images" if config.selection.split == "test" else "held-out training images"
     yield f"best epochs were chosen on {split} (selection.split = {config.selection.split})"
 

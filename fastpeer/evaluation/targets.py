@@ -14,10 +14,12 @@ from fastpeer.evaluation.results import verdicts_folder
 from fastpeer.files import file_sha256
 from fastpeer.links import student_weights
 from fastpeer.manifest import check_files, is_in_checkpoint
+from fastpeer.models.names import class_path
 from fastpeer.models.pixel_range import Normalization
 from fastpeer.models.weight_facts import check_safetensors
 from fastpeer.models.weight_files import read_weights
 from fastpeer.models.weights import recorded_network, recorded_normalization
+from fastpeer.own_code import refuse_untrusted
 from fastpeer.run_folder import RunFolder, enclosing_run, network_name, runs_in
 from fastpeer.suggestions import did_you_mean
 
@@ -93,6 +95,12 @@ class Target:
         read_weights(self.weights, weights_key)
         return UserError(f"{self.weights} belongs to no run: {advice}")
 
+    def refuse_untrusted(self) -> None:
+        """Raise an error that names the run, where its settings name a class that nobody asked to import."""
+        name = network_name(self.config, self.weights) if self.config else ""
+        if class_path(name):
+            refuse_untrusted(f"{self.run.path}: network" if self.run else "network", name)
+
     def normalization(self, network: str, weights_key: str = "") -> Normalization:
         """Return mean and std that its run or file records; empty: none."""
         if self.config is not None:
@@ -143,6 +151,7 @@ def _runs_at(path: Path, checkpoints: str, compared: set[Path]) -> list[Path]:
                 check_safetensors(target.weights)
                 if check_files(target.weights.parent, [target.weights.name]):
                     compared.add(target.weights)
+                target.refuse_untrusted()
             run.read_facts()
             usable.append(run.path)
         except UserError as error:

@@ -107,7 +107,7 @@ def _without_onnx(opened: OpenedNetwork) -> str:
         try:
             importlib.import_module(package)
         except ImportError:
-            return f"{package} is not installed: pip install fastpeer[onnx] installs it"
+            return f"{package} is not installed: pip install 'fastpeer[onnx]' installs it"
     return _without_size(opened)
 
 

@@ -199,7 +199,12 @@ def _convert_weights(network: nn.Module, name: str) -> str:
     network.to(own)
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
     wanted = str(own).removeprefix("torch.")
-    log.info("%s builds weights in %s: converted to %s; --precision sets a run's", name, names, wanted)
+    log.info(
+        "%s builds weights in %s: converted to %s; --precision says in what a run computes",
+        name,
+        names,
+        wanted,
+    )
     return f"; it builds weights in {names}, but must compute in the dtype of the images it is given"
 
 

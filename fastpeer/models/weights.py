@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastpeer.errors import UserError, brief, one_line
+from fastpeer.errors import UserError, brief, counted, one_line
 from fastpeer.models import build_model, model_names
 from fastpeer.models.names import class_path
 from fastpeer.models.normalized import normalization, without_normalization
@@ -119,7 +119,7 @@ def load_weights(
             + advice
             + (_fitting_parts(found.tensors, expected, flag) or _other_network(path, found.tensors, expected))
         )
-        raise UserError(f"{path}: weights do not fit: {len(mismatches)} ({first}){why}")
+        raise UserError(f"{path}: weights do not fit: {counted(len(mismatches), 'tensor')} ({first}){why}")
     refuse_other_numbers(path, expected, weights)
     own = normalization(network)
     if own is None:

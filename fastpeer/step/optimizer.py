@@ -55,7 +55,7 @@ def describe_frozen(name: str, network: nn.Module) -> list[str]:
     if not frozen:
         return []
     return [
-        f"frozen: {sum(frozen)} of {sum(numbers)} parameters of the {name}, in {len(frozen)} of"
+        f"frozen: {sum(frozen):,} of {sum(numbers):,} parameters of the {name}, in {len(frozen)} of"
         f" {len(numbers)} tensors"
     ]
 

@@ -11,7 +11,7 @@ from fastpeer.config import Config
 from fastpeer.data.stream import EvaluationStream
 from fastpeer.evaluation.accuracy import Evaluator
 from fastpeer.evaluation.attacks import LabelAttack, label_pgd, no_attack
-from fastpeer.printing import format_seconds
+from fastpeer.printing import at_the_end_of_every, format_seconds
 from fastpeer.step.step import TrainingStep
 from fastpeer.training.selection import Accuracies, percent
 from fastpeer.training.setup import TrainingSetup
@@ -53,10 +53,10 @@ class CrossRobustness:
         """Describe in one line what is recorded, and on which images."""
         names = " and ".join(name.replace("_", " ") for name in self._networks)
         images = " and ".join(f"{len(stream.indices)} {name}" for name, stream in self.streams.items())
-        often = f"each {self.config.record.every} epochs'" if self.config.record.every > 1 else "each epoch's"
+        record = self.config.record
         return (
-            f"at {often} end, recorded: accuracies of {names} on the examples of each (PGD-"
-            f"{self.config.record.steps}), on {images} images"
+            f"{at_the_end_of_every(record.every)}, recorded: accuracies of {names} on the examples"
+            f" of each (PGD-{record.steps}), on {images} images"
         )
 
     def measure(self) -> dict[str, dict[str, Accuracies]]:

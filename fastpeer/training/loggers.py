@@ -74,7 +74,7 @@ def check_loggers(names: Sequence[str]) -> None:
             except ImportError as error:
                 raise UserError(
                     f"log.to {name}: the package cannot be imported ({brief(error)});"
-                    f" pip install fastpeer[{name}] installs it"
+                    f" pip install 'fastpeer[{name}]' installs it"
                 ) from None
 
 

@@ -73,7 +73,8 @@ def operation(node: fx.Node, modules: Mapping[str, nn.Module]) -> Operation:
     found = _of_layer(layer) if layer is not None else _of_function(node)
     if found is None:
         called = getattr(node.target, "__name__", str(node.target)) if layer is None else type(layer).__name__
-        raise NotAChain(f"there is no rule for {called} ({node.name.removeprefix('network_')})")
+        name = node.name.removeprefix("network_")
+        raise NotAChain(f"there is no rule for {called}" + (f" ({name})" if name != called else ""))
     return found
 
 

@@ -275,9 +275,14 @@ def test_a_folder_of_runs_stands_for_those_in_it(fastpeer, runs: Path) -> None:
         shutil.copytree(runs / "new", runs / name, symlinks=True)
     (runs / "factless" / "run.json").write_text("{")
     (runs / "damaged" / "checkpoints" / "last" / "student.safetensors").write_bytes(b"garbage")
+    shutil.copytree(runs / "new", runs / "foreign", symlinks=True)
+    settings = (runs / "foreign" / "config.toml").read_text("utf-8")
+    (runs / "foreign" / "config.toml").write_text(
+        settings.replace('"resnet8"', '"strange_nets:Net"', 1), "utf-8"
+    )
     outcome = fastpeer("eval --attacks clean --checkpoints last", runs, runs / "old").succeeded()
     assert list(rows(outcome.out)) == ["new last", "old last"]
-    assert f"left out: {runs / 'started'} holds no checkpoint" in outcome.out
+    assert f"left out: {runs / 'foreign'}: network strange_nets:Net: a file names it" in outcome.out
     for name in ("factless/run.json", "damaged/checkpoints/last/student.safetensors"):
         assert f"left out: {runs / name}: damaged" in outcome.out
     fastpeer("eval --checkpoints lost", runs).refused("lost", "last")

@@ -200,7 +200,7 @@ def test_a_network_that_cannot_be_exported(fastpeer, original: Path, tmp_path: P
 
 def test_a_missing_extra_is_named(fastpeer, original: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    told = "pip install fastpeer[onnx] installs it"
+    told = "pip install 'fastpeer[onnx]' installs it"
     fastpeer("export --formats onnx --to", tmp_path / "out", original).refused("onnxruntime", told)
 
 

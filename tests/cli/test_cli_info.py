@@ -105,6 +105,9 @@ def test_a_data_set(fastpeer) -> None:
     assert found["classes"] == "4"
     assert found["size"] == "8x8"
     assert re.fullmatch(r"\d+ train, \d+ test", found["images"])
+    # Nobody's official data set.
+    assert "pixels" not in found
+    assert "not the official pixels" in fastpeer("info data/cifar10").succeeded().out
 
 
 def test_what_is_no_weights(fastpeer, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -49,6 +51,16 @@ def test_charts_are_files_too(fastpeer, run):  # type: ignore[no-untyped-def]
     assert fastpeer("report --no-network", run).code == 0
     names = {file.name for file in (run / "report" / "figures").iterdir()}
     assert {"losses.png", "losses.svg", "selection.png", "lr.svg"} <= names
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_attacks(fastpeer, run, monkeypatch):  # type: ignore[no-untyped-def]
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("fastpeer.cli.report.TemporaryFile", refuse)
+    found = fastpeer("report --no-figures --device cpu", run)
+    assert (found.code, found.out) == (2, "")
+    assert "report: cannot be written (Read-only file system): name another --out" in found.err
 
 
 def test_a_missing_extra_is_named(fastpeer, run, monkeypatch):  # type: ignore[no-untyped-def]

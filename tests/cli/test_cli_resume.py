@@ -165,7 +165,9 @@ def test_without_out_the_newest_run_of_the_recipe(
     assert "resuming runs/newer, the newest run of tiny" in shown
     shown = fastpeer("train --resume --train.max-steps 8").succeeded().out
     assert "resuming runs/other, the newest run of tiny-resnet18" in shown
-    fastpeer("train demo --resume").refused("runs/demo")
+    fastpeer("train demo --resume").refused(
+        "no run of demo in runs/: name the run by --out, such as --out runs/"
+    )
 
 
 def test_no_run_there(fastpeer, tmp_path: Path) -> None:

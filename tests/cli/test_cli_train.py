@@ -94,7 +94,7 @@ def test_what_a_training_will_do_is_printed_first(fastpeer, tmp_path: Path) -> N
         "36 training images in batches of 8: 3 epochs of 5 steps, 7 in all, by train.max_steps"
     )
     assert lines[3].startswith(
-        "attack on the student: PGD, norm linf, epsilon 8/255, step size 2/255, 1 steps, start "
+        "attack on the student: PGD, norm linf, epsilon 8/255, step size 2/255, 1 step, start "
     )
     assert lines[-1] == f"next: fastpeer eval '{run}' --attacks clean,fgsm,pgd20,aa"
     again = fastpeer("train --resume --train.max-steps 8 --out", run).succeeded().out
@@ -378,6 +378,7 @@ def test_an_l2_ball_is_trained_in_and_one_of_the_other_norm_is_doubted(fastpeer,
     outcome = fastpeer(f"{words} --out", tmp_path / "run").succeeded()
     assert "norm l2 with epsilon 8/255 is nearly no attack" in outcome.out
     assert "(norm l2)" in outcome.out
+    assert outcome.out.splitlines()[-1].endswith(",aa --norm l2 --epsilon 8/255 --step-size 2/255")
     outcome = fastpeer("eval --checkpoints last --attacks clean", tmp_path / "run").succeeded()
     assert "trained with attack.norm = l2, attacked here in L-infinity" in " ".join(outcome.out.split())
 

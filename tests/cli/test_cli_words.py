@@ -267,6 +267,10 @@ def test_errors_are_plain_on_terminals_too(fastpeer, tmp_path: Path, monkeypatch
         ),
         ("train tiny.toml --optim.lr fast", "--optim.lr must be a number, got 'fast'"),
         ("train tiny.toml --engine.fold yes", "--engine.fold must be one of auto, on, off, got 'yes'"),
+        (
+            "eval run --attacks clean fgsm, pgd20 --quiet",
+            "unexpected 'fgsm,': write --attacks clean,fgsm,pgd20",
+        ),
         ("train tiny.toml --data.crop-scale 0.5", "--data.crop-scale is missing a value, it takes 2"),
         ("train tiny.toml --method --quiet", "--method is missing a value"),
         ("train --natural-teacher.weights --quiet", "--natural-teacher.weights is missing a value"),

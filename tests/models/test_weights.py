@@ -140,7 +140,10 @@ def test_state_dict_is_found(tmp_path: Path, file: str, wrap: Callable[[Any], An
 def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
     save_weights(network(classes=100), tmp_path / "w.safetensors")
     text = refusal(tmp_path / "w.safetensors")
-    assert "weights do not fit: 2 (linear.weight must have shape (10, 64), got (100, 64); linear.bias" in text
+    assert (
+        "weights do not fit: 2 tensors (linear.weight must have shape (10, 64), got (100, 64); linear.bias"
+        in text
+    )
     assert text.endswith("the weights are for 100 classes, the data set has 10")
 
 
@@ -202,10 +205,10 @@ def edited(edit: Callable[[dict[str, Tensor]], object]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda w: w.pop("bn1.weight"), "weights do not fit: 1 (bn1.weight is missing)"),
+        (lambda w: w.pop("bn1.weight"), "weights do not fit: 1 tensor (bn1.weight is missing)"),
         (
             lambda w: w.update({"extra\nname": torch.ones(1)}),
-            "weights do not fit: 1 (extra name is unexpected)",
+            "weights do not fit: 1 tensor (extra name is unexpected)",
         ),
         (lambda w: w.update({"bn1.bias": torch.ones(3)}), "(bn1.bias must have shape (16,), got (3,))"),
         (

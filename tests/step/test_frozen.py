@@ -64,7 +64,7 @@ def test_the_optimizer_holds_no_frozen_parameter_and_the_log_tells_their_number(
     assert not held & {id(weight) for weight in weights}
     frozen, every = sum(one.numel() for one in weights), sum(one.numel() for one in student.parameters())
     tensors = f"{len(weights)} of {len(list(student.parameters()))} tensors"
-    assert f"frozen: {frozen} of {every} parameters of the student, in {tensors}" in made.describe()
+    assert f"frozen: {frozen:,} of {every:,} parameters of the student, in {tensors}" in made.describe()
     assert not any("frozen" in line for line in step().describe())
 
 

@@ -182,7 +182,7 @@ def test_a_logger_that_fails_warns_once_and_the_others_go_on(run, wandb, monkeyp
 def test_a_missing_package_is_named_before_training(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     check_loggers(["tensorboard", "csv"])
-    with pytest.raises(UserError, match=rf"log.to {name}: .*pip install fastpeer\[{name}\]") as refusal:
+    with pytest.raises(UserError, match=rf"log.to {name}: .*pip install 'fastpeer\[{name}\]'") as refusal:
         check_loggers([name])
     assert "\n" not in str(refusal.value)
 
