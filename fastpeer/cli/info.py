@@ -142,7 +142,7 @@ def _progress_of_file(file: Path, facts: "WeightFacts") -> Iterator[Row]:
     entry = state.get("selected") if file.stem == "student" else None
     entry = entry or _mapping(state.get("summary")).get(name)
     step = facts.step or _mapping(state.get("position")).get("step")
-    yield "trained for", counted(step, "step") if step else UNKNOWN
+    yield "trained for", _steps(step)
     if isinstance(entry, Mapping):
         yield "accuracy in %", _accuracies(entry)
 
@@ -161,8 +161,9 @@ def _rows_of_run(run: RunFolder) -> Iterator[Row]:
         yield role.replace("_", " "), f"{teacher.get('network', UNKNOWN)}, {teacher.get('file', UNKNOWN)}"
     position = _mapping(state.get("position"))
     if position:
-        epochs = f"{position['epoch']} of {counted(config.train.epochs, 'epoch')}"
-        yield "trained for", f"{counted(position['step'], 'step')}, {epochs}"
+        epoch = position.get("epoch")
+        done = f"{epoch if isinstance(epoch, int) else UNKNOWN} of {counted(config.train.epochs, 'epoch')}"
+        yield "trained for", f"{_steps(position.get('step'))}, {done}"
     else:
         yield "trained for", "no checkpoint yet"
     summary = _mapping(state.get("summary"))
@@ -224,6 +225,11 @@ def _state(folder: Path) -> Mapping[str, Any]:
         return load_state(folder)
     except UserError:
         return {}
+
+
+def _steps(number: object) -> str:
+    """Return how many steps; a stranger's checkpoint may hold anything in the number's place."""
+    return counted(number, "step") if isinstance(number, int) and number else UNKNOWN
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -47,6 +47,15 @@ def test_a_run(fastpeer, original: Path) -> None:
     assert f"torch {torch.__version__}" in found["versions"]
 
 
+def test_a_step_that_is_no_number_is_not_known(fastpeer, original: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(original, tmp_path / "run"))
+    file = run / "checkpoints" / "last" / "state.pt"
+    state = torch.load(file, weights_only=True)
+    torch.save({**state, "position": {"step": torch.ones(3), "epoch": torch.ones(3)}}, file)
+    found = told(fastpeer("info", run).succeeded().out)
+    assert found["trained for"] == "not recorded, not recorded of 3 epochs"
+
+
 def test_without_a_name_it_says_that_it_is_the_newest_run(
     fastpeer, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
