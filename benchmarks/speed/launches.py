@@ -38,8 +38,9 @@ class Parts:
     batchnorm: bool = True
 
     def on(self, gpu: Gpu) -> "Parts":
-        """Return those of them that a GPU can run."""
-        return replace(self, convolutions=self.convolutions and gpu.copy_engine)
+        """Return those of them that a GPU can run; sign bits come with the convolutions alone."""
+        convolutions = self.convolutions and gpu.copy_engine
+        return replace(self, convolutions=convolutions, sign_bits=self.sign_bits and convolutions)
 
 
 BACK, WEIGHTS = ", input gradient", ", weight gradient"
