@@ -89,7 +89,7 @@ def test_followers_are_taken_along_where_nothing_reads_between(kind):
 
 @pytest.mark.parametrize(
     ("model", "count"),
-    [("resnet8", 7), ("wideresnet10x1", 7), pytest.param("preactresnet18", 17, marks=pytest.mark.soak)],
+    [("resnet8", 7), ("wideresnet10x1", 7), pytest.param("preactresnet18-rice", 17, marks=pytest.mark.soak)],
 )
 def test_networks_take_all_their_relus_along(model, count):
     torch.manual_seed(0)
