@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 from fastpeer.errors import UserError
@@ -16,6 +17,20 @@ log = logging.getLogger(__name__)
 LARGEST_TEXT = 1 << 28
 """Bytes; a file with holes may pretend to be of any length."""
 _BLOCK = 1 << 22
+
+
+def check_room(folder: Path, name: Path, advice: str, size: int = 0) -> None:
+    """Make sure that a file of so many bytes can be written in a folder, without leaving a trace.
+
+    Raises:
+        UserError: it cannot; `name` is what the error calls it, and `advice` its end.
+    """
+    try:
+        # Without a name, where the file system has such files: nothing tells of it, even after a kill.
+        with TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(size))
+    except OSError as error:
+        raise UserError(f"{name}: cannot be written ({error.strerror}): {advice}") from None
 
 
 def file_sha256(path: Path) -> str:

@@ -7,7 +7,6 @@ Without a GPU they run in Triton's interpreter.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 import torch
 from rich.table import Table
@@ -217,7 +216,9 @@ def main(arguments: Arguments) -> None:
     if device.type == "cpu":
         # Before Triton is imported, which happens with the first kernel.
         os.environ["TRITON_INTERPRET"] = "1"
-        import_module("tests.kernels.interpreter").take_arrays_of_one_as_bounds()
+        from tests.kernels.interpreter import take_arrays_of_one_as_bounds
+
+        take_arrays_of_one_as_bounds()
     report = Report("kernel_errors", arguments, device, arguments.json)
     where = str(report.facts["device"]) if device.type == "cuda" else "Triton's interpreter"
     table = Table(title=f"Largest errors against the float64 oracle, {where}")

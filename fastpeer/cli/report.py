@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from fastpeer.cli.log_lines import log_to
 from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.config import check_at_least
 from fastpeer.errors import UserError, printable
-from fastpeer.files import write_atomically
+from fastpeer.files import check_room, write_atomically
 from fastpeer.printing import print_line
 from fastpeer.run_folder import RunFolder, newest_run
 
@@ -114,11 +113,7 @@ def _refuse_foreign(out: Path) -> None:
 def _refuse_unwritable(out: Path) -> None:
     """Refuse a folder in which nothing can be written: before minutes of attacks, not after them."""
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
-    try:
-        with TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}): name another --out") from None
+    check_room(nearest, out, "name another --out")
 
 
 def _chapters(

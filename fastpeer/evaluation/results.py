@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from statistics import NormalDist
-from tempfile import TemporaryFile
 from typing import Any, get_origin, get_type_hints
 
 from fastpeer.errors import UserError, one_line, shown
 from fastpeer.evaluation.by_image import ByImage, read_by_image, write_by_image
-from fastpeer.files import read_text, update_atomically
+from fastpeer.files import check_room, read_text, update_atomically
 
 log = logging.getLogger(__name__)
 WARNED = "(!)"
@@ -137,13 +136,8 @@ def check_storable(file: Path) -> None:
         UserError: the file holds anything else, or cannot be written.
     """
     size = len(read_results(file)) and file.stat().st_size
-    try:
-        # Without a name, where the file system has such files: nothing tells of it, even after a kill.
-        with TemporaryFile(dir=file.absolute().parent) as trial:
-            trial.write(bytes(size + SPARE))
-    except OSError as error:
-        advice = "evaluate a copy of it in a folder that can be written"
-        raise UserError(f"{file}: cannot be written ({error.strerror}): {advice}") from None
+    advice = "evaluate a copy of it in a folder that can be written"
+    check_room(file.absolute().parent, file, advice, size + SPARE)
 
 
 class ResultsWriter:

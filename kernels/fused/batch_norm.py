@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastpeer.kernels.batch_norm import BatchNorm, Gradients, Normalised, Running
 from fastpeer.kernels.fused.norm_kernels import gradient_sums, input_gradient, normalise, statistics
+from fastpeer.kernels.fused.sign_bits import check_signs
 from fastpeer.kernels.refusal import require
 
 _NAME = "fused BatchNorm"
@@ -54,7 +55,7 @@ def forward(
         KernelRefusal: a shape, dtype, memory format or device does not fit.
     """
     _check(x, parts, weight, bias, residual)
-    _check_signs(signs, x)
+    check_signs(signs, x.shape, x.device, _NAME)
     work = _work(x, parts)
     y = torch.empty_like(x)
     partial = x.new_empty(parts, 2, work.splits, work.channels, dtype=torch.float32)
@@ -97,7 +98,7 @@ def backward(
     """
     bits = y if y is not None and y.dtype == torch.uint8 else None
     _check(x, parts, weight, bias, y if bits is None else None)
-    _check_signs(bits, x)
+    check_signs(bits, x.shape, x.device, _NAME)
     require(
         gradient.shape == x.shape, _NAME, f"gradient must be {tuple(x.shape)}, got {tuple(gradient.shape)}"
     )
@@ -202,16 +203,3 @@ def _check(x: Tensor, parts: int, weight: Tensor, bias: Tensor, other: Tensor | 
     )  # fmt: skip
     devices = {tensor.device for tensor in given}
     require(len(devices) == 1, _NAME, f"all tensors must be on one device, got {sorted(map(str, devices))}")
-
-
-def _check_signs(signs: Tensor | None, x: Tensor) -> None:
-    if signs is None:
-        return
-    batch, channels, height, width = x.shape
-    must = (batch, height, width, channels // 8)
-    fits = signs.dtype == torch.uint8 and signs.shape == must and signs.is_contiguous()
-    require(
-        fits and signs.device == x.device, _NAME,
-        f"signs must be contiguous uint8 {must} on {x.device}, got {signs.dtype} {tuple(signs.shape)} "
-        f"on {signs.device}",
-    )  # fmt: skip

@@ -26,8 +26,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastpeer.kernels.convolution import takes
 from fastpeer.kernels.convolution_tiles import Problem, Tile, has_copy_engine, tile_for
 from fastpeer.kernels.fused.convolution_kernel import _convolution
+from fastpeer.kernels.fused.sign_bits import check_signs
 from fastpeer.kernels.refusal import require
 
+_NAME = "fused convolution"
 DEPTH = 64
 """Input channels of a step of the product, at most: 128 bytes, which are copied without bank conflicts."""
 LEAST_DEPTH = 16
@@ -156,7 +158,7 @@ def _check(
     for tensor in (residual, mask if packed is None else None):
         _check_like_result(tensor, shape, x)
     for tensor in (packed, signs):
-        _check_signs(tensor, shape, x)
+        check_signs(tensor, shape, x.device, _NAME)
     if bias is not None:
         fits = bias.shape == shape[1:2] and bias.is_floating_point() and bias.device == x.device
         found = f"{tuple(bias.shape)} in {bias.dtype} on {bias.device}"
@@ -189,15 +191,5 @@ def _check_like_result(tensor: Tensor | None, shape: tuple[int, ...], x: Tensor)
     _require(fits, f"{must}, got {found}")
 
 
-def _check_signs(signs: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
-    if signs is None:
-        return
-    batch, channels, height, width = shape
-    must = batch, height, width, channels // 8
-    fits = signs.dtype == torch.uint8 and signs.shape == must and signs.is_contiguous()
-    found = f"{signs.dtype} {tuple(signs.shape)} on {signs.device}"
-    _require(fits and signs.device == x.device, f"signs must be uint8 {must} on {x.device}, got {found}")
-
-
 def _require(fulfilled: bool, message: str) -> None:
-    require(fulfilled, "fused convolution", message)
+    require(fulfilled, _NAME, message)

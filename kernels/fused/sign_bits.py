@@ -1,7 +1,29 @@
 """`packed` and `unpacked` for Triton kernels: truths as bits, eight channels in a byte."""
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from fastpeer.kernels.refusal import require
+
+
+def check_signs(signs: Tensor | None, shape: Sequence[int], device: torch.device, kernel: str) -> None:
+    """Refuse signs that are not those of a map of a shape (B, C, H, W); see `kernels.sign_bits.empty_signs`.
+
+    Raises:
+        KernelRefusal: shape, dtype, memory format or device does not fit; it names the kernel.
+    """
+    if signs is None:
+        return
+    batch, channels, height, width = shape
+    must = batch, height, width, channels // 8
+    fits = signs.dtype == torch.uint8 and signs.shape == must and signs.is_contiguous()
+    found = f"{signs.dtype} {tuple(signs.shape)} on {signs.device}"
+    message = f"signs must be contiguous uint8 {must} on {device}, got {found}"
+    require(fits and signs.device == device, kernel, message)
 
 
 @triton.jit

@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_attacks(fastpeer, run
     def refuse(**_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("fastpeer.cli.report.TemporaryFile", refuse)
+    monkeypatch.setattr("fastpeer.files.TemporaryFile", refuse)
     found = fastpeer("report --no-figures --device cpu", run)
     assert (found.code, found.out) == (2, "")
     assert "report: cannot be written (Read-only file system): name another --out" in found.err

@@ -60,7 +60,7 @@ def test_where_results_cannot_be_stored_nothing_is_attacked(
     def refused(**_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(evaluation_results, "TemporaryFile", refused)
+    monkeypatch.setattr("fastpeer.files.TemporaryFile", refused)
     monkeypatch.setattr(accuracy, "Evaluator", lambda *_, **__: pytest.fail("the attacks were run"))
     fastpeer("eval --attacks clean", finished).refused("results.json", "Permission denied")
 

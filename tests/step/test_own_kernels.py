@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from fastpeer.config import EngineConfig
-from fastpeer.kernels import attack_head, convolution
 from fastpeer.kernels.choice import torch_kernels
-from fastpeer.victims.convolution import PlainConvolutions
 from fastpeer.victims.factory import OwnKernels
 from tests.literal.peeraid import Settings
 from tests.step.test_released_step import assert_same, batches, config_for, engine_run, literal_run, networks
+from tests.victims.plain_formulas import let_formulas_run
 
 pytestmark = pytest.mark.usefixtures("nothing_logged")
 
@@ -29,7 +28,7 @@ ALONE = {
     "stem_step": {"first_convolution", "first_convolution_step"},
     "head": {"attack_head"},
 }
-"""The kernels that each switch brings into an attack, with the switch that it needs."""
+"""The kernels that each switch brings into an attack, with the switch that it needs on."""
 NEEDED = {"other_convolutions": "convolutions", "sign_bits": "convolutions", "stem_step": "stem"}
 OFF = EngineConfig(**{part.name: "off" for part in fields(EngineConfig)})
 CHAIN = replace(OFF, fold="on", chain="on", kernels="on")
@@ -61,16 +60,7 @@ def calls(monkeypatch):
     kernels = replace(plain, **{name: counting(name) for name in names})
     monkeypatch.setattr("fastpeer.step.options._obstacle", lambda *_: "")
     monkeypatch.setattr("fastpeer.step.options.triton_kernels", lambda: kernels)
-    # What the kernels take is told by the shapes alone.
-    monkeypatch.setattr(
-        "fastpeer.victims.convolution.takes", lambda x, w, *how: convolution.takes(x.half(), w.half(), *how)
-    )
-    monkeypatch.setattr("fastpeer.victims.chain.takes", lambda x, w: attack_head.takes(x.float(), w.float()))
-    # cuDNN's, where a layer is not our kernel's.
-    monkeypatch.setattr(
-        "fastpeer.victims.convolution._with_epilogue",
-        lambda conv, x, residual: PlainConvolutions().forward(conv, x, residual, relu=True),
-    )
+    let_formulas_run(monkeypatch)
     return counted
 
 

@@ -7,15 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastpeer.kernels import attack_head, convolution
 from fastpeer.kernels.choice import torch_kernels
 from fastpeer.step.fused_norms import NormsFused
 from fastpeer.step.split_batchnorm import set_updates, split_batchnorms
 from fastpeer.victims.autograd import AutogradVictim
 from fastpeer.victims.chain import ChainVictim
-from fastpeer.victims.convolution import PlainConvolutions
 from fastpeer.victims.factory import OwnKernels, VictimFactory
 from fastpeer.victims.windowed import windowed_logits
+from tests.victims.plain_formulas import let_formulas_run
 from tests.victims.random_networks import SIDE, RandomNetwork
 
 KERNELS = torch_kernels()
@@ -29,15 +28,7 @@ SEEDS = [
 
 @pytest.fixture(autouse=True)
 def _formulas_of_own_kernels(monkeypatch):
-    """Take float64 where the Triton kernels take less, and plain operators where cuDNN has an epilogue."""
-    monkeypatch.setattr(
-        "fastpeer.victims.convolution.takes", lambda x, w, *how: convolution.takes(x.half(), w.half(), *how)
-    )
-    monkeypatch.setattr("fastpeer.victims.chain.takes", lambda x, w: attack_head.takes(x.float(), w.float()))
-    monkeypatch.setattr(
-        "fastpeer.victims.convolution._with_epilogue",
-        lambda conv, x, residual: PlainConvolutions().forward(conv, x, residual, relu=True),
-    )
+    let_formulas_run(monkeypatch)
 
 
 def drawn(seed):
