@@ -54,7 +54,7 @@ class PrepOptions:
     force: bool = False
     """Replace a data set that already stands there."""
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print nothing but warnings and errors."""
     download_dir: Annotated[Path | None, Suppress] = None
     """Folder that keeps downloaded archives; default: the user's cache folder. Not a flag."""
 

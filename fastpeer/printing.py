@@ -48,6 +48,11 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     )
 
 
+def print_warning(console: Console, text: str) -> None:
+    """Print what belongs to a result: where the console is quiet, to standard error."""
+    print_line(Console(stderr=True) if console.quiet else console, text)
+
+
 def print_tables(console: Console, tables: Sequence[FigureTable], boxed: bool = True) -> None:
     """Print tables, several of them with columns of the same width; no name and no figure is cut.
 

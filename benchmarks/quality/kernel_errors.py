@@ -16,7 +16,10 @@ from benchmarks.harness.display import show
 from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
 from benchmarks.steps.cases import SHAPES, Case
+from fastpeer.errors import UserError
+from fastpeer.kernels.batch_norm import Running
 from fastpeer.kernels.choice import Kernels, torch_kernels, triton_kernels
+from fastpeer.kernels.fold import FoldedLayer
 from fastpeer.step.loss import LossTable
 
 BATCH = 128
@@ -60,14 +63,20 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
             yield moving_gradient(case, logits(2, classes, dtype, device))
         yield update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
         yield l2_update(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
-        yield random_start(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+        yield from starts(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
+        yield crop(f"{dataset}, 8 x 3 x {size} x {size}, float32", size, device)
         yield head(f"{dataset}, 8 x 512 x 4 x 4, {classes} classes, float16", classes, device)
     for side in (1, 3):
         for stride in (1, 2):
             case = f"4 x 64 x 8 x 8 to 64, {side} x {side} at stride {stride}, float16"
             yield convolution(case, side, stride, device)
     for dtype in DTYPES:
-        yield epilogue(f"8 x 64 x 16 x 16, {str(dtype).removeprefix('torch.')}", dtype, device)
+        short = str(dtype).removeprefix("torch.")
+        yield epilogue(f"8 x 64 x 16 x 16, {short}", dtype, device)
+        yield batch_norm(f"2 x 4 x 64 x 16 x 16, sum and ReLU, {short}", dtype, device)
+        yield fold(f"64 x 64 x 3 x 3 to {short}", dtype, device)
+    yield batch_norm("2 x 4 x 64 x 16 x 16 about 1e4, float32", torch.float32, device, mean=1e4)
+    yield first_convolution("8 x 3 x 16 x 16 to 64, float32", device)
 
 
 def logits(count: int, classes: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -168,14 +177,88 @@ def head(case: str, classes: int, device: torch.device) -> Comparison:
     return Comparison("attack_head", case, inputs, results)
 
 
-def random_start(case: str, size: int, device: torch.device) -> Comparison:
-    """Uniform within 8/255, clamped; in float64 the noise has more digits behind the same ones."""
-    key = torch.tensor(12345, device=device)
+def first_convolution(case: str, device: torch.device) -> Comparison:
+    """Run the layer that reads the pixels, with its ReLU, and the attack's step by its gradient."""
+    shapes = [(8, 3, 16, 16), (64, 3, 3, 3), (8, 64, 16, 16)]
+    made = [torch.randn(shape).to(device).contiguous(memory_format=torch.channels_last) for shape in shapes]
+    inputs = [made[0].sigmoid(), made[1] / 5, made[2], torch.randn(64, device=device)]
 
     def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"": kernels.uniform_start(inputs[0], 8 / 255, key, clamp=True)}
+        images, weight, gradient, bias = inputs
+        return {
+            "forward": kernels.first_convolution(images, weight, bias, True, images.dtype),
+            "back": kernels.first_convolution_gradient(gradient, weight),
+            "step": kernels.first_convolution_step(gradient, weight, images, images, 2 / 255, 8 / 255),
+        }
 
-    return Comparison("uniform_start", case, [torch.rand(8, 3, size, size).to(device)], results)
+    return Comparison("first_convolution", case, inputs, results)
+
+
+def batch_norm(case: str, dtype: torch.dtype, device: torch.device, mean: float = 0.0) -> Comparison:
+    """Normalise two halves by their own statistics, and move the running ones by both.
+
+    Sum and ReLU come behind it about 0 only: float32 numbers about 1e4 are 1e-3 apart, which of the results
+    near 0 a ReLU lets through is chance.
+    """
+    behind = mean == 0
+    made = [torch.randn(8, 64, 16, 16).to(device) for _ in range(3)]
+    made[0] += mean + torch.randn(64, 1, 1).to(device)
+    batches = [one.to(dtype).contiguous(memory_format=torch.channels_last) for one in made]
+    inputs = [*batches, *torch.randn(2, 64, device=device)]
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        x, residual, gradient, weight, bias = inputs
+        running = Running(torch.zeros_like(bias), torch.ones_like(bias), 0.1, (0, 1))
+        of = kernels.batch_norm
+        out = of.forward(x, 2, weight, bias, 1e-5, residual if behind else None, behind, running)
+        back = of.backward(gradient, x, out.y, out.mean, out.rstd, weight, bias, 2, behind, behind)
+        found = {**out._asdict(), "running mean": running.mean, "running variance": running.variance}
+        return found | {f"back at {name}": one for name, one in back._asdict().items() if one is not None}
+
+    return Comparison("batch_norm", case, inputs, results)
+
+
+def fold(case: str, dtype: torch.dtype, device: torch.device) -> Comparison:
+    """Fold a BatchNorm into the weights before it; the folded bias is kept in float32."""
+    weight, folded = torch.randn(2, 64, 64, 3, 3, device=device)
+    gamma, beta, mean, spread = torch.randn(4, 64, device=device)
+    inputs = [weight, gamma, beta, mean, spread.square() + 0.1, folded.to(dtype)]
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        weight, gamma, beta, mean, variance, folded = inputs
+        layer = FoldedLayer(
+            weight=weight, bias=None, gamma=gamma, beta=beta, mean=mean, variance=variance, eps=1e-5,
+            folded_weight=torch.empty_like(folded), folded_bias=torch.empty_like(mean),
+        )  # fmt: skip
+        kernels.fold([layer])()
+        return {"weight": layer.folded_weight, "bias": layer.folded_bias}
+
+    return Comparison("fold", case, inputs, results)
+
+
+def starts(case: str, size: int, device: torch.device) -> Iterator[Comparison]:
+    """Noise of an attack's start, clamped; in float64 it has more digits behind the same ones."""
+    key = torch.tensor(12345, device=device)
+    images = torch.rand(8, 3, size, size).to(device)
+
+    def of(name: str, radius: float) -> Comparison:
+        def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+            return {"": getattr(kernels, name)(inputs[0], radius, key, clamp=True)}
+
+        return Comparison(name, case, [images], results)
+
+    return map(of, ("uniform_start", "gaussian_start", "uniform_l2_start"), (8 / 255, 1e-3, 0.5))
+
+
+def crop(case: str, size: int, device: torch.device) -> Comparison:
+    """Crop and flip stored images; what is given as input says no more than the result's dtype."""
+    stored_images = torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8).to(device)
+    indices = torch.arange(8, device=device)
+
+    def results(kernels: Kernels, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"": kernels.crop_and_flip(stored_images, indices, 12345, inputs[0].dtype)}
+
+    return Comparison("crop_and_flip", case, [torch.empty(0)], results)
 
 
 def rows(comparison: Comparison, report: Report) -> Iterator[tuple[str, ...]]:
@@ -216,20 +299,27 @@ def main(arguments: Arguments) -> None:
     if device.type == "cpu":
         # Before Triton is imported, which happens with the first kernel.
         os.environ["TRITON_INTERPRET"] = "1"
-        from tests.kernels.interpreter import take_arrays_of_one_as_bounds
+        from tests.kernels.interpreter import adapt_interpreter
 
-        take_arrays_of_one_as_bounds()
+        adapt_interpreter()
     report = Report("kernel_errors", arguments, device, arguments.json)
     where = str(report.facts["device"]) if device.type == "cuda" else "Triton's interpreter"
     table = Table(title=f"Largest errors against the float64 oracle, {where}")
     for heading in ("kernel", "case", "result", "largest value", "Triton", "PyTorch", "ratio"):
         table.add_column(heading, justify="left" if heading in ("kernel", "case", "result") else "right")
-    for comparison in comparisons(device):
-        if not arguments.only or comparison.kernel in arguments.only:
-            for row in rows(comparison, report):
-                table.add_row(*row)
+    for comparison in _chosen(arguments.only, device):
+        for row in rows(comparison, report):
+            table.add_row(*row)
     report.save()
     show(table)
+
+
+def _chosen(only: Sequence[str], device: torch.device) -> list[Comparison]:
+    every = list(comparisons(device))
+    names = list(dict.fromkeys(one.kernel for one in every))
+    if unknown := [name for name in only if name not in names]:
+        raise UserError(f"--only must be among {', '.join(names)}, got {unknown[0]}")
+    return [one for one in every if not only or one.kernel in only]
 
 
 if __name__ == "__main__":

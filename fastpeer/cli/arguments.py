@@ -81,7 +81,7 @@ class TrainArguments:
     natural_teacher: Annotated[Path | None, arg(metavar="PATH")] = None
     """The teacher that was trained without an attack, of a method that has two; likewise."""
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print nothing but warnings and errors."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
 
@@ -157,7 +157,7 @@ class EvalArguments:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     quiet: bool = False
-    """Print nothing but the table and errors."""
+    """Print nothing but the table, warnings and errors."""
     format: TableFormat = "text"
     """Of the table: text, csv, json, latex (booktabs) or markdown."""
     force_settings: bool = False

@@ -13,7 +13,7 @@ from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.config import check_at_least, check_normalization
 from fastpeer.errors import UserError
 from fastpeer.models.pixel_range import check_pixel_range
-from fastpeer.printing import FigureTable, Row, print_line, print_tables
+from fastpeer.printing import FigureTable, Row, print_line, print_tables, print_warning
 from fastpeer.run_folder import newest_run
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ExportArguments:
     trust: bool = False
     """Import a class of your own that a run names; otherwise only what this line names. It runs code."""
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print nothing but warnings and errors."""
 
     def __post_init__(self) -> None:
         check_normalization(self.mean, self.std)
@@ -160,7 +160,7 @@ def _print(
     if "robustbench" in compared:
         print_line(console, "model_info.json: what is empty is yours to fill in, or not measured yet by eval")
     for name, reason in left_out.items():
-        print_line(console, f"left out {name}: {reason}")
+        print_warning(console, f"left out {name}: {reason}")
 
 
 def _figures(found: "Compared", count: int) -> list[str]:

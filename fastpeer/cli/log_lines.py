@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from fastpeer.printing import print_line
+from fastpeer.printing import print_line, print_warning
 
 
 class _ConsoleHandler(logging.Handler):
@@ -20,12 +20,13 @@ class _ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        print_line(self.console, self.format(record))
+        say = print_warning if record.levelno >= logging.WARNING else print_line
+        say(self.console, self.format(record))
 
 
 @contextmanager
 def log_to(console: Console, level: int = logging.INFO, more: Sequence[str] = ()) -> Iterator[None]:
-    """Print what fastpeer logs meanwhile, from `level` on; a quiet console prints nothing.
+    """Print what fastpeer logs meanwhile, from `level` on; of a quiet console only warnings.
 
     Args:
         console: where to.

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fastpeer.cli.arguments import parse
 from fastpeer.data_prep import PrepOptions, PrepSummary, prepare
-from fastpeer.printing import print_line
+from fastpeer.printing import print_line, print_warning
 from fastpeer.training.signals import ending_on_signals
 
 
@@ -21,8 +21,18 @@ def prep_command(words: Sequence[str]) -> None:
     console = Console(quiet=options.quiet)
     with ending_on_signals(), _Bars(console) as bars:
         summary = prepare(options, bars.show)
-    for line in filter(None, (_closing_line(summary), summary.pixels, *summary.notes)):
-        print_line(console, line)
+    _print(summary, console)
+
+
+def _print(summary: PrepSummary, console: Console) -> None:
+    # Imported here: the sources bring in Pillow, which --help need not wait for.
+    from fastpeer.data_prep.sources.official import OFFICIAL_PIXELS
+
+    print_line(console, _closing_line(summary))
+    if summary.pixels:
+        (print_line if summary.pixels == OFFICIAL_PIXELS else print_warning)(console, summary.pixels)
+    for note in summary.notes:
+        print_warning(console, note)
 
 
 def _closing_line(summary: PrepSummary) -> str:

@@ -18,7 +18,7 @@ from fastpeer.cli.pytorch import import_pytorch
 from fastpeer.config import check_at_least
 from fastpeer.errors import UserError, printable
 from fastpeer.files import check_room, write_atomically
-from fastpeer.printing import print_line
+from fastpeer.printing import print_line, print_warning
 from fastpeer.run_folder import RunFolder, newest_run
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ReportArguments:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print nothing but warnings and errors."""
 
     def __post_init__(self) -> None:
         check_at_least(16, self, "images")
@@ -171,7 +171,7 @@ def _measured(
             if error.exit_code != UserError.exit_code:
                 raise
             complaints[one.name] = str(error)
-            print_line(console, f"{one.name}: the network is left out ({error})")
+            print_warning(console, f"{one.name}: the network is left out ({error})")
     return measured, complaints
 
 

@@ -48,6 +48,14 @@ def _inside(left, known):
 
 
 @triton.jit
+def _origin(x, part, channel, known, rows, channels):
+    """Return a number for each channel that is not far from its mean: the mean of a few rows of the part."""
+    row = tl.arange(0, 16) * (rows // 16)
+    place = (part * rows + row)[:, None] * channels + channel[None, :]
+    return tl.sum(tl.load(x + place, mask=known[None, :], other=0.0).to(tl.float32), 0) / 16
+
+
+@triton.jit
 def _measured(value, first, present, sums, squares):
     """Return sums of the differences from the first values, and of their squares, with one more of each."""
     off = tl.where(present, value.to(tl.float32) - first, 0.0)
@@ -57,7 +65,7 @@ def _measured(value, first, present, sums, squares):
 @triton.jit
 def statistics(
     x,  # (parts · rows, channels)
-    partial,  # (parts, 2, splits, channels): mean less the part's first row, and squares about the mean
+    partial,  # (parts, 2, splits, channels): mean less the part's origin, and squares about the mean
     rows,
     chunk,
     splits,
@@ -67,15 +75,11 @@ def statistics(
 ):
     """Sum up rows: mean and squares about it, of each program."""
     split, part, channel, known = _program(channels, COLUMNS)
-    slot = tl.arange(0, ROWS)
-    count = tl.minimum(chunk, rows - split * chunk)
-    x += part * rows * channels
-    origin = tl.load(x + channel, mask=known, other=0.0).to(tl.float32)
-    place = (split * chunk + slot)[:, None] * channels + channel[None, :]
-    present = (slot < count)[:, None] & known[None, :]
+    slot, count, place = _rows(split, part, channel, rows, chunk, channels, ROWS)
+    origin = _origin(x, part, channel, known, rows, channels)
     # Each slot measures from its own first value: one of a few values is never so far from their mean that
     # the difference of the sums below would lose much, whatever the values are.
-    first = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
+    first = tl.load(x + place, mask=_inside(count - slot, known), other=0.0).to(tl.float32)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
     step = ROWS * channels
@@ -112,7 +116,7 @@ def _put_together(x, partial, part, channel, rows, chunk, splits, channels, SPLI
     present = (split < splits)[:, None] & known[None, :]
     means = tl.load(partial + place, mask=present, other=0.0)
     around = tl.load(partial + splits * channels + place, mask=present, other=0.0)
-    origin = tl.load(x + part * rows * channels + channel, mask=known, other=0.0).to(tl.float32)
+    origin = _origin(x, part, channel, known, rows, channels)
     mean = tl.sum(values * means, 0) / rows
     off = means - mean[None, :]
     return origin + mean, tl.sum(around + values * off * off, 0) / rows
@@ -181,11 +185,12 @@ def normalise(
             value += tl.load(residual + place, mask=present, other=0.0).to(tl.float32)
         if RECTIFIES:
             value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(y + place, value.to(y.dtype.element_ty), mask=present)
+        rounded = value.to(y.dtype.element_ty)
+        # Before y is stored: in the other order a thread takes more registers, and one program fits, not two.
         if SIGNS:
-            rounded = value.to(y.dtype.element_ty).to(tl.float32)
             bits, kept = _bits(split, part, rows, chunk, done, channels, ROWS, COLUMNS)
-            tl.store(signs + bits, packed((rounded <= 0) == 0), mask=kept)
+            tl.store(signs + bits, packed((rounded.to(tl.float32) <= 0) == 0), mask=kept)
+        tl.store(y + place, rounded, mask=present)
         place += ROWS * channels
 
 

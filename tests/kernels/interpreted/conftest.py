@@ -32,11 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=INTERPRETING)
-def interpreter_of_any_version() -> None:
-    """Let an older Triton interpret under a newer NumPy."""
-    from tests.kernels.interpreter import take_arrays_of_one_as_bounds
+def adapted_interpreter() -> None:
+    """Let an older Triton interpret under a newer NumPy, and sum as GPUs do."""
+    from tests.kernels.interpreter import adapt_interpreter
 
-    take_arrays_of_one_as_bounds()
+    adapt_interpreter()
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,19 @@ def test_float32_is_no_farther_off_than_twice_pytorchs(device, parts, relu, summ
     assert_at_most_twice(worst(draws))
 
 
+def test_means_of_many_values_do_not_hang_on_the_first_of_them(device):
+    x, *others = tensors(0, device, (8, 8, 8, 8), torch.float32)
+    x -= x.mean((0, 2, 3), keepdim=True)
+    x[0, :, 0, 0] = 6.0
+    found, plain, truth = (
+        run(kernels, (x, *others), 1, False, False, (0,), dtype)
+        for kernels, dtype in ((fused, None), (oracle, None), (oracle, torch.float64))
+    )
+    y, mean, *rest = errors(found, plain, truth)
+    assert mean.kernel <= 2**-24
+    assert_at_most_twice([y, *rest])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("parts", "summed"),
