@@ -222,7 +222,7 @@ class RunFolder:
             UserError: there is no run, the file is not a valid recipe, or the run has parts elsewhere.
         """
         if not self.exists:
-            raise UserError(f"no run in {self.path}: config.toml is missing")
+            raise UserError(f"no run in {self.path}: config.toml is missing{one_of_its_runs(self.path)}")
         self._refuse_parts_elsewhere()
         return load_recipe(str(self.config_file))
 
@@ -280,6 +280,12 @@ def runs_in(folder: Path) -> list[RunFolder]:
     """Return the runs in a folder of runs, sorted by name; those in folders within it are not looked for."""
     runs = [RunFolder(path) for path in sorted(folder.glob("*/"))]
     return [run for run in runs if run.exists]
+
+
+def one_of_its_runs(folder: Path) -> str:
+    """End the message of what wants one run and was given a folder of runs; "" where it is none."""
+    newest = max(runs_in(folder), key=RunFolder.last_written, default=None)
+    return f"; it is a folder of runs: name one, such as {newest.path}" if newest else ""
 
 
 def newest_run(folder: Path = Path("runs")) -> RunFolder:

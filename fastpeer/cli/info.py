@@ -18,7 +18,7 @@ from fastpeer.links import student_weights
 from fastpeer.models.pixel_range import format_normalization
 from fastpeer.printing import print_line
 from fastpeer.provenance import UNKNOWN, provenance_rows
-from fastpeer.run_folder import RunFolder, enclosing_run, network_name, newest_run
+from fastpeer.run_folder import RunFolder, enclosing_run, network_name, newest_run, one_of_its_runs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,8 @@ def _rows(path: Path, key: str) -> Iterator[Row]:
     elif (path / "dataset.json").is_file():
         yield from _rows_of_data(path)
     elif file is None and path.is_dir():
-        raise UserError(f"{path}: neither a run, a checkpoint, a prepared data set nor a file with weights")
+        expected = "neither a run, a checkpoint, a prepared data set nor a file with weights"
+        raise UserError(f"{path}: {expected}{one_of_its_runs(path)}")
     else:
         # A file that is missing is named by what reads it.
         yield from _rows_of_file(file or path, key)

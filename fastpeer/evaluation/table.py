@@ -109,10 +109,20 @@ def notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
             paths_of.setdefault(note, []).append(str(path))
     for note, paths in paths_of.items():
         yield f"{'all runs' if len(paths) == len(configs) > 1 else ', '.join(paths)}: {note}"
+    yield from _other_images(results)
     yield from warning_notes(results)
     for names in dict.fromkeys(map(_run_names, seed_groups(list(results)))):
         yield f"{names}: differ in their seed alone; ± is the standard deviation over them (n − 1)"
     yield from _notes_on_figures([result for row in results.values() for result in row])
+
+
+def _other_images(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:
+    """Yield which figures are of other images than the title says, as those of several evaluations may be."""
+    for target, row in results.items():
+        for result in row:
+            if result.images != row[0].images:
+                images = images_text(result.images, result.total, result.dataset)
+                yield f"{target.label}: {heading(result.attack, result.norm)} is on {images}"
 
 
 def warning_notes(results: Mapping[Target, Sequence[Result]]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from fastpeer.models.weights import (
     recorded_normalization,
     report_normalization,
 )
-from fastpeer.run_folder import RunFolder, enclosing_run, network_name
+from fastpeer.run_folder import RunFolder, enclosing_run, network_name, one_of_its_runs
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,8 @@ def _weights_file(path: Path, flag: str) -> Path:
     if not run.exists:
         file = student_weights(path)
         if file is None:
-            raise UserError(f"{flag} {path}: neither a run, nor a checkpoint, nor a file with weights")
+            expected = "neither a run, nor a checkpoint, nor a file with weights"
+            raise UserError(f"{flag} {path}: {expected}{one_of_its_runs(path)}")
         return file
     files = [run.checkpoint(name) / "student.safetensors" for name in ("best", "last")]
     found = next((file for file in files if file.is_file()), None)

@@ -14,7 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastpeer import __version__
+from fastpeer.config.settings import Config
 from fastpeer.models import build_model
+from fastpeer.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +119,13 @@ def test_a_data_set(fastpeer) -> None:
     # Nobody's official data set.
     assert "pixels" not in found
     assert "not the official pixels" in fastpeer("info data/cifar10").succeeded().out
+
+
+def test_a_folder_of_runs_is_told_from_a_run(fastpeer, tmp_path: Path) -> None:
+    RunFolder(tmp_path / "mine").create(Config(), {}, force=False)
+    for command in ("info", "report", "watch"):
+        told = fastpeer(command, tmp_path).refused(str(tmp_path), "a folder of runs: name one, such as ")
+        assert told.rstrip().endswith("mine")
 
 
 def test_what_is_no_weights(fastpeer, tmp_path: Path) -> None:

@@ -251,6 +251,15 @@ def test_other_test_images_have_a_table_of_their_own():
     assert "two last" not in first
 
 
+def test_stored_figures_of_other_images_than_the_title_s_are_named():
+    file, mine = StringIO(), target("mine", "last", None)
+    row = [replace(result("clean"), images=4), replace(result("fgsm"), images=4), result("pgd20")]
+    show_results({mine: row}, report_in("text", Console(file=file, width=200)))
+    assert "on 4 of 8 test images of cifar10" in file.getvalue()
+    assert file.getvalue().count(" is on ") == 1
+    assert "mine last: PGD-20 is on all 8 test images of cifar10\n" in file.getvalue()
+
+
 def test_an_evaluation_that_was_stopped_shows_what_it_found():
     file = StringIO()
     one, two = target("one", "last", None), target("two", "last", None)

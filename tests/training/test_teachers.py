@@ -146,6 +146,8 @@ def test_missing_teachers_are_one_line(run, tmp_path):
     empty.create(CONFIG, {"data": DATA}, force=False)
     with pytest.raises(UserError, match=r"this run holds no checkpoint yet"):
         find(empty.path)
+    with pytest.raises(UserError, match=rf"a folder of runs: name one, such as {empty.path}"):
+        find(tmp_path)
 
 
 def test_teacher_is_built_frozen_and_exact_without_drawing_random_numbers(best):
