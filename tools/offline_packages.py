@@ -95,7 +95,7 @@ def needs(package: str, python: str) -> Iterator[str]:
 
 
 def is_here(name: str) -> bool:
-    """Tell whether a package is installed here; what stands under another name in `SAME` is not looked for."""
+    """Tell whether a package is installed here; another name of `SAME` is not looked for."""
     if name in SAME.values():
         return False
     try:
