@@ -4,10 +4,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -62,10 +62,28 @@ def start(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None
     warnings.filterwarnings("ignore", message=".*reduction.*", category=UserWarning)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        main(tyro.cli(arguments, description=arguments.__doc__))
+        given = tyro.cli(arguments, description=arguments.__doc__)
+        check_numbers(given)
+        main(given)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def check_numbers(arguments: Any) -> None:
+    """Refuse negative numbers in a dataclass, and counts of 0 where no default is 0.
+
+    Raises:
+        UserError: there is one; a line that names its flag.
+    """
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        usual = field.default if isinstance(field.default, tuple) else (field.default,)
+        for number in (one for one in numbers if type(one) in (int, float)):
+            low = 1 if type(number) is int and 0 not in usual else 0
+            if not number >= low:  # NaN is none either.
+                raise UserError(f"--{field.name.replace('_', '-')} must be {low} or more, got {number}")
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
