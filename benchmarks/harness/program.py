@@ -54,6 +54,8 @@ class Timed(Common):
 
 
 Arguments = TypeVar("Arguments")
+SOME = ("rounds", "batch", "batches", "batch_size", "batch_sizes")
+"""Counts without which nothing is measured; of others 0 may mean something, such as all images."""
 
 
 def start(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
@@ -71,7 +73,7 @@ def start(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None
 
 
 def check_numbers(arguments: Any) -> None:
-    """Refuse negative numbers in a dataclass, and counts of 0 where no default is 0.
+    """Refuse negative numbers in a dataclass, and a count of 0 where there must be some.
 
     Raises:
         UserError: there is one; a line that names its flag.
@@ -79,9 +81,8 @@ def check_numbers(arguments: Any) -> None:
     for field in fields(arguments):
         value = getattr(arguments, field.name)
         numbers = value if isinstance(value, (tuple, list)) else (value,)
-        usual = field.default if isinstance(field.default, tuple) else (field.default,)
+        low = 1 if field.name in SOME and field.default != 0 else 0
         for number in (one for one in numbers if type(one) in (int, float)):
-            low = 1 if type(number) is int and 0 not in usual else 0
             if not number >= low:  # NaN is none either.
                 raise UserError(f"--{field.name.replace('_', '-')} must be {low} or more, got {number}")
 
