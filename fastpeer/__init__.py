@@ -5,11 +5,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastpeer.api import AttackResult as AttackResult
-    from fastpeer.api import evaluate as evaluate
-    from fastpeer.api import load as load
-    from fastpeer.errors import UserError as UserError
+    from fastpeer.api import AttackResult, evaluate, load
+    from fastpeer.errors import UserError
 
+__all__ = ["AttackResult", "UserError", "evaluate", "load"]
 __version__ = "0.1.0"
 _HOMES = {
     "load": "fastpeer.api", "evaluate": "fastpeer.api", "AttackResult": "fastpeer.api",

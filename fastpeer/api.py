@@ -3,28 +3,32 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from time import perf_counter
+from typing import SupportsFloat
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastpeer.config import Norm, check_distances
+from fastpeer.config import Norm, check_distances, check_fits, check_normalization, doubts
 from fastpeer.data.dataset import open_dataset
 from fastpeer.data.host import HostSource
 from fastpeer.data.split import open_split
 from fastpeer.data.stream import EvaluationStream, Source, spread
 from fastpeer.data.tensors import RowMajorSource, TensorSource
 from fastpeer.device import choose_device, placed
-from fastpeer.errors import UserError, brief
+from fastpeer.errors import UserError, brief, shown
 from fastpeer.evaluation.accuracy import Classified, classify_under_attack, evaluation_options
-from fastpeer.evaluation.attack_names import parse_attacks
+from fastpeer.evaluation.attack_names import fewest_steps, parse_attacks
 from fastpeer.evaluation.attacks import AttackSettings
 from fastpeer.evaluation.hidden_gradients import hidden_gradients
 from fastpeer.evaluation.opening import Wanted, open_network
 from fastpeer.evaluation.results import wilson_interval
-from fastpeer.own_code import Untrusted, trusting
+from fastpeer.models.pixel_range import check_pixel_range
+from fastpeer.own_code import trusting
 from fastpeer.step.precision import number_format
 
 
@@ -73,7 +77,7 @@ def load(
     path: str | Path,
     checkpoint: str = "best",
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     model: str = "",
     classes: int = 0,
     size: int = 0,
@@ -91,8 +95,9 @@ def load(
         model: name of the network, where a file does not tell: a shipped one, timm:NAME or module:Class.
         classes: number of classes, where a file does not tell.
         size: side of the images, for networks that are built for one, where a file does not tell.
-        mean: normalisation inside the network, one number or three; empty: as its run or file records.
-        std: divides each channel after that.
+        mean: normalisation inside the network for pixels in [0, 1], one number or three; empty: as its run or
+            file records.
+        std: divides each channel after that; as many numbers.
         weights_key: which weights of a file that holds several sets of them.
         trust: import a class of your own that a run names; otherwise only `model`. It runs code.
 
@@ -102,16 +107,24 @@ def load(
     Raises:
         fastpeer.UserError: there is no such network, or it cannot be built; a line that says what to do.
     """
+    _check_kind(str, "text", checkpoint=checkpoint, model=model, weights_key=weights_key)
+    _check_kind((str, PathLike), "a path", path=path)
+    _check_whole(0, classes=classes, size=size)
     wanted = Wanted(
-        checkpoint=checkpoint, model=model, classes=classes, size=size, mean=tuple(mean), std=tuple(std),
-        weights_key=weights_key,
+        checkpoint=checkpoint, model=model, classes=classes, size=size, weights_key=weights_key,
+        mean=_numbers("mean", mean), std=_numbers("std", std),
     )  # fmt: skip
+    with _one_line_errors():
+        check_normalization(wanted.mean, wanted.std)
+        check_pixel_range(wanted.mean, wanted.std)
+    chosen = choose_device(str(device), "device")
     with trusting(None if trust else {model}):
         try:
             opened = open_network(Path(path), wanted, flag="")
-        except Untrusted as error:
-            raise Untrusted(str(error).replace("--trust", "trust=True")) from None
-    return placed(opened.network, choose_device(device), torch.float32).eval()
+        except UserError as error:
+            told = str(error).replace("--trust", "trust=True").replace("--weights-key", "weights_key")
+            raise type(error)(told) from None
+    return placed(opened.network, chosen, torch.float32).eval()
 
 
 def evaluate(
@@ -139,7 +152,7 @@ def evaluate(
         epsilon: radius of the ball.
         step_size: of PGD; AutoAttack chooses its own.
         examples: use only this many images, evenly spread; 0: all.
-        size: side of the images, of a data set kept as JPEG.
+        size: side of the images, of a prepared data set kept as JPEG.
         batch_size: images attacked at once.
         seed: of the random starts.
 
@@ -149,28 +162,32 @@ def evaluate(
     Raises:
         fastpeer.UserError: model or data do not fit; a line that says what must be.
     """
-    names = parse_attacks(attacks if isinstance(attacks, str) else ",".join(attacks))
-    _check_settings(norm, epsilon, step_size, batch_size)
+    names = _names(attacks)
+    _check_whole(1, batch_size=batch_size)
+    _check_whole(0, examples=examples, size=size, seed=seed)
+    _check_distances(norm, epsilon, step_size)
     device = _device_of(model)
     source = _source(data, device, batch_size, size, _is_channels_last(model))
     chosen = spread(np.arange(len(source.labels)), examples)
     stream = EvaluationStream(source, chosen, torch.float32)
     number_format("fp32").allow_tf32()
+    _check_fits(norm, epsilon, stream)
     with _as_it_was(model):
         settings = AttackSettings(
-            epsilon=epsilon, step_size=step_size, classes=_classes(model, stream), seed=seed,
+            epsilon=float(epsilon), step_size=float(step_size), classes=_classes(model, stream), seed=seed,
             batch_size=batch_size, options=evaluation_options(device), norm=norm,
         )  # fmt: skip
         hidden = hidden_gradients(model, stream) if names != ["clean"] else []
-        return {name: _attacked(name, model, stream, settings, hidden) for name in names}
+        suspect = [*doubts(norm, settings.epsilon, settings.step_size, fewest_steps(names)), *hidden]
+        return {name: _attacked(name, model, stream, settings, suspect) for name in names}
 
 
 def _attacked(
-    name: str, model: nn.Module, stream: EvaluationStream, settings: AttackSettings, hidden: Sequence[str]
+    name: str, model: nn.Module, stream: EvaluationStream, settings: AttackSettings, suspect: Sequence[str]
 ) -> AttackResult:
     began = perf_counter()
     found: Classified = classify_under_attack(name, model, stream, settings, lambda done, stage="": None)
-    warnings = () if name == "clean" else tuple(dict.fromkeys([*hidden, *found.reasons]))
+    warnings = () if name == "clean" else tuple(dict.fromkeys([*suspect, *found.reasons]))
     stands = tuple(found.correct.tolist())
     return AttackResult(
         attack=name, correct=sum(stands), images=len(stands), total=len(stream.source.labels),
@@ -180,15 +197,53 @@ def _attacked(
     )  # fmt: skip
 
 
-def _check_settings(norm: Norm, epsilon: float, step_size: float, batch_size: int) -> None:
-    if norm not in ("linf", "l2"):
-        raise UserError(f"norm must be linf or l2, got {norm!r}")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be 1 or more, got {batch_size}")
+def _names(attacks: str | Sequence[str]) -> list[str]:
+    single = isinstance(attacks, str)
+    if not single and not (isinstance(attacks, Iterable) and all(isinstance(name, str) for name in attacks)):
+        raise UserError(f"attacks must be names, such as clean,fgsm,pgd20, got {shown(attacks)}")
+    return parse_attacks(attacks if isinstance(attacks, str) else ",".join(attacks), "attacks")
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
     try:
-        check_distances(norm, epsilon=epsilon, step_size=step_size)
+        yield
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _check_kind(kind: type | tuple[type, ...], what: str, **values: object) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise UserError(f"{name} must be {what}, got {shown(value)}")
+
+
+def _check_whole(low: int, **values: int) -> None:
+    _check_kind(Integral, "a whole number", **values)
+    for name, value in values.items():
+        if value < low:
+            raise UserError(f"{name} must be {low} or more, got {value}")
+
+
+def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} must hold 1 or 3 numbers, such as [0.5], got {shown(values)}") from None
+
+
+def _check_distances(norm: Norm, epsilon: float, step_size: float) -> None:
+    if norm not in ("linf", "l2"):
+        raise UserError(f"norm must be linf or l2, got {norm!r}")
+    # Whatever has a number may stand for it, such as a tensor's element or NumPy's.
+    _check_kind(SupportsFloat, "a number, such as 8 / 255", epsilon=epsilon, step_size=step_size)
+    with _one_line_errors():
+        check_distances(norm, epsilon=float(epsilon), step_size=float(step_size))
+
+
+def _check_fits(norm: Norm, epsilon: float, stream: EvaluationStream) -> None:
+    height, width = next(iter(stream.sample(1))).images.shape[2:]
+    check_fits(norm, epsilon, (height, width), "epsilon")
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -221,6 +276,8 @@ def _source(data: object, device: torch.device, batch_size: int, size: int, chan
         dataset = open_dataset(Path(data)).seen_at(size, "size")
         source = HostSource(open_split(dataset, "test", batch_size), device)
     else:
+        if size:
+            raise UserError(f"size is for prepared data: give tensors in the size that is meant, got {size=}")
         source = TensorSource.of(data, batch_size, device)
     return source if channels_last else RowMajorSource(source)
 
@@ -238,6 +295,8 @@ def _classes(model: nn.Module, stream: EvaluationStream) -> int:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"the model must map {len(images)} images to logits ({len(images)}, C), got {found}")
+    if logits.shape[1] < 2:
+        raise UserError("the model must have a logit for each class, two at least, got 1")
     if not torch.equal(images, batch.images):
         raise UserError("the model must leave its images as they are, it changes them in place: clone them")
     most = int(stream.source.labels.max())

@@ -20,8 +20,12 @@ def memory_errors(setting: str) -> Iterator[None]:
         raise UserError(f"the device has too little memory: lower {setting}") from None
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, flag: str = "--device") -> torch.device:
     """Return the device that --device names: auto (CUDA if there is one), cpu, cuda or cuda:N; gpu is cuda.
+
+    Args:
+        name: as it was given.
+        flag: what it was given by, for messages.
 
     Raises:
         UserError: another name, or this machine has no such device.
@@ -29,13 +33,13 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|(cuda|gpu)(:\d+)?", name):
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+        raise UserError(f"{flag} must be auto, cpu, cuda or cuda:N, got {name!r}")
     try:
         # Of the tensor, since torch.cuda.set_device wants a number and "cuda" has none.
         device = torch.empty(0, device=name.replace("gpu", "cuda")).device
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error).split(". ")[0]
-        raise UserError(f"--device {name}: cannot be used here ({reason}); try auto or cpu") from None
+        raise UserError(f"{flag} {name}: cannot be used here ({reason}); try auto or cpu") from None
     if device.type == "cuda":
         # FFCV synchronises with streams of the current device, which must be the one that computes.
         torch.cuda.set_device(device)

@@ -99,6 +99,12 @@ def in_place(model):
             "got str: fastpeer.load(path) opens one",
         ),
         (lambda model, images, labels: (in_place(model), (images, labels)), "changes them in place"),
+        (lambda model, images, labels: (model, (images, labels - 1)), "whole numbers from 0, got -1"),
+        (lambda model, images, labels: (model, (images.numpy(), [0])), "got (ndarray, list)"),
+        (
+            lambda model, images, labels: (nn.Sequential(nn.Flatten(), nn.Linear(48, 1)), (images, labels)),
+            "a logit for each class, two at least, got 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(images, change, told):
@@ -116,11 +122,25 @@ def test_what_does_not_fit_is_one_line(images, change, told):
         ({"norm": "l1"}, "norm must be linf or l2, got 'l1'"),
         ({"epsilon": 2}, "epsilon must be from 0 to 1"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"examples": -1}, "examples must be 0 or more, got -1"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"size": 8}, "size is for prepared data"),
+        ({"epsilon": "8/255"}, "epsilon must be a number, such as 8 / 255, got '8/255'"),
+        ({"norm": "l2", "epsilon": 8}, "epsilon must be at most 6.9 for norm l2"),
+        ({"attacks": [20]}, r"attacks must be names, such as clean,fgsm,pgd20, got \[20\]"),
+        ({"attacks": ""}, "^attacks must name at least one attack"),
     ],
 )
 def test_settings_are_checked(images, settings, told):
     with pytest.raises(fastpeer.UserError, match=told):
         fastpeer.evaluate(Linear(), (images, torch.zeros(40, dtype=torch.int64)), **settings)
+
+
+def test_a_radius_of_the_other_norm_is_doubted(images):
+    found = fastpeer.evaluate(Linear(), (images, torch.zeros(40, dtype=torch.int64)), "clean,fgsm", norm="l2")
+    assert "nearly no attack" in found["fgsm"].warnings[0]
+    assert found["clean"].warnings == ()
 
 
 @pytest.fixture
@@ -151,6 +171,31 @@ def test_what_a_file_does_not_tell_is_asked_for(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"path": None}, "path must be a path, got None"),
+        ({"checkpoint": 3}, "checkpoint must be text, got 3"),
+        ({"classes": "5"}, "classes must be a whole number, got '5'"),
+        ({"classes": -1}, "classes must be 0 or more, got -1"),
+        ({"classes": 10**9}, "classes must be from 1 to 1,000,000, got 1000000000"),
+        ({"mean": 0.5}, r"mean must hold 1 or 3 numbers, such as \[0.5\], got 0.5"),
+        ({"mean": [0.5]}, "mean must hold 1 or 3 numbers and std as many"),
+        ({"mean": [127], "std": [60]}, "mean must be at most 1, as pixels lie in"),
+        ({"mean": [0.5], "std": [0]}, "std must be above 0"),
+        ({"device": "tpu"}, "^device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"weights_key": "ema"}, "leave out weights_key ema"),
+    ],
+)
+def test_arguments_are_checked_before_a_wrong_network_comes_of_them(file, settings, told):
+    with pytest.raises(fastpeer.UserError, match=told):
+        fastpeer.load(**{"path": file[0], **settings})
+
+
+def test_a_device_may_be_torchs(file):
+    assert next(fastpeer.load(file[0], device=torch.device("cpu")).parameters()).device.type == "cpu"
+
+
 def test_a_file_alone_runs_no_code(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "boom.py").write_text("raise SystemExit('ran')\n")
@@ -162,6 +207,6 @@ def test_a_file_alone_runs_no_code(file, tmp_path, monkeypatch):
 def test_importing_it_is_quick():
     code = "import sys, fastpeer; sys.exit(str({'torch', 'numpy', 'cattrs'} & set(sys.modules) or ''))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""
-    assert {"load", "evaluate", "UserError"} <= set(dir(fastpeer))
+    assert {"load", "evaluate", "UserError", "AttackResult"} == set(fastpeer.__all__) <= set(dir(fastpeer))
     with pytest.raises(AttributeError):
         _ = fastpeer.lode

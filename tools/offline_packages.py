@@ -46,7 +46,7 @@ def main() -> None:
     for name in carried:
         copy(metadata.distribution(name), arguments.target)
     copy_metadata("fastpeer", arguments.target)
-    print("carried:", ", ".join(f"{name} {metadata.version(name)}" for name in carried))
+    print("carried:", ", ".join(f"{name} {metadata.version(name)}" for name in carried) or "nothing")
     if missing := sorted(set(lacking) - set(carried)):
         print(f"has compiled parts and must be there: {', '.join(missing)}")
         if arguments.installed:
@@ -60,8 +60,14 @@ def names_in(text: str) -> set[str]:
         words = re.split(r"[\s,]+", re.sub(r"[=<>!~@;#(].*", "", line).strip())
         # `pip list` puts the version in a second column.
         words = words[:1] if len(words) == 2 and re.match(r"\d", words[1]) else words
-        found |= {canonicalize_name(word) for word in words if re.fullmatch(r"[A-Za-z0-9._-]+", word)}
+        found |= {known_as(word) for word in words if re.fullmatch(r"[A-Za-z0-9._-]+", word)}
     return found
+
+
+def known_as(name: str) -> str:
+    """Return the one name by which a package is spoken of here."""
+    canonical = canonicalize_name(name)
+    return SAME.get(canonical, canonical)
 
 
 def closure(package: str, python: str, installed: set[str]) -> list[str]:
@@ -82,19 +88,26 @@ def needs(package: str, python: str) -> Iterator[str]:
         "python_version": python, "python_full_version": f"{python}.0", "platform_system": "Linux",
         "sys_platform": "linux", "extra": "",
     }  # fmt: skip
-    for text in metadata.requires(package) or ():
+    for text in metadata.requires(package) or () if is_here(package) else ():
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate(there):
-            name = canonicalize_name(requirement.name)
-            yield SAME.get(name, name)
+            yield known_as(requirement.name)
+
+
+def is_here(name: str) -> bool:
+    """Tell whether a package is installed here; another name of `SAME` is not looked for."""
+    if name in SAME.values():
+        return False
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        sys.exit(f"{name} is not installed here: run make demo or make test first")
+    return True
 
 
 def is_pure(name: str) -> bool:
     """Tell whether a package is Python alone, and so serves any version of it."""
-    try:
-        wheel = metadata.distribution(name).read_text("WHEEL") or ""
-    except metadata.PackageNotFoundError:
-        sys.exit(f"{name} is not installed here: run make first")
+    wheel = (metadata.distribution(name).read_text("WHEEL") or "") if is_here(name) else ""
     return "Root-Is-Purelib: true" in wheel
 
 

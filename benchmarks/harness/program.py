@@ -4,10 +4,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -54,6 +54,8 @@ class Timed(Common):
 
 
 Arguments = TypeVar("Arguments")
+SOME = ("rounds", "batch", "batches", "batch_size", "batch_sizes")
+"""Counts without which nothing is measured; of others 0 may mean something, such as all images."""
 
 
 def start(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
@@ -62,10 +64,27 @@ def start(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None
     warnings.filterwarnings("ignore", message=".*reduction.*", category=UserWarning)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        main(tyro.cli(arguments, description=arguments.__doc__))
+        given = tyro.cli(arguments, description=arguments.__doc__)
+        check_numbers(given)
+        main(given)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def check_numbers(arguments: Any) -> None:
+    """Refuse negative numbers in a dataclass, and a count of 0 where there must be some.
+
+    Raises:
+        UserError: there is one; a line that names its flag.
+    """
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        low = 1 if field.name in SOME and field.default != 0 else 0
+        for number in (one for one in numbers if type(one) in (int, float)):
+            if not number >= low:  # NaN is none either.
+                raise UserError(f"--{field.name.replace('_', '-')} must be {low} or more, got {number}")
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

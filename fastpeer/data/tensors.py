@@ -83,7 +83,9 @@ class RowMajorSource:
 def _pair(value: object) -> tuple[Tensor, Tensor]:
     sides = tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(sides) != 2 or not all(isinstance(side, Tensor) for side in sides):
-        raise UserError(f"data must be pairs of tensors (images, labels), got {type(value).__name__}")
+        two = f"({', '.join(type(side).__name__ for side in sides)})"
+        found = two if len(sides) == 2 else type(value).__name__
+        raise UserError(f"data must be pairs of tensors (images, labels), got {found}")
     return sides[0], sides[1]
 
 
@@ -105,6 +107,8 @@ def _check(images: Tensor, labels: Tensor) -> None:
     if not 0 <= low <= high <= 1:
         advice = "divide them by 255, or put their normalisation into the model"
         raise UserError(f"images must lie in [0, 1], got {low:g} to {high:g}: {advice}")
-    if labels.shape != (len(images),) or labels.is_floating_point() or labels.min() < 0:
+    whole = labels.shape == (len(images),) and not labels.is_floating_point()
+    if not whole or labels.min() < 0:
         found = f"{tuple(labels.shape)} of {str(labels.dtype).removeprefix('torch.')}"
+        found = str(labels.min().item()) if whole else found
         raise UserError(f"labels must be ({len(images)},) of whole numbers from 0, got {found}")

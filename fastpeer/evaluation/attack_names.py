@@ -152,15 +152,19 @@ def autoattacks_of(name: str, classes: int) -> tuple[str, ...]:
     return attacks
 
 
-def parse_attacks(text: str) -> list[str]:
+def parse_attacks(text: str, flag: str = "--attacks") -> list[str]:
     """Split "clean,fgsm,pgd20,cw,aa" into known names, which say their numbers: cw is cw30.
+
+    Args:
+        text: the names.
+        flag: what they were given by, for messages.
 
     Raises:
         UserError: an unknown name, or no name at all.
     """
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
     if not words:
-        raise UserError("--attacks must name at least one attack, such as clean,fgsm,pgd20,aa")
+        raise UserError(f"{flag} must name at least one attack, such as clean,fgsm,pgd20,aa")
     names = {word: split_name(word) for word in words}
     for word, name in names.items():
         if name is None:

@@ -99,14 +99,14 @@ def open_network(path: Path, wanted: Wanted, flag: str = "--") -> OpenedNetwork:
     target = _target(path, wanted)
     facts, data = recorded_facts(target.weights), _data_of(target.run)
     name = wanted.model or target.network(f"{flag}model", wanted.weights_key)
-    classes = wanted.classes or _number(data.get("classes")) or _number(facts.classes)
+    classes = _asked_classes(wanted, flag) or _number(data.get("classes")) or _number(facts.classes)
     if not classes:
         raise UserError(f"{target.weights} does not record its number of classes: pass {flag}classes")
     size = (wanted.size,) * 2 if wanted.size else _size(data.get("size")) or _size(facts.size)
     key = wanted.weights_key
     mean, std = normalization = (wanted.mean, wanted.std) if wanted.mean else target.normalization(name, key)
     network = build_model(name, classes, size, mean=mean, std=std)
-    load_weights(network, target.weights, key, f"{flag}weights-key")
+    load_weights(network, target.weights, key)
     data_name = printable(data.get("name") or facts.dataset)
     return OpenedNetwork(network.eval(), name, classes, size, normalization, target, data_name)
 
@@ -121,6 +121,12 @@ def _target(path: Path, wanted: Wanted) -> Target:
 def _data_of(run: RunFolder | None) -> Mapping[str, Any]:
     data: Mapping[str, Any] = run.read_facts()["data"] if run else {}
     return data
+
+
+def _asked_classes(wanted: Wanted, flag: str) -> int:
+    if wanted.classes and not _number(wanted.classes):
+        raise UserError(f"{flag}classes must be from 1 to {MOST_CLASSES:,}, got {wanted.classes}")
+    return wanted.classes
 
 
 def _number(value: object) -> int:

@@ -45,6 +45,19 @@ def test_what_is_there_needs_nothing_more(packages, monkeypatch):
     assert found == ["torch", "tyro", "docstring-parser", "typeguard", "typing-extensions"]
 
 
+def test_packages_of_another_name_with_the_same_modules_are_one(packages):
+    assert packages.names_in("opencv-python  4.10\n") == packages.names_in("opencv-python-headless==4.10\n")
+
+
+def test_compiled_packages_that_are_lacking_there_are_named(packages, tmp_path, monkeypatch):
+    (tmp_path / "installed.txt").write_text(packages.ASSUMED.replace("opencv-python-headless", ""))
+    words = ["", str(tmp_path / "site"), "--installed", str(tmp_path / "installed.txt")]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(packages, "copy", lambda distribution, target: None)
+    with pytest.raises(SystemExit, match="lacks opencv-python-headless"):
+        packages.main()
+
+
 def test_everything_that_is_needed_is_pure_python_or_taken_to_be_there(packages):
     installed = packages.names_in(packages.ASSUMED)
     lacking = [one for one in packages.closure("fastpeer", "3.12", installed) if one not in installed]
@@ -86,6 +99,8 @@ def visible_files():
         (["--images"], "--images needs a value"),
         (["--images", "nowhere.tar"], "nowhere.tar: no such file"),
         (["--reference", "tests"], "tests: not a checkout of the released code"),
+        (["--python", "three"], "--python must be a version such as 3.12, got three"),
+        (["--most", "90MB"], "--most must be a number of MiB, got 90MB"),
         (["--out", "docs"], "docs: there already, and no such bundle"),
     ],
 )
