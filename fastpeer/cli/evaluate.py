@@ -139,11 +139,10 @@ def _surrogates(arguments: EvalArguments, targets: "Sequence[Target]") -> "tuple
         config = targets[0].config
         recipes = surrogate_recipes(config) if config else []
         runs = {recipe: newest_run_of(recipe) for recipe in recipes}
-        missing = [recipe for recipe, run in runs.items() if run is None] or ([] if recipes else ["them"])
-        if missing:
-            raise UserError(
-                f"--table 6 needs its surrogates: fastpeer train {missing[0]}, or name runs with --surrogates"
-            )
+        missing = [recipe for recipe, run in runs.items() if run is None]
+        if missing or not recipes:
+            advice = f"fastpeer train {missing[0]}, or" if missing else "train some by --method pgd-at, and"
+            raise UserError(f"--table 6 needs its surrogates: {advice} name runs with --surrogates")
         paths = [run.path for run in runs.values() if run is not None]
     return tuple(find_targets(paths, "best", arguments.force_settings)) if paths else ()
 

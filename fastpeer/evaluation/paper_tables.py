@@ -51,8 +51,10 @@ def paper_table(number: int) -> PaperTable:
 
 
 def surrogate_recipes(config: Config) -> list[str]:
-    """Return the recipes of Table 6's surrogates for the data set that a run was trained on."""
-    return [f"{config.data.dataset}-{network}-pgd-at-surrogate" for network in SURROGATES]
+    """Return the recipes of Table 6's surrogates for a run's data set, if there are any."""
+    shipped = shipped_recipes().names
+    names = (f"{config.data.dataset}-{network}-pgd-at-surrogate" for network in SURROGATES)
+    return [name for name in names if name in shipped]
 
 
 def show_transfers(results: Results, report: Report) -> None:

@@ -68,7 +68,7 @@ def test_examples_of_other_networks(fastpeer, finished: Path, original: Path, tm
         ("eval --table 7 --attacks clean", ["--table 7 has its own attacks"]),
         (
             "eval --table 6",
-            ["--table 6 needs its surrogates", "fastpeer train photos-resnet34-pgd-at-surrogate"],
+            ["--table 6 needs its surrogates", "train some by --method pgd-at, and name runs"],
         ),
         ("eval --table 7 --surrogates data", ["--surrogates are for --attacks and --table 6"]),
         ("eval --attacks fgsm,aa --surrogates data", ["aa", "its own network"]),
