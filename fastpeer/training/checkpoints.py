@@ -12,6 +12,7 @@ from fastpeer.checkpoint import damage_of, good_checkpoint, keep_checkpoint, put
 from fastpeer.config import Config
 from fastpeer.config.toml import dump_recipe
 from fastpeer.errors import UserError
+from fastpeer.links import checkpoint_folder
 from fastpeer.manifest import MANIFEST
 from fastpeer.models.weight_facts import WeightFacts
 from fastpeer.run_folder import RunFolder, network_name
@@ -51,7 +52,7 @@ class Checkpoints:
         elif not (folder / MANIFEST).is_file():
             log.info("note: %s has no checksums, as an older fastpeer wrote it: it cannot be checked", folder)
         for name in ("best", "best-swa"):
-            path = self._folder / name
+            path = checkpoint_folder(self._folder / name)
             if (damage := damage_of(path)) and path.exists():
                 log.warning("%s; the run goes on, and a better epoch will replace %s", damage, name)
         return folder

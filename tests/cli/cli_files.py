@@ -68,6 +68,13 @@ class Outcome:
         assert self.err == ""
         return self
 
+    def warned(self, *words: str) -> Outcome:
+        """Require exit code 0 and warnings that hold the words."""
+        assert self.code == 0, self.err
+        for word in words:
+            assert word in self.err, self.err
+        return self
+
     def refused(self, *words: str) -> str:
         """Require a single line of complaint that holds the words; return it."""
         assert self.code not in (0, None), self.out

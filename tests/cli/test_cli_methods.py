@@ -81,15 +81,15 @@ def confident(workshop: Path) -> Path:
 def test_a_run_teaches_another_and_is_remembered(fastpeer, tmp_path: Path) -> None:
     run, resumed = tmp_path / "run", tmp_path / "resumed"
     line = "train tiny.toml --method iad --loss.begin 1 --train.epochs 2 --teacher confident --quiet"
-    fastpeer(f"{line} --out", run).succeeded()
+    fastpeer(f"{line} --out", run).warned("it is robust against its own attack alone")
     facts = json.loads((run / "run.json").read_text("utf-8"))
     assert facts["teachers"]["teacher"]["network"] == "resnet8"
     names = [list(one["losses"]) for one in metrics(run) if "losses" in one]
     assert names[0] == ["student_kl_teacher"]
     assert names[-1] == ["student_kl_teacher", "student_kl_clean"]
 
-    fastpeer(f"{line} --train.max_steps 5 --out", resumed).succeeded()
-    fastpeer("train --resume --train.max_steps 0 --quiet --out", resumed).succeeded()
+    fastpeer(f"{line} --train.max_steps 5 --out", resumed).warned()
+    fastpeer("train --resume --train.max_steps 0 --quiet --out", resumed).warned()
     # At the epoch at which the table changes.
     assert weights(resumed) == weights(run)
     fastpeer("train --resume --teacher original --quiet --out", resumed).refused("is not the teacher of")

@@ -191,7 +191,9 @@ def test_a_run_killed_before_its_first_checkpoint(fastpeer, half: Path, original
 
 def test_a_lost_log_does_not_lose_the_run(fastpeer, half: Path, original: Path) -> None:
     (half / "metrics.jsonl").unlink()
-    fastpeer("train --resume --train.max-steps 0 --quiet --out", half).succeeded()
+    fastpeer("train --resume --train.max-steps 0 --quiet --out", half).warned(
+        "lines of former epochs are missing"
+    )
     assert weights(half) == weights(original)
     assert metrics(half)[-1] == metrics(original)[-1]
 

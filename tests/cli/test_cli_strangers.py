@@ -52,7 +52,12 @@ def test_results_beside_weights_do_not_follow_a_link(fastpeer, finished: Path, o
     weights = outside.parent / "net.safetensors"
     weights.write_bytes((finished / "checkpoints" / "best" / "student.safetensors").read_bytes())
     weights.with_name(".net.safetensors.results.json.new").symlink_to(outside / "keys")
-    fastpeer("eval --attacks clean --data data/photos --quiet", weights).refused("net.safetensors.results")
+    outcome = fastpeer("eval --attacks clean --data data/photos --quiet", weights)
+    warning, refusal = outcome.err.splitlines()
+    assert "the attacks go on" in warning
+    assert refusal.startswith("fastpeer: ")
+    assert outcome.code == 2
+    assert "net.safetensors.results" in refusal
     assert (outside / "keys").read_text() == "secret\n"
 
 
