@@ -74,7 +74,5 @@ def test_a_loss_that_is_not_finite_sends_the_run_back(fastpeer, tmp_path: Path) 
 
 @pytest.mark.soak
 def test_a_run_goes_back_only_so_often(fastpeer, tmp_path: Path) -> None:
-    outcome = fastpeer(
-        f"{DIVERGES} --train.rollbacks 2 --train.rollback-rate 0.9 --quiet --out", tmp_path / "run"
-    )
+    outcome = fastpeer(f"{DIVERGES} --train.rollbacks 2 --train.rollback-rate 0.9 --out", tmp_path / "run")
     outcome.refused("is not finite at step 2", "learning rate 8.1e+29", "lets a run go back 2 times")
