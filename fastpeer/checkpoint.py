@@ -80,7 +80,7 @@ def keep_checkpoint(folder: Path, name: str, kept: str) -> None:
         UserError: it cannot be written.
     """
     try:
-        link_checkpoint(folder / kept, checkpoint_folder(folder / name).resolve())
+        link_checkpoint(folder.resolve() / kept, checkpoint_folder(folder / name).resolve())
     except OSError as error:
         raise UserError(f"the checkpoint {folder / kept} cannot be written ({one_line(error)})") from None
 

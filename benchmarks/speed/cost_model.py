@@ -1,6 +1,7 @@
 """What each kernel of a captured step should take, from its bytes and operations, beside what was measured.
 
 python -m benchmarks.speed.cost_model --models resnet18 wideresnet34x10
+python -m benchmarks.speed.cost_model --layers
 python -m benchmarks.speed.cost_model --measured FILE
 FILE holds records of `benchmarks.throughput --profile`. No GPU is needed.
 """
@@ -20,6 +21,7 @@ from benchmarks.harness.program import Common, start
 from benchmarks.harness.record import Report, counted
 from benchmarks.speed.launch_costs import GPUS, Gpu, Reached, by_kernel
 from benchmarks.speed.launches import BACK, CONVOLUTION, MASK, SUM, WEIGHTS, Parts, step_launches
+from benchmarks.speed.layer_costs import layers_of
 from benchmarks.steps.cases import Case, cases
 from fastpeer.errors import UserError, one_line
 
@@ -62,6 +64,8 @@ class Arguments(Common):
     """What is expected of a kernel."""
     without: tuple[str, ...] = ()
     """Parts (fields of `Parts`) that do not run in the list of kernels, as where they were measured."""
+    layers: bool = False
+    """List each layer that has kernels of our own, beside the library's and one fused pass behind it."""
     measured: Path | None = None
     """Records of benchmarks.throughput --profile, of the same case on that GPU."""
 
@@ -76,6 +80,8 @@ def main(arguments: Arguments) -> None:
     for case in cases(arguments.models, arguments.datasets, arguments.batch_sizes):
         show(rates_of(case, arguments.reached, report))
         show(kernels_of(case, arguments, report))
+        if arguments.layers:
+            show(layers_of(case, arguments.gpu, GPUS[arguments.gpu], arguments.reached, report))
     report.save()
 
 

@@ -7,6 +7,8 @@ import pytest
 from benchmarks.speed.cost_model import profile_of, rate
 from benchmarks.speed.launch_costs import GPUS, Launch, Reached, by_kernel
 from benchmarks.speed.launches import BACK, CONVOLUTION, MASK, SUM, Parts, step_launches
+from benchmarks.speed.layer_cases import shapes_of
+from benchmarks.speed.layer_costs import layer_costs, norms_of
 from benchmarks.steps.cases import Case
 from fastpeer.errors import UserError
 
@@ -43,6 +45,21 @@ def test_bytes_and_operations_of_a_step_are_those_counted_by_hand(launches):
         assert launch in launches
     # The attack: twenty passes of ten steps and the peer's, all but first, strided and 1×1 layers.
     assert sum(launch.kernel == "_convolution" for launch in launches) == 21 * 13
+
+
+def test_layers_have_the_launches_of_the_step():
+    costs = list(layer_costs(CASE))
+    of_step = {(round(launch.flop), launch.bytes) for launch in step_launches(CASE, Parts())}
+    plane, weight = 128 * 64 * 32 * 32 * 2, 64 * 64 * 9 * 2
+    flop = 2 * 128 * 64 * 32 * 32 * 64 * 9
+    first, back = costs[:2]
+    assert first.library == (Launch("convolution", flop, 2 * plane + weight), Launch("pass", 0, 3 * plane))
+    # With residual and signs; back with the sum and the mask's signs.
+    for cost in (first, back):
+        assert cost.own == (Launch("own", flop, (3 + 1 / 16) * plane + weight),)
+        assert (flop, cost.own[0].bytes) in of_step
+    assert sum(norms_of(CASE).values()) == 20
+    assert len(costs) == 2 * (len(shapes_of("resnet18")) + len(norms_of(CASE)))
 
 
 def test_other_convolutions_take_what_follows_them_too(launches):
