@@ -54,7 +54,7 @@ class Timed(Common):
 
 
 Arguments = TypeVar("Arguments")
-SOME = ("rounds", "batch", "batches", "batch_size", "batch_sizes")
+AT_LEAST_ONE = ("rounds", "batch", "batches", "batch_size", "batch_sizes")
 """Counts without which nothing is measured; of others 0 may mean something, such as all images."""
 
 
@@ -81,7 +81,7 @@ def check_numbers(arguments: Any) -> None:
     for field in fields(arguments):
         value = getattr(arguments, field.name)
         numbers = value if isinstance(value, (tuple, list)) else (value,)
-        low = 1 if field.name in SOME and field.default != 0 else 0
+        low = 1 if field.name in AT_LEAST_ONE and field.default != 0 else 0
         for number in (one for one in numbers if type(one) in (int, float)):
             if not number >= low:  # NaN is none either.
                 raise UserError(f"--{field.name.replace('_', '-')} must be {low} or more, got {number}")

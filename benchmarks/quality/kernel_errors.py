@@ -263,36 +263,27 @@ def crop(case: str, size: int, device: torch.device) -> Comparison:
 
 def rows(comparison: Comparison, report: Report) -> Iterator[tuple[str, ...]]:
     """Record the errors of a comparison, and yield a row for each result."""
+    from tests.kernels.accuracy import errors, stored
+
     true = comparison.results(torch_kernels(), [tensor.double() for tensor in comparison.inputs])
     plain = comparison.results(torch_kernels(), [tensor.float() for tensor in comparison.inputs])
     for name, ours in comparison.results(triton_kernels(), comparison.inputs).items():
-        error = largest_error(ours, true[name])
-        beside = largest_error(stored(plain[name], ours.dtype), true[name])
+        (found,) = errors([ours], [stored(plain[name], ours.dtype)], [true[name]])
+        error, beside = found.kernel, found.plain
         ratio = f"{error / beside:.2f}" if beside else "equal" if not error else "∞"
         times = error / beside if beside else (float("inf") if error else 0.0)
-        if times > 2 and error <= 2**-22 * float(true[name].abs().max()):
+        if times > 2 and error <= 2**-22 * found.largest:
             ratio += " *"
         report.add(counted(comparison.kernel, times, RATIO, case=comparison.case, result=name))
         yield (
             comparison.kernel,
             comparison.case,
             name,
-            f"{true[name].abs().max():.1e}",
+            f"{found.largest:.1e}",
             f"{error:.1e}",
             f"{beside:.1e}",
             ratio,
         )
-
-
-def largest_error(result: Tensor, truth: Tensor) -> float:
-    return float((result.double() - truth).abs().max())
-
-
-def stored(result: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float32 as the kernels do: Triton's interpreter cuts bfloat16 off, GPUs round."""
-    if result.device.type == "cpu" and dtype == torch.bfloat16:
-        result = (result.view(torch.int32) & ~0xFFFF).view(torch.float32)
-    return result.to(dtype)
 
 
 def main(arguments: Arguments) -> None:

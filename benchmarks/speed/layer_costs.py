@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from rich.table import Table
-from torch import nn
 
 from benchmarks.harness.display import short
 from benchmarks.harness.record import Report, counted
 from benchmarks.speed.launch_costs import Gpu, Launch, Reached
+from benchmarks.speed.launches import layers
 from benchmarks.speed.layer_cases import Shape, shapes_of
 from benchmarks.steps.cases import Case
 from fastpeer.models import build_model
@@ -48,8 +48,8 @@ def layer_costs(case: Case) -> Iterator[LayerCost]:
 
 
 def _convolution(shape: Shape, batch: int) -> Iterator[LayerCost]:
-    before, behind = (pixels * BF16 for pixels in shape.pixels(batch))
-    before, behind = before * shape.into, behind * shape.out
+    pixels = shape.pixels(batch)
+    before, behind = BF16 * pixels[0] * shape.into, BF16 * pixels[1] * shape.out
     weights = BF16 * shape.side**2 * shape.into * shape.out
     read = before / shape.stride**2 if shape.side == 1 else before
     flop = shape.flop(batch)
@@ -67,18 +67,10 @@ def _convolution(shape: Shape, batch: int) -> Iterator[LayerCost]:
 
 def norms_of(case: Case) -> Counter[tuple[int, int]]:
     """Count a network's BatchNorms by channels and side of what they are given."""
-    found: Counter[tuple[int, int]] = Counter()
-
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-        found[out.shape[1], out.shape[2]] += 1
-
     with torch.device("meta"):
         network = build_model(case.model, case.classes).eval()
-        for part in network.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                part.register_forward_hook(note)
-        network(torch.empty(1, 3, *case.sides))
-    return found
+        found = layers(network, torch.empty(1, 3, *case.sides))
+    return Counter((layer.x.shape[1], layer.x.shape[2]) for layer in found if layer.kind == "norm")
 
 
 def _norm(layer: str, values: int) -> Iterator[LayerCost]:
